@@ -1,0 +1,370 @@
+"""python data.py DIR: say what train.py would read from a folder, and where every image would go.
+
+Readers of real files. A data set is found by looking at the folder; a sample is a picture and its label map; batches
+of them go to the device as bytes and are normalised there. Labels are class ids 0 ... C-1, or IGNORE (255) for pixels
+that neither train nor count; they are only ever copied or picked, never blended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from fcn import IGNORE
+from vgg import IMAGE_MEAN, IMAGE_STD, InputError
+
+HELD_OUT = 0.2             # share of the images that are kept out of training where the folder does not say
+CACHE_BYTES = 2 * 2**30    # decoded pictures and labels kept in memory: KITTI Road (0.5 GB) and CamVid (0.3 GB) fit
+SCALE = (0.75, 1.35)       # random scale; the network meets each car nearer and farther than it was
+CONTRAST = 0.3             # contrast times 0.7 ... 1.3, around mid-grey
+BRIGHTNESS = 40            # plus or minus this many of 255 levels
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
+
+LAYOUTS = ("KITTI Road: DIR/training/image_2 and gt_image_2; or DIR/train and DIR/val, each with images and masks; "
+           "or DIR/images and DIR/masks")
+
+
+class Sample(NamedTuple):
+    """One labelled picture: its files, and the group in whose proportion images are held out."""
+    image: Path
+    label: Path
+    group: str
+
+
+class DataSet(NamedTuple):
+    """What was found: a line that says it, the names of classes 0 ... C-1, the split, and the reader of label files.
+
+    read_label(path) gives uint8 [H, W] class ids and raises InputError.
+    """
+    found: str
+    classes: list[str]
+    train: list[Sample]
+    val: list[Sample]
+    read_label: Callable[[Path], np.ndarray]
+
+
+# ---- finding a data set ---------------------------------------------------------------------------------------------
+
+def find(root, task: str = "road", split_seed: int = 0) -> DataSet:
+    """Look at folder `root` and return its DataSet. Raises InputError in one line if nothing known is there.
+
+    task        "road" or "lane": which ground truth of KITTI Road; other layouts have only one
+    split_seed  draws the held-out images where the folder has no split of its own
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    if (root / "training" / "image_2").is_dir():
+        return find_kitti(root, task, split_seed)
+    if (root / "train" / "images").is_dir() or (root / "images").is_dir():
+        return find_masks(root, split_seed)
+    raise InputError(f"{root}: no data set found here; known layouts are {LAYOUTS}")
+
+
+def find_kitti(root: Path, task: str, split_seed: int) -> DataSet:
+    """KITTI Road (Fritsch et al. 2013). um images have two ground truths, lane and road: exactly one of them is used.
+
+    Globbing every file in gt_image_2 would train um images twice, on labels that contradict each other.
+    """
+    categories = {"road": ("um", "umm", "uu"), "lane": ("um",)}[task]
+    wanted = re.compile(rf"({'|'.join(categories)})_{task}_(\d+)\.png")
+    samples = []
+    for label in files_in(root / "training" / "gt_image_2"):
+        match = wanted.fullmatch(label.name)
+        if match:
+            category, number = match.groups()
+            image = root / "training" / "image_2" / f"{category}_{number}.png"
+            if not image.is_file():
+                raise InputError(f"{label}: its image {image} is missing")
+            samples.append(Sample(image, label, category))
+    if not samples:
+        raise InputError(f"{root / 'training' / 'gt_image_2'}: no ground truth named "
+                         f"{' or '.join(f'{c}_{task}_000000.png' for c in categories)} for --task {task}")
+    train, val = hold_out(samples, split_seed)
+    parts = ", ".join(f"{c} {sum(s.group == c for s in train)}+{sum(s.group == c for s in val)}" for c in categories)
+    found = f"{root}: KITTI Road, task {task}: {len(train)} training + {len(val)} held-out images ({parts})"
+    return DataSet(found, [f"not {task}", task], train, val, read_kitti_label)
+
+
+def find_masks(root: Path, split_seed: int) -> DataSet:
+    """Pictures and masks of class ids, matched by stem; names from classes.txt if it is there, one a line."""
+    if (root / "train" / "images").is_dir():
+        train = matched(root / "train")
+        val = matched(root / "val") if (root / "val").is_dir() else []
+    else:
+        train, val = matched(root), []
+    if not val:
+        train, val = hold_out(train, split_seed)
+
+    names = root / "classes.txt"
+    if names.is_file():
+        try:
+            classes = [line.strip() for line in names.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{names}: cannot be read as text in UTF-8 ({error})") from None
+        if not 1 <= len(classes) <= IGNORE:
+            raise InputError(f"{names}: {len(classes)} classes named; 1 to {IGNORE} are possible, one name a line")
+    else:
+        # The ids in use say how many classes there are: every mask has to be read once.
+        ids = [np.unique(read_mask(s.label)) for s in train + val]
+        ids = np.unique(np.concatenate(ids))
+        ids = ids[ids != IGNORE]
+        if not len(ids):
+            raise InputError(f"{root}: every pixel of every mask is {IGNORE} (ignored); there is nothing to learn")
+        classes = [f"class {i}" for i in range(int(ids.max()) + 1)]
+
+    def read_label(path):
+        mask = read_mask(path)
+        return np.where(mask < len(classes), mask, np.uint8(IGNORE))  # ids without a name are not counted
+
+    named = "named in classes.txt" if names.is_file() else "counted in the masks"
+    found = (f"{root}: images and masks, {len(classes)} classes {named}: "
+             f"{len(train)} training + {len(val)} held-out images")
+    return DataSet(found, classes, train, val, read_label)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The pictures in a folder, sorted by name, hidden files left out. Raises InputError if the folder is not there."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS and not f.name.startswith("."))
+
+
+def matched(folder: Path) -> list[Sample]:
+    """Samples of folder/images and folder/masks by stem. A picture or mask without its partner is an error."""
+    images, masks = {}, {}
+    for found, name in ((images, "images"), (masks, "masks")):
+        for file in files_in(folder / name):
+            if file.stem in found:
+                raise InputError(f"{file}: has the same stem as {found[file.stem].name}; one of them must go")
+            if name == "masks" and file.suffix.lower() != ".png":
+                raise InputError(f"{file}: masks must be PNG; a lossy format blends the class ids")
+            found[file.stem] = file
+    for stem in sorted(images.keys() ^ masks.keys()):
+        lone, missing = (images[stem], "mask") if stem in images else (masks[stem], "image")
+        raise InputError(f"{lone}: there is no {missing} of this stem in {folder / (missing + 's')}")
+    if not images:
+        raise InputError(f"{folder / 'images'}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})")
+    return [Sample(images[stem], masks[stem], "") for stem in sorted(images)]
+
+
+def hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
+    """(train, val): about HELD_OUT of each group, and one image at least, go to val.
+
+    The draw is by a hash of seed and file name, so it is the same on every machine, whatever the folder's path or
+    order, and an image that is added later leaves the others where they were in the draw.
+    """
+    if len(samples) < 2:
+        raise InputError(f"{samples[0].image}: is the only labelled image; two at least are needed, one of them held out")
+    drawn = sorted(samples, key=lambda s: hashlib.sha256(f"{seed} {s.image.name}".encode()).hexdigest())
+    val = set()
+    for group in sorted({s.group for s in samples}):
+        members = [s for s in drawn if s.group == group]
+        val.update(members[:round(HELD_OUT * len(members))])
+    val = val or {drawn[0]}
+    return [s for s in samples if s not in val], [s for s in samples if s in val]
+
+
+# ---- reading pictures and labels ------------------------------------------------------------------------------------
+
+def open_picture(path: Path) -> Image.Image:
+    """A decoded Pillow image, turned upright by its EXIF tag. Raises InputError naming the file."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # Pillow's decoders raise many kinds on damaged files
+        raise InputError(f"{path}: cannot be read as a picture ({str(error) or type(error).__name__})") from None
+
+
+def read_image(path: Path) -> np.ndarray:
+    """RGB uint8 [H, W, 3]. Raises InputError."""
+    image = open_picture(path)
+    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Class ids uint8 [H, W] of an 8-bit grey or palette PNG: the stored numbers, not the colours. Raises InputError."""
+    image = open_picture(path)
+    if image.mode not in ("L", "P", "1"):
+        raise InputError(f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is {image.mode}")
+    return np.asarray(image).astype(np.uint8)
+
+
+def read_kitti_label(path: Path) -> np.ndarray:
+    """0 not road, 1 road, IGNORE: uint8 [H, W] of KITTI's colours. Raises InputError.
+
+    Magenta (255, 0, 255) is road, red (255, 0, 0) not road, black not valid. Black is never road and never not-road:
+    valid is where red is set, and road where blue is set too.
+    """
+    image = open_picture(path)
+    if image.mode != "RGB":
+        raise InputError(f"{path}: KITTI ground truth is RGB, this picture is {image.mode}")
+    red, green, blue = np.moveaxis(np.asarray(image), 2, 0)
+    return np.where(red == 0, IGNORE, blue > 0).astype(np.uint8)
+
+
+class Reader:
+    """reader(sample) gives (image uint8 [H, W, 3], label uint8 [H, W]); decoded pairs stay in memory up to CACHE_BYTES.
+
+    What does not fit is decoded again each time. Nothing is evicted: each image is used once per epoch in random
+    order, so the ones already here are as good as any others. May be called from several threads.
+    """
+
+    def __init__(self, read_label: Callable[[Path], np.ndarray], cache_bytes: int = CACHE_BYTES):
+        self.read_label = read_label
+        self.room = cache_bytes
+        self.cache = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        if sample in self.cache:
+            return self.cache[sample]
+        image, label = read_image(sample.image), self.read_label(sample.label)
+        if image.shape[:2] != label.shape:
+            raise InputError(f"{sample.label}: is {label.shape[1]}x{label.shape[0]}, its image {sample.image} is "
+                             f"{image.shape[1]}x{image.shape[0]}; they must be of one size")
+        with self.lock:
+            if image.nbytes + label.nbytes <= self.room and sample not in self.cache:
+                self.room -= image.nbytes + label.nbytes
+                self.cache[sample] = image, label
+        return image, label
+
+
+# ---- augmentation and batches ---------------------------------------------------------------------------------------
+
+def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
+            crop: tuple[int, int] | None = None, scale: tuple[float, float] = SCALE) -> tuple[np.ndarray, np.ndarray]:
+    """A random view of a sample: scaled, cropped to at most crop = (height, width), flipped, lighter or darker.
+
+    image uint8 [H, W, 3] and label uint8 [H, W] to the same types at [h, w]. Image and label go through one window
+    and one size, the image interpolated, the label by nearest neighbour.
+    """
+    height, width = label.shape
+    factor = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))  # even in the logarithm: as often larger as smaller
+    h, w = max(1, round(height * factor)), max(1, round(width * factor))
+    if crop:
+        h, w = min(h, crop[0]), min(w, crop[1])
+    # The window of the original that becomes h x w: crop and scale are one resampling, of no more than is needed.
+    window_h, window_w = min(height, h / factor), min(width, w / factor)
+    top, left = rng.uniform(0, height - window_h), rng.uniform(0, width - window_w)
+    window = (left, top, left + window_w, top + window_h)
+    image = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR, box=window))
+    label = np.asarray(Image.fromarray(label).resize((w, h), Image.Resampling.NEAREST, box=window))
+
+    if rng.random() < 0.5:
+        image, label = image[:, ::-1], label[:, ::-1]
+
+    contrast, brightness = rng.uniform(1 - CONTRAST, 1 + CONTRAST), rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+    levels = np.clip((np.arange(256) - 127.5) * contrast + 127.5 + brightness, 0, 255).astype(np.uint8)
+    return levels[image], label
+
+
+def collate(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs of any sizes to one batch: images uint8 [N, 3, H, W], labels uint8 [N, H, W].
+
+    Smaller ones are padded below and right, images with the ImageNet mean (0 once normalised), labels with IGNORE.
+    """
+    height = max(label.shape[0] for _, label in pairs)
+    width = max(label.shape[1] for _, label in pairs)
+    images = np.empty((len(pairs), height, width, 3), np.uint8)
+    images[:] = np.round(255 * np.array(IMAGE_MEAN))
+    labels = np.full((len(pairs), height, width), IGNORE, np.uint8)
+    for n, (image, label) in enumerate(pairs):
+        h, w = label.shape
+        images[n, :h, :w] = image
+        labels[n, :h, :w] = label
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
+
+
+def batches(samples: list, load: Callable, batch_size: int, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Collated batches of load(sample), in order; the last may be smaller.
+
+    With workers > 0, that many threads load ahead, two batches at most. Threads, not processes: Pillow and numpy work
+    outside Python's lock, and one cache serves all. The result is the same for any number of workers.
+    """
+    groups = [samples[i:i + batch_size] for i in range(0, len(samples), batch_size)]
+    if workers == 0:
+        for group in groups:
+            yield collate([load(sample) for sample in group])
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        try:
+            for group in groups:
+                waiting.append([pool.submit(load, sample) for sample in group])
+                if len(waiting) > 2:
+                    yield collate([future.result() for future in waiting.popleft()])
+            while waiting:
+                yield collate([future.result() for future in waiting.popleft()])
+        finally:  # an error, or a consumer that stops early: do not decode what nobody will see
+            for future in (f for group in waiting for f in group):
+                future.cancel()
+
+
+def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of bytes to what the network takes: images float32 normalised, labels long, both on the device.
+
+    On CUDA the next batch is copied on a stream of its own while the present one is computed: from pinned memory, as
+    bytes (a quarter of the floats), normalised over there.
+    """
+    if device.type != "cuda":
+        for images, labels in source:
+            yield normalise(images.to(device)), labels.to(device).long()
+        return
+    copying = torch.cuda.Stream(device)
+    computing = torch.cuda.current_stream(device)
+
+    def start_copy(batch):
+        with torch.cuda.stream(copying):
+            images, labels = (tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
+            return images, labels, copying.record_event()
+
+    ahead = None
+    for batch in chain(source, [None]):  # one more turn at the end, for the batch still ahead
+        following = start_copy(batch) if batch else None
+        if ahead:
+            images, labels, copied = ahead
+            computing.wait_event(copied)
+            for tensor in (images, labels):
+                tensor.record_stream(computing)  # its memory must not be reused before the computation is done
+            yield normalise(images), labels.long()
+        ahead = following
+
+
+@lru_cache
+def mean_and_deviation(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    constants = 255 * torch.tensor([IMAGE_MEAN, IMAGE_STD], device=device)
+    return constants[0].view(1, 3, 1, 1), constants[1].view(1, 3, 1, 1)
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, 3, H, W] RGB to float32: 0..1, minus IMAGE_MEAN, over IMAGE_STD, as the ImageNet weights expect."""
+    mean, deviation = mean_and_deviation(images.device)
+    return (images.float() - mean) / deviation
+
+
+if __name__ == "__main__":
+    try:
+        data = find(*sys.argv[1:3])
+    except (InputError, TypeError) as error:
+        sys.exit(f"data.py: error: {error}")
+    print(data.found)
+    for part, members in (("train", data.train), ("held out", data.val)):
+        for sample in members:
+            print(f"{part}\t{sample.image}\t{sample.label}")

@@ -1,0 +1,164 @@
+"""python fcn.py: print where the crops of FCN-8s come from, as arithmetic to check with a pencil.
+
+FCN-32s, FCN-16s and FCN-8s (Long, Shelhamer and Darrell 2015, section 4 and figure 3): scores for each class from
+three depths of VGG16, each finer map added where its cells meet those of the coarser one, back to the image's size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vgg import IMAGE, VGG16, Grid
+
+IGNORE = 255  # label of pixels that neither train nor count
+
+
+def bilinear_kernel(size: int) -> torch.Tensor:
+    """Weights [size, size] float with which a transposed convolution of stride size/2 interpolates bilinearly.
+
+    A tent: 1 at the centre of the kernel, falling in a straight line to 0 one stride (f) away, in both directions.
+    """
+    f = (size + 1) // 2
+    centre = f - 1 if size % 2 else f - 0.5
+    tent = 1 - (torch.arange(size) - centre).abs() / f
+    return tent[:, None] * tent[None, :]
+
+
+def meeting_point(coarse: Grid, fine: Grid) -> int:
+    """The cell of the map on grid `fine` on which cell 0 of the map on grid `coarse` lies.
+
+    Both maps have the same stride S, so that cell j + crop of the one lies on cell j of the other for every j:
+    S*(j + crop) + fine.offset = S*j + coarse.offset. No size of an image or a map is in it. Raises ValueError if the
+    grids do not meet.
+    """
+    crop = (coarse.offset - fine.offset) / coarse.stride
+    if coarse.stride != fine.stride or crop < 0 or crop != int(crop):
+        raise ValueError(f"{coarse} and {fine} do not meet")
+    return int(crop)
+
+
+def fuse(coarse: torch.Tensor, fine: torch.Tensor, crop: int) -> torch.Tensor:
+    """Sum of two score maps [N, C, h, w] and [N, C, h', w'], where cell j of `coarse` lies on cell j + crop of `fine`.
+
+    Only the cells that both have are kept. With a border (pad=100) `fine` is the larger on every side; without one
+    (pad=1) `coarse` is, by a row or column at the end, where a pool had rounded up.
+    """
+    height = min(coarse.shape[2], fine.shape[2] - crop)
+    width = min(coarse.shape[3], fine.shape[3] - crop)
+    return coarse[:, :, :height, :width] + fine[:, :, crop:crop + height, crop:crop + width]
+
+
+class FCN8s(nn.Module):
+    """Normalised images [N, 3, H, W] float to class scores [N, C, H, W], for every H and W >= 1.
+
+    num_classes        C, at least 1
+    pad                padding of conv1_1: 1 (no border) or from 97 up; 100 is the authors' network (see VGG16)
+    stride             8: FCN-8s. 16 and 32: FCN-16s and FCN-32s, the paper's steps on the way (section 4.2)
+    width              factor on the channels of the convolutions, for tests and small machines
+    fc_channels        channels of fc6 and fc7
+    learn_upsampling   False: the transposed convolutions stay bilinear, as in the authors' networks
+    skip_scale         factors on pool4 and pool3 before they are scored. The authors' at-once network has (0.01, 0.0001)
+                       since Caffe's VGG16 has activations that large; (1, 1), the default, leaves them as they are
+
+    Where the crops come from. Cell i of a map lies at pixel stride*i + offset of the image (class Grid in vgg.py):
+
+                         pad=1                             pad=100
+        score_fr         32 i + 15.5                       32 i + 12.5
+        upscore2         16 j + 15.5 - 16*0.5 = 16 j + 7.5   16 j + 12.5 - 16*1.5 = 16 j - 11.5
+        score_pool4      16 m +  7.5   m = j               16 m - 91.5    m = j + 80/16 = j + 5
+        upscore_pool4     8 j +  7.5 -  8*0.5 =  8 j + 3.5    8 j - 11.5 -  8*1.5 =  8 j - 23.5
+        score_pool3       8 m +  3.5   m = j                8 m - 95.5    m = j + 72/8 = j + 9
+        upscore8            j +  3.5 -    3.5 =    j           j - 23.5 -    7.5 =    j - 31
+        image               m          m = j                  m           m = j + ... so pixel 0 is cell 31
+
+    Hence the numbers 5, 9 and 31 of the authors' network, and 0, 0, 0 without the border. The score layers start at
+    zero (section 4.3), so that an untrained network scores every class alike. Raises ValueError for settings that
+    make no network.
+    """
+
+    def __init__(self, num_classes: int, pad: int = 1, stride: int = 8, width: float = 1.0, fc_channels: int = 4096,
+                 learn_upsampling: bool = False, skip_scale: tuple[float, float] = (1.0, 1.0)):
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}: at least 1 is needed")
+        if stride not in (8, 16, 32):
+            raise ValueError(f"stride is {stride}: it must be 8, 16 or 32")
+        self.stride = stride
+        # All it takes to build this network again: FCN8s(**config). Checkpoints carry it.
+        self.config = dict(num_classes=num_classes, pad=pad, stride=stride, width=width, fc_channels=fc_channels,
+                           learn_upsampling=learn_upsampling)
+        self.set_skip_scale(*skip_scale)
+
+        def score(channels):
+            layer = nn.Conv2d(channels, num_classes, kernel_size=1)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+            return layer
+
+        def upscore(factor):
+            # Without a border, padding of half a stride makes the output exactly `factor` times the input.
+            layer = nn.ConvTranspose2d(num_classes, num_classes, kernel_size=2 * factor, stride=factor,
+                                       padding=factor // 2 if pad == 1 else 0, bias=False)
+            with torch.no_grad():
+                layer.weight.zero_()
+                for c in range(num_classes):  # each class is interpolated by itself: the diagonal of C x C
+                    layer.weight[c, c] = bilinear_kernel(2 * factor)
+            return layer.requires_grad_(learn_upsampling)
+
+        self.vgg = VGG16(pad, width, fc_channels)
+        self.score_fr = score(self.vgg.channels["fc7"])
+        grid = self.vgg.grid["fc7"].after(self.score_fr)
+        if stride <= 16:
+            self.upscore2 = upscore(2)
+            self.score_pool4 = score(self.vgg.channels["pool4"])
+            grid = grid.after(self.upscore2)
+            self.crop_pool4 = meeting_point(grid, self.vgg.grid["pool4"])
+        if stride == 8:
+            self.upscore_pool4 = upscore(2)
+            self.score_pool3 = score(self.vgg.channels["pool3"])
+            grid = grid.after(self.upscore_pool4)
+            self.crop_pool3 = meeting_point(grid, self.vgg.grid["pool3"])
+        # upscore8, upscore16 or upscore32: what is left of the way back to the image
+        self.last = f"upscore{stride}"
+        self.add_module(self.last, upscore(stride))
+        grid = grid.after(self.get_submodule(self.last))
+        self.crop_image = meeting_point(IMAGE, grid)
+
+    def set_skip_scale(self, pool4: float, pool3: float):
+        self.scale_pool4, self.scale_pool3 = pool4, pool3
+        self.config["skip_scale"] = (pool4, pool3)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[2:]
+        pool3, pool4, fc7 = self.vgg(image)
+
+        score = self.score_fr(fc7)
+        if self.stride <= 16:
+            score = fuse(self.upscore2(score), self.score_pool4(pool4 * self.scale_pool4), self.crop_pool4)
+        if self.stride == 8:
+            score = fuse(self.upscore_pool4(score), self.score_pool3(pool3 * self.scale_pool3), self.crop_pool3)
+        score = self.get_submodule(self.last)(score)
+
+        crop = self.crop_image
+        return score[:, :, crop:crop + height, crop:crop + width]
+
+
+def loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the valid pixels: scores [N, C, H, W] float, labels [N, H, W] long in 0..C-1 or IGNORE.
+
+    A batch without a valid pixel gives 0, with gradients of 0. The authors sum over pixels instead, with rates
+    smaller by the number of pixels.
+    """
+    total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
+
+
+if __name__ == "__main__":
+    for pad in (1, 100):
+        for stride in (32, 16, 8):
+            net = FCN8s(21, pad=pad, stride=stride, width=1 / 64, fc_channels=1)
+            crops = ", ".join(f"{name} at {getattr(net, 'crop_' + name)}" for name in ("pool4", "pool3", "image")
+                              if hasattr(net, "crop_" + name))
+            print(f"FCN-{stride}s, pad {pad:3}: crop {crops}")

@@ -1,0 +1,181 @@
+"""What a trained model is worth: numbers, all from one confusion matrix, and pictures of them.
+
+The measures are those of Long, Shelhamer and Darrell 2015, section 5: with n[t, p] the number of pixels of true class
+t predicted as class p, and t_i the sum of row i,
+
+    pixel accuracy            sum_i n[i, i] / sum_i t_i
+    mean accuracy             mean over i of n[i, i] / t_i
+    mean IoU                  mean over i of n[i, i] / (t_i + sum_j n[j, i] - n[i, i])
+    frequency-weighted IoU    sum_i t_i * IoU_i / sum_i t_i
+
+A class that is neither in the truth nor predicted has no IoU, one that is not in the truth no accuracy: it is nan, and
+does not count in the means.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from fcn import IGNORE
+
+
+def confusion(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Confusion matrix int64 [C, C] on the tensors' device: row = truth, column = prediction, exact integers.
+
+    predicted, labels: integer tensors of one shape, values 0 ... C-1; pixels labelled IGNORE are left out.
+    Matrices of several images add up.
+    """
+    pairs = labels.long() * num_classes + predicted.long()
+    # Ignored pixels go to a bin of their own at the end, which is cut off: cheaper than selecting the others first.
+    pairs = torch.where(labels == IGNORE, num_classes * num_classes, pairs)
+    counts = torch.bincount(pairs.flatten(), minlength=num_classes * num_classes + 1)
+    return counts[:-1].view(num_classes, num_classes)
+
+
+def scores(matrix: torch.Tensor) -> dict:
+    """The measures of a confusion matrix: floats in 0..1 or nan where nothing counts, and `iou`, a list of C floats."""
+    n = matrix.double().cpu()
+    hit, truth, predicted = n.diagonal(), n.sum(1), n.sum(0)
+    iou = hit / (truth + predicted - hit)      # 0/0 = nan: absent from both
+    accuracy = hit / truth                     # 0/0 = nan: absent from the truth
+    return {
+        "pixel_acc": (hit.sum() / truth.sum()).item(),
+        "mean_acc": accuracy.nanmean().item(),
+        "mean_iou": iou.nanmean().item(),
+        "fw_iou": ((truth * iou.nan_to_num()).sum() / truth.sum()).item(),
+        "iou": iou.tolist(),
+    }
+
+
+TITLES = {"pixel_acc": "pixel accuracy", "mean_acc": "mean accuracy", "mean_iou": "mean IoU",
+          "fw_iou": "frequency-weighted IoU"}
+
+
+def table(columns: dict[str, dict], classes: list[str]) -> str:
+    """Text table of `scores` results in per cent: one column for each entry, one line for each measure and class."""
+    width = max(len(title) for title in [*TITLES.values(), *(f"IoU {name}" for name in classes)])
+    lines = [" " * width + "".join(f"  {name:>10}" for name in columns)]
+    for key, title in TITLES.items():
+        lines.append(f"{title:{width}}" + "".join(f"  {100 * column[key]:10.2f}" for column in columns.values()))
+    for i, name in enumerate(classes):
+        cells = (f"{100 * column['iou'][i]:.2f}" if column["iou"][i] == column["iou"][i] else "absent"
+                 for column in columns.values())
+        lines.append(f"{'IoU ' + name:{width}}" + "".join(f"  {cell:>10}" for cell in cells))
+    return "\n".join(lines)
+
+
+# ---- pictures -------------------------------------------------------------------------------------------------------
+
+# Fixed colours, told apart also where colour vision is weak; class 0 of two classes is left untinted.
+COLOURS = [(128, 128, 128), (214, 39, 40), (255, 210, 60), (148, 80, 200), (64, 120, 220), (44, 140, 50),
+           (255, 127, 14), (23, 190, 207), (140, 86, 75), (240, 110, 190), (190, 220, 60), (20, 40, 120)]
+ROAD = (230, 0, 230)
+
+
+def colours_for(num_classes: int) -> np.ndarray:
+    """uint8 [C, 3], the colour of each class: the same at every call; beyond the fixed ones, hues turn further."""
+    if num_classes == 2:
+        return np.array([(70, 70, 70), ROAD], np.uint8)
+    more = [tuple(Image.new("HSV", (1, 1), (i * 67 % 256, 160 + i % 3 * 40, 230 - i % 4 * 40)).convert("RGB")
+                  .getpixel((0, 0))) for i in range(len(COLOURS), num_classes)]
+    return np.array((COLOURS + more)[:num_classes], np.uint8)
+
+
+def tint(image: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+    """The picture uint8 [H, W, 3] with classes uint8 [H, W] as colours over it; IGNORE is shown black.
+
+    With two classes only class 1 is tinted, so that the rest of the scene stays as it is.
+    """
+    colours = np.zeros((256, 3), np.uint8)
+    colours[:num_classes] = colours_for(num_classes)
+    opacity = np.full(256, 0.65)
+    opacity[IGNORE] = 0.8
+    if num_classes == 2:
+        opacity[:2] = 0, 0.5
+    weight = opacity[label][..., None]
+    return (image * (1 - weight) + colours[label] * weight).astype(np.uint8)
+
+
+def font(size: int):
+    return ImageFont.load_default(size)
+
+
+def draw_samples(path: Path, rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: list[str], caption: str):
+    """A contact sheet: for each (image [H, W, 3], truth [H, W], prediction [H, W]), all uint8, the three side by side.
+
+    A truth of IGNORE is black; the classes' colours stand at the bottom.
+    """
+    width = 480 if len(rows) > 1 else 640
+    strips = []
+    for image, truth, prediction in rows:
+        panels = [image, tint(image, truth, len(classes)), tint(image, prediction, len(classes))]
+        height = max(1, round(image.shape[0] * width / image.shape[1]))
+        strips.append([Image.fromarray(panel).resize((width, height)) for panel in panels])
+
+    gap, head, text = 6, 30, font(16)
+    entries = list(zip(classes, colours_for(len(classes)), strict=True)) + [("ignored", (0, 0, 0))]
+    per_line = max(1, 3 * width // 170)
+    foot = 24 * -(-len(entries) // per_line) + gap
+    sheet = Image.new("RGB", (3 * width + 4 * gap, head + foot + sum(s[0].height + gap for s in strips)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate((f"picture ({caption})", "truth", "prediction")):
+        draw.text((gap + column * (width + gap), 6), title, fill="black", font=text)
+    y = head
+    for strip in strips:
+        for column, panel in enumerate(strip):
+            sheet.paste(panel, (gap + column * (width + gap), y))
+        y += strip[0].height + gap
+    for i, (name, colour) in enumerate(entries):
+        left, top = gap + i % per_line * 170, y + i // per_line * 24
+        draw.rectangle((left, top + 2, left + 18, top + 18), fill=tuple(int(c) for c in colour))
+        draw.text((left + 24, top), name[:17], fill="black", font=text)
+    sheet.save(path)
+
+
+def draw_curves(path: Path, rows: list[dict], classes: list[str]):
+    """Loss and IoU over epochs from the rows of log.csv (numbers by column name), as two charts one below the other."""
+    epochs = [row["epoch"] for row in rows]
+    losses = {"training": [row["train_loss"] for row in rows], "held out": [row["val_loss"] for row in rows]}
+    ious = {"mean": [row["mean_iou"] for row in rows]}
+    ious.update({name: [row[f"iou_{name}"] for row in rows] for name in classes})
+    colours = dict(zip(classes, map(tuple, colours_for(len(classes)).tolist()), strict=True))
+    colours |= {"training": (31, 119, 180), "held out": (214, 39, 40), "mean": (0, 0, 0)}
+    sheet = Image.new("RGB", (900, 760), "white")
+    highest = max([v for line in losses.values() for v in line if np.isfinite(v)], default=1.0)
+    draw_chart(sheet, (0, 0, 900, 360), "loss (mean cross-entropy)", epochs, losses, highest or 1.0, colours)
+    draw_chart(sheet, (0, 380, 900, 740), "IoU on held-out images", epochs, ious, 1.0, colours)
+    sheet.save(path)
+
+
+def draw_chart(sheet, box, title, xs, lines, highest, colours):
+    """One line chart inside box (left, top, right, bottom): y from 0 to `highest` rounded up, x over the epochs."""
+    draw, small = ImageDraw.Draw(sheet), font(14)
+    left, top, right, bottom = box[0] + 70, box[1] + 40, box[2] - 190, box[3] - 40
+    step = next(s for e in range(-6, 7) for s in (10.0 ** e, 2 * 10.0 ** e, 5 * 10.0 ** e) if highest / s <= 6)
+    ticks = [step * i for i in range(int(np.ceil(highest / step - 1e-9)) + 1)]
+    first, last = min(xs), max(max(xs), min(xs) + 1)
+
+    def at(x, y):
+        return (left + (right - left) * (x - first) / (last - first), bottom - (bottom - top) * y / ticks[-1])
+
+    draw.text((left, box[1] + 10), title, fill="black", font=font(18))
+    for tick in ticks:
+        draw.line([at(first, tick), at(last, tick)], fill=(225, 225, 225))
+        draw.text((left - 8, at(first, tick)[1]), f"{tick:.4g}", fill="black", font=small, anchor="rm")
+    for x in sorted({round(first + (last - first) * i / 8) for i in range(9)}):
+        draw.text((at(x, 0)[0], bottom + 6), str(x), fill="black", font=small, anchor="mt")
+    draw.text(((left + right) / 2, bottom + 22), "epoch", fill="black", font=small, anchor="mt")
+    draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
+    for i, (name, ys) in enumerate(lines.items()):
+        points = [at(x, min(y, ticks[-1])) for x, y in zip(xs, ys, strict=True) if np.isfinite(y)]
+        if len(points) > 1:
+            draw.line(points, fill=colours[name], width=3 if name == "mean" else 2)
+        for x, y in points if len(points) < 30 else points[-1:]:
+            draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colours[name])
+        y = top + 20 * i
+        draw.line([(right + 14, y + 8), (right + 34, y + 8)], fill=colours[name], width=3)
+        draw.text((right + 40, y), f"{name[:12]} {ys[-1]:.3f}", fill="black", font=small)

@@ -1,0 +1,440 @@
+"""python train.py --data DIR: train FCN-8s on KITTI Road, or on pictures and masks (data.py shows the layouts).
+python train.py: the same on synthetic roads (roads.py), with a network reduced to a size for two processor cores.
+
+In the folder --out (default runs/NAME): config.json, log.csv, curves.png, samples.png, last.pt and best.pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from torch import nn
+
+import roads
+from data import Reader, augment, batches, find, on_device
+from fcn import FCN8s, loss
+from metrics import confusion, draw_curves, draw_samples, scores, table
+from vgg import InputError, load_imagenet, read_tensors
+from weights.convert import convert, download
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS = HERE / "weights" / "vgg16.pth"
+
+# Every default, once. The first value holds with --data, the second for the synthetic roads, which must train from
+# scratch in a few minutes on a processor.
+#                 real        synthetic
+DEFAULTS = {
+    "epochs":      (60,         14),        # KITTI Road: 13,900 steps
+    "batch_size":  (1,          4),         # 1, as the authors: images of any size, and the most steps per epoch
+    "crop":        ("320x960",  "none"),    # a random window of each image; evaluation is on whole images
+    "lr":          (1e-3,       1e-2),      # for the mean loss
+    "width":       (1.0,        0.25),      # factor on the channels of VGG16
+    "fc_channels": (4096,       256),       # channels of fc6 and fc7
+    "weights":     ("auto",     "none"),    # ImageNet is worth many thousand labelled roads; the demo needs no download
+    "skip_scale":  ("auto",     "auto"),    # factors on pool4 and pool3, see measured_skip_scale
+    "task":        ("road",     "road"),    # KITTI's ground truth: road or lane
+    "pad":         (1,          1),         # no border: the same network with a third less work (fcn.py)
+    "stride":      (8,          8),         # FCN-8s
+    "learn_upsampling": (False, False),     # bilinear and fixed, as in the authors' networks
+    "amp":         ("auto",     "auto"),    # bf16 where the hardware computes in it
+    "device":      ("auto",     "auto"),    # CUDA if there is one
+    "workers":     (2,          2),         # threads that read and augment
+    "seed":        (0,          0),         # initialisation, order, augmentation, dropout
+    "split_seed":  (0,          0),         # held-out images: not `seed`, so that runs are scored on the same images
+}
+# The recipe behind the options.
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4    # of weights; biases are not decayed and learn at twice the rate (section 4.3)
+WARMUP = 0.05          # share of all steps in which the rate grows from 0: fresh layers start with huge gradients
+POWER = 0.9            # then it falls as (1 - progress) ** POWER
+CLIP = 5.0             # largest norm of the gradient
+# What --resume may change: how long and where, not what is learnt.
+FREE_ON_RESUME = {"epochs", "device", "amp", "workers", "data"}
+SYNTHETIC = "roads"    # the folder beside the runs that the synthetic data set is drawn into
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 2 for input that cannot be used (one line on stderr)."""
+    try:
+        train(parse(argv))
+    except InputError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(options: dict):
+    """The whole of training, top to bottom. `options` are the command line's, None where nothing was said."""
+    out, saved = run_folder(options)
+    settings = settle(options, saved)
+    device = pick_device(settings["device"])
+    amp = use_bf16(settings["amp"], device)
+    autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if amp else nullcontext
+    torch.manual_seed(settings["seed"])
+    torch.backends.cudnn.benchmark = True  # crops have one size: let cuDNN time its algorithms on it once
+
+    # Data
+    folder = settings["data"] or synthetic_roads(out.parent / SYNTHETIC)
+    data = find(folder, settings["task"], settings["split_seed"])
+    print(data.found)
+    reader = Reader(data.read_label)
+    crop = size(settings["crop"])
+
+    # Network and optimizer
+    net = build(settings, data, reader, saved).to(device, memory_format=torch.channels_last)
+    trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in trained if name.endswith("weight")], "times": 1, "weight_decay": WEIGHT_DECAY},
+        {"params": [p for name, p in trained if name.endswith("bias")], "times": 2, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, fused=True)  # one pass over 134 M numbers, not five
+
+    steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
+    total_steps = settings["epochs"] * steps_per_epoch
+    first_epoch, best, log = 1, -1.0, []
+    if saved:
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["rng"])
+        first_epoch, best, log = saved["epoch"] + 1, saved["best"], saved["log"]
+        print(f"{out / 'last.pt'}: going on after epoch {saved['epoch']}")
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
+                "pillow": PIL.__version__}
+    about = {"config": net.config, "classes": data.classes, "settings": settings, "versions": versions}
+    write_text(out / "config.json", json.dumps({**about, "device": str(device), "bf16": amp}, indent=2) + "\n")
+    print(f"{sum(p.numel() for _, p in trained):,} trainable parameters on {device}{', bf16' if amp else ''}; "
+          f"{settings['epochs']} epochs of {steps_per_epoch} steps; results in {out}")
+
+    shown = [i * len(data.val) // 4 for i in range(4)] if len(data.val) > 4 else list(range(len(data.val)))
+    progress = Progress(total_steps, (first_epoch - 1) * steps_per_epoch)
+    for epoch in range(first_epoch, settings["epochs"] + 1):
+        net.train()
+        started, loss_sum = time.time(), torch.zeros((), device=device)
+        step = (epoch - 1) * steps_per_epoch
+        for images, labels in on_device(training_batches(reader, data.train, epoch, crop, settings), device):
+            rate = learning_rate(step, total_steps, settings["lr"])
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["times"]
+
+            with autocast():
+                output = net(images)
+            value = loss(output, labels)
+            optimizer.zero_grad()
+            value.backward()
+            nn.utils.clip_grad_norm_([p for _, p in trained], CLIP)
+            optimizer.step()
+
+            step += 1
+            loss_sum += value.detach()
+            progress.show(epoch, step, len(images), rate, value)
+
+        matrix, val_loss, pictures = evaluate(net, reader, data.val, len(data.classes), device, autocast,
+                                              settings["workers"], shown)
+        result = scores(matrix)
+        row = {"epoch": epoch, "step": step, "lr": rate, "seconds": round(time.time() - started, 1),
+               "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": val_loss,
+               **{key: result[key] for key in ("pixel_acc", "mean_acc", "mean_iou", "fw_iou")},
+               **{f"iou_{name}": value for name, value in zip(data.classes, result["iou"], strict=True)}}
+        log.append(row)
+        write_log(out / "log.csv", log)
+        draw_curves(out / "curves.png", log, data.classes)
+        progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, held out: loss {val_loss:.4f}, "
+                      f"mean IoU {100 * result['mean_iou']:.2f} %")
+
+        if result["mean_iou"] > best:
+            best = result["mean_iou"]
+            progress.line(table({"held out": result}, data.classes))
+            draw_samples(out / "samples.png", pictures, data.classes, f"held out, epoch {epoch}")
+            save({**about, "model": net.state_dict(), "epoch": epoch, "best": best}, out / "best.pt")
+        save({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "best": best,
+              "log": log, "rng": torch.get_rng_state()}, out / "last.pt")
+
+    # The final word is the best network's, on the held-out images and, to show how much of it is memory, on those of
+    # the training.
+    checkpoint = read_tensors(out / "best.pt")
+    net.load_state_dict(checkpoint["model"])
+    columns = {}
+    for name, samples in (("held out", data.val), ("training", data.train)):
+        matrix, _, _ = evaluate(net, reader, samples, len(data.classes), device, autocast, settings["workers"])
+        columns[name] = scores(matrix)
+    print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n{table(columns, data.classes)}\n"
+          f"pictures: {out / 'samples.png'} and {out / 'curves.png'}; weights: {out / 'best.pt'}")
+
+
+def learning_rate(step: int, total: int, peak: float) -> float:
+    """Rate of step 0 ... total - 1: up in a straight line during the first WARMUP of them, then poly down to 0."""
+    warmup = max(1, round(WARMUP * total))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 - (step - warmup) / max(1, total - warmup)) ** POWER
+
+
+def training_batches(reader, samples, epoch: int, crop, settings):
+    """The batches of one epoch: every sample once, in a random order, each seen in a random way.
+
+    All that is random here follows from (seed, epoch, sample) alone, so it needs no state to be saved, and is the
+    same for any number of workers.
+    """
+    seed = settings["seed"]
+    order = np.random.default_rng([seed, epoch]).permutation(len(samples))
+
+    def load(i):
+        return augment(*reader(samples[i]), np.random.default_rng([seed, epoch, i]), crop)
+
+    return batches(order.tolist(), load, settings["batch_size"], settings["workers"])
+
+
+@torch.no_grad()
+def evaluate(net, reader, samples, num_classes, device, autocast, workers, keep=()):
+    """(confusion matrix, mean loss, pictures) over whole images at their own size, one at a time.
+
+    pictures: (image, truth, prediction), uint8 arrays, of the samples with the indices in `keep`.
+    """
+    net.eval()
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    loss_sum = torch.zeros((), device=device)
+    pictures = []
+    for i, (images, labels) in enumerate(on_device(batches(samples, reader, 1, workers), device)):
+        with autocast():
+            output = net(images)
+        predicted = output.argmax(1)
+        matrix += confusion(predicted, labels, num_classes)
+        loss_sum += loss(output, labels)
+        if i in keep:
+            pictures.append((*reader(samples[i]), predicted[0].byte().cpu().numpy()))
+    return matrix, loss_sum.item() / len(samples), pictures
+
+
+# ---- setting up -----------------------------------------------------------------------------------------------------
+
+def build(settings, data, reader, saved) -> FCN8s:
+    """The network: as it was saved, or fresh with ImageNet weights where the settings say so."""
+    if saved:
+        net = FCN8s(**saved["config"])
+        net.load_state_dict(saved["model"])
+        return net
+    try:
+        net = FCN8s(len(data.classes), settings["pad"], settings["stride"], settings["width"], settings["fc_channels"],
+                    settings["learn_upsampling"])
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if settings["weights"] == "auto":
+        if not WEIGHTS.is_file():
+            print(convert(download(), WEIGHTS))
+        print(load_imagenet(net.vgg, WEIGHTS))
+    elif settings["weights"] != "none":
+        print(load_imagenet(net.vgg, settings["weights"]))
+    if settings["skip_scale"] == "auto":
+        scale = measured_skip_scale(net, reader, data.train)
+    else:
+        scale = tuple(float(v) for v in settings["skip_scale"].split(","))
+    net.set_skip_scale(*scale)
+    print(f"skips: pool4 times {scale[0]:.2g}, pool3 times {scale[1]:.2g}")
+    return net
+
+
+@torch.no_grad()
+def measured_skip_scale(net, reader, samples) -> tuple[float, float]:
+    """Factors that make pool4 and pool3 as large as fc7 (root mean square, over four training images).
+
+    How large they are depends on the weights: Caffe's VGG16 has activations near 600 at pool3, a fresh network near 1.
+    """
+    sums = np.zeros(3)
+    net.eval()
+    for image, _ in batches(samples[:4], reader, 1, 0):
+        image = next(on_device([(image[:, :, :512, :512], image[:, 0])], torch.device("cpu")))[0]
+        sums += [feature.pow(2).mean().item() for feature in net.vgg(image)]
+    pool3, pool4, fc7 = np.sqrt(sums)
+    return float(fc7 / pool4), float(fc7 / pool3)
+
+
+def synthetic_roads(folder: Path) -> Path:
+    if not folder.is_dir():
+        print(f"drawing synthetic roads into {folder}")
+        roads.write(folder)
+    return folder
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
+    return torch.device(name)
+
+
+def use_bf16(amp: str, device: torch.device) -> bool:
+    """Whether to compute in bf16: as told, or where the hardware has instructions for it (elsewhere it is slower)."""
+    if amp != "auto":
+        return amp == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
+
+
+def run_folder(options) -> tuple[Path, dict | None]:
+    """The folder of this run and, with --resume, the checkpoint in it. A run never writes over another."""
+    if options["resume"] and not options["out"]:
+        raise InputError("--resume: say which run with --out runs/NAME")
+    if options["out"]:
+        out = Path(options["out"])
+    else:
+        stem = Path(options["data"]).resolve().name if options["data"] else "synthetic"
+        names = [stem] + [f"{stem}-{i}" for i in range(2, 10000)]
+        out = next(folder for folder in (Path("runs") / name for name in names) if not folder.exists())
+    if options["resume"]:
+        return out, read_tensors(out / "last.pt")
+    if (out / "last.pt").exists() or (out / "log.csv").exists():
+        raise InputError(f"{out}: holds a run already; go on with --resume, or choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({error.strerror})") from None
+    return out, None
+
+
+def settle(options, saved) -> dict:
+    """Settings in force: what was said, else (on resuming) what the run was started with, else DEFAULTS."""
+    column = 0 if options["data"] else 1
+    settings = {"data": options["data"], **{name: values[column] for name, values in DEFAULTS.items()}}
+    settings.update(saved["settings"] if saved else {})
+    for name, value in options.items():
+        if name in settings and value is not None:
+            if saved and name not in FREE_ON_RESUME and value != settings[name]:
+                raise InputError(f"--{name.replace('_', '-')} {value}: the run to resume has {settings[name]}")
+            settings[name] = value
+    return settings
+
+
+def parse(argv) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add(name, help, **kind):
+        real, synthetic = DEFAULTS[name]
+        said = f"{real}" if real == synthetic else f"{real}; synthetic roads: {synthetic}"
+        parser.add_argument("--" + name.replace("_", "-"), default=None, help=f"{help} (default {said})", **kind)
+
+    parser.add_argument("--data", metavar="DIR", help="KITTI Road, or images and masks (default: synthetic roads)")
+    parser.add_argument("--out", metavar="DIR", help="folder of this run (default runs/NAME, the first free)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.pt")
+    add("task", "KITTI ground truth", choices=("road", "lane"))
+    add("weights", "ImageNet weights: a converted file, auto (weights/vgg16.pth, else download) or none", metavar="PATH")
+    add("epochs", "passes over the training images", type=whole, metavar="N")
+    add("batch_size", "images in a step", type=whole, metavar="N")
+    add("crop", "largest training window, HxW, or none", type=size_text, metavar="HxW")
+    add("lr", "peak learning rate", type=positive)
+    add("seed", "of everything random but the split", type=natural, metavar="N")
+    add("split_seed", "of the held-out images, where the folder does not name them", type=natural, metavar="N")
+    add("device", "auto, cpu, cuda or cuda:N", metavar="NAME")
+    add("amp", "bf16 arithmetic", choices=("auto", "bf16", "off"))
+    add("pad", "padding of conv1_1: 1, or 100 for the authors' network", type=whole, metavar="N")
+    add("stride", "FCN-8s, FCN-16s or FCN-32s", type=int, choices=(8, 16, 32))
+    add("width", "factor on the channels of VGG16", type=positive)
+    add("fc_channels", "channels of fc6 and fc7", type=whole, metavar="N")
+    add("skip_scale", "factors on pool4 and pool3: A,B or auto (as large as fc7)", metavar="A,B")
+    add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)
+    add("workers", "threads that read images", type=natural, metavar="N")
+    return vars(parser.parse_args(argv))
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def size_text(text: str) -> str:
+    size(text)
+    return text
+
+
+def size(text: str) -> tuple[int, int] | None:
+    """"HxW" to (H, W), "none" to None; ValueError for anything else."""
+    if text == "none":
+        return None
+    height, width = (whole(part) for part in text.split("x"))
+    return height, width
+
+
+# ---- what is said and written ---------------------------------------------------------------------------------------
+
+class Progress:
+    """One line that moves on a terminal; elsewhere a plain line every half minute."""
+
+    def __init__(self, total: int, done: int):
+        self.total, self.first = total, done
+        self.start = self.last = time.time()
+        self.images = self.images_before = 0
+        self.live = sys.stdout.isatty()
+
+    def show(self, epoch, step, images, rate, value):
+        self.images += images
+        now = time.time()
+        if now - self.last < (0.5 if self.live else 30):
+            return  # also spares the device: reading the loss makes it wait
+        speed = (self.images - self.images_before) / (now - self.last)
+        left = timedelta(seconds=round((now - self.start) / (step - self.first) * (self.total - step)))
+        self.last, self.images_before = now, self.images
+        text = (f"epoch {epoch}  step {step}/{self.total}  loss {value.item():.4f}  rate {rate:.2e}  "
+                f"{speed:.2f} images/s  {left} left")
+        print(f"\r{text}\033[K" if self.live else text, end="" if self.live else "\n", flush=True)
+
+    def line(self, text):
+        print(f"\r\033[K{text}" if self.live else text, flush=True)
+
+
+def write_text(path: Path, text: str):
+    path.write_text(text, encoding="utf-8")
+
+
+def write_log(path: Path, rows: list[dict]):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def save(checkpoint: dict, path: Path):
+    """Write beside, flush to the disk, rename: whatever happens, the file under this name is a whole one."""
+    beside = path.with_name(path.name + ".tmp")
+    with open(beside, "wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

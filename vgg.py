@@ -1,0 +1,218 @@
+"""python vgg.py: print the network's layers, their shapes, and where each one looks.
+
+VGG16 (Simonyan and Zisserman 2015, configuration D) as a fully convolutional network: the trunk of FCN-8s.
+
+The classification network ends in dense layers, which fix the size of the input to 224 x 224. A dense layer that
+reads a 512 x 7 x 7 map is a 7 x 7 convolution that happens to be applied once; written as a convolution (fc6, fc7) it
+can be applied at every position of a map of any size. That is the step from a classifier to a segmenter (Long,
+Shelhamer and Darrell 2015, section 3.1). The last dense layer, which names ImageNet's 1000 classes, is dropped.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# What the ImageNet weights expect: RGB in 0..1, minus this mean, divided by this standard deviation.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+DROPOUT = 0.5  # after fc6 and fc7, as in VGG16 and FCN: single elements, not whole channels
+
+
+class InputError(Exception):
+    """Something given by the user cannot be used. The message is one line: what, where, and how to mend it."""
+
+
+class Grid(NamedTuple):
+    """Where the cells of a map lie in the image: cell i is centred on pixel `stride * i + offset`.
+
+    The same holds for rows and columns, for every input size. Pixel 0 has its centre at 0; the image itself is
+    Grid(1, 0). Offsets are whole or half pixels, so that floats hold them exactly.
+
+    Output i of a convolution or pool with kernel k, stride s and padding p reads the inputs s*i - p ... s*i - p + k-1;
+    the middle of these is s*i + (k-1)/2 - p. A transposed convolution is the same picture seen from the other side:
+    its input i paints the outputs s*i - p ... s*i - p + k-1. With m = (k-1)/2 - p, on a map with Grid(S, O):
+
+        convolution or pool      Grid(S*s, O + S*m)
+        transposed convolution   Grid(S/s, O - S/s*m)
+    """
+
+    stride: int
+    offset: float
+
+    def after(self, layer: nn.Module) -> Grid:
+        """The grid of the layer's output, where this is the grid of its input. Geometry is read off the layer."""
+        kernel, stride, padding = (v if isinstance(v, int) else v[0]
+                                   for v in (layer.kernel_size, layer.stride, layer.padding))
+        middle = (kernel - 1) / 2 - padding
+        if isinstance(layer, nn.ConvTranspose2d):
+            finer = self.stride // stride
+            return Grid(finer, self.offset - finer * middle)
+        return Grid(self.stride * stride, self.offset + self.stride * middle)
+
+
+IMAGE = Grid(stride=1, offset=0)
+
+
+class VGG16(nn.Module):
+    """Image [N, 3, H, W] float, normalised, H and W >= 1, to the maps that FCN scores: (pool3, pool4, fc7).
+
+    pad          padding of conv1_1. 1 is VGG16's own. The authors of FCN used 100, a border so wide that the 7 x 7
+                 window of fc6, which has no padding there, fits even an image of one pixel (from 97 on it does).
+                 With pad=1 fc6 has padding 3 instead, and computes one cell for each cell of pool5.
+    width        factor on the channels of the thirteen convolutions (64 ... 512), for tests and small machines
+    fc_channels  channels of fc6 and fc7
+
+    `grid` maps each layer's name to the Grid of its output:
+
+        layer             pad=1         pad=100
+        conv1_1, conv1_2   i             i -  99
+        pool1             2i +  0.5     2i -  98.5
+        pool2             4i +  1.5     4i -  97.5
+        pool3             8i +  3.5     8i -  95.5
+        pool4            16i +  7.5    16i -  91.5
+        pool5            32i + 15.5    32i -  83.5
+        fc6, fc7         32i + 15.5    32i +  12.5
+
+    Fresh weights are He-normal (He et al. 2015, section 2.2) with zero biases. Raises ValueError for any other pad,
+    or a width or fc_channels that leaves no channel.
+    """
+
+    def __init__(self, pad: int = 1, width: float = 1.0, fc_channels: int = 4096):
+        super().__init__()
+        if pad != 1 and pad < 97:
+            raise ValueError(f"pad is {pad}: it must be 1 (no border) or at least 97 (fc6 fits the smallest image)")
+        if not width > 0 or fc_channels < 1:
+            raise ValueError(f"width is {width} and fc_channels {fc_channels}: both must be positive")
+        c1, c2, c3, c4 = (max(1, round(width * channels)) for channels in (64, 128, 256, 512))
+
+        # In the order of the forward pass: the grids below are accumulated along it.
+        self.conv1_1 = nn.Conv2d(3, c1, kernel_size=3, padding=pad)
+        self.conv1_2 = nn.Conv2d(c1, c1, kernel_size=3, padding=1)
+        self.pool1 = nn.MaxPool2d(2, stride=2, ceil_mode=True)  # Caffe's pools round up: no row is lost
+
+        self.conv2_1 = nn.Conv2d(c1, c2, kernel_size=3, padding=1)
+        self.conv2_2 = nn.Conv2d(c2, c2, kernel_size=3, padding=1)
+        self.pool2 = nn.MaxPool2d(2, stride=2, ceil_mode=True)
+
+        self.conv3_1 = nn.Conv2d(c2, c3, kernel_size=3, padding=1)
+        self.conv3_2 = nn.Conv2d(c3, c3, kernel_size=3, padding=1)
+        self.conv3_3 = nn.Conv2d(c3, c3, kernel_size=3, padding=1)
+        self.pool3 = nn.MaxPool2d(2, stride=2, ceil_mode=True)
+
+        self.conv4_1 = nn.Conv2d(c3, c4, kernel_size=3, padding=1)
+        self.conv4_2 = nn.Conv2d(c4, c4, kernel_size=3, padding=1)
+        self.conv4_3 = nn.Conv2d(c4, c4, kernel_size=3, padding=1)
+        self.pool4 = nn.MaxPool2d(2, stride=2, ceil_mode=True)
+
+        self.conv5_1 = nn.Conv2d(c4, c4, kernel_size=3, padding=1)
+        self.conv5_2 = nn.Conv2d(c4, c4, kernel_size=3, padding=1)
+        self.conv5_3 = nn.Conv2d(c4, c4, kernel_size=3, padding=1)
+        self.pool5 = nn.MaxPool2d(2, stride=2, ceil_mode=True)
+
+        # The dense layers: 4096 x (512*7*7) and 4096 x 4096 numbers, in convolutional shape.
+        self.fc6 = nn.Conv2d(c4, fc_channels, kernel_size=7, padding=3 if pad == 1 else 0)
+        self.fc7 = nn.Conv2d(fc_channels, fc_channels, kernel_size=1)
+
+        self.channels = {"pool3": c3, "pool4": c4, "fc7": fc_channels}
+        self.grid = {}
+        grid = IMAGE
+        for name, layer in self.named_children():
+            grid = self.grid[name] = grid.after(layer)
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # ReLU works in place: a convolution does not need its own output to learn, and the maps are large.
+        x = F.relu(self.conv1_1(x), inplace=True)
+        x = F.relu(self.conv1_2(x), inplace=True)
+        x = self.pool1(x)
+
+        x = F.relu(self.conv2_1(x), inplace=True)
+        x = F.relu(self.conv2_2(x), inplace=True)
+        x = self.pool2(x)
+
+        x = F.relu(self.conv3_1(x), inplace=True)
+        x = F.relu(self.conv3_2(x), inplace=True)
+        x = F.relu(self.conv3_3(x), inplace=True)
+        pool3 = self.pool3(x)
+
+        x = F.relu(self.conv4_1(pool3), inplace=True)
+        x = F.relu(self.conv4_2(x), inplace=True)
+        x = F.relu(self.conv4_3(x), inplace=True)
+        pool4 = self.pool4(x)
+
+        x = F.relu(self.conv5_1(pool4), inplace=True)
+        x = F.relu(self.conv5_2(x), inplace=True)
+        x = F.relu(self.conv5_3(x), inplace=True)
+        pool5 = self.pool5(x)
+
+        x = F.relu(self.fc6(pool5), inplace=True)
+        x = F.dropout(x, DROPOUT, self.training)
+        x = F.relu(self.fc7(x), inplace=True)
+        fc7 = F.dropout(x, DROPOUT, self.training)
+        return pool3, pool4, fc7
+
+
+def read_tensors(path) -> dict:
+    """The dictionary in a file written by torch.save: tensors by name, or a whole checkpoint.
+
+    Nothing in the file can run code (weights_only). Raises InputError, naming the file, if it is not such a file.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # a cut or foreign file raises nearly anything: zip, pickle, struct, runtime errors
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{path}: cannot be read as a PyTorch weight file ({reason[0][:160]})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+def load_imagenet(net: VGG16, path) -> str:
+    """Load converted ImageNet weights (`python weights/convert.py`) into `net`; returns one line on what was loaded.
+
+    Strict: a tensor that is missing, extra, wrongly shaped or not finite raises InputError with its name, and leaves
+    `net` as it was. One exception: a file with the thirteen convolutions alone leaves fc6 and fc7 as they are, freshly
+    initialised, and the line says so.
+    """
+    state = read_tensors(path)
+    wanted = net.state_dict()
+    features_only = not any(name.startswith("fc") for name in state)
+    if features_only:
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("fc")}
+
+    mend = "convert it with: python weights/convert.py FILE"
+    for name in wanted:
+        if name not in state:
+            raise InputError(f"{path}: tensor {name} is missing; {mend}")
+    for name, tensor in state.items():
+        if name not in wanted:
+            raise InputError(f"{path}: unexpected tensor {name}; {mend}")
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            raise InputError(f"{path}: {name} is not a tensor of floating point numbers; {mend}")
+        if tensor.shape != wanted[name].shape:
+            raise InputError(f"{path}: {name} is {list(tensor.shape)}, the network has {list(wanted[name].shape)}; "
+                             "check width and fc_channels, or convert with --features-only to leave fc6 and fc7 fresh")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged")
+    net.load_state_dict(state, strict=False)  # strict by the checks above, but for the declared exception
+    if features_only:
+        return f"{path}: 13 convolutions from ImageNet; the file has no fc6 and fc7, they start fresh (He-initialised)"
+    return f"{path}: 13 convolutions, fc6 and fc7 from ImageNet"
+
+
+if __name__ == "__main__":
+    for pad in (1, 100):
+        net = VGG16(pad=pad)
+        print(f"VGG16(pad={pad}), {sum(p.numel() for p in net.parameters()):,} parameters")
+        for name, layer in net.named_children():
+            shape = "x".join(map(str, layer.weight.shape)) if isinstance(layer, nn.Conv2d) else ""
+            print(f"  {name:8} {shape:15} cell i lies at pixel {net.grid[name].stride:2} i {net.grid[name].offset:+.1f}")
