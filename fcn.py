@@ -62,16 +62,17 @@ class FCN8s(nn.Module):
     skip_scale         factors on pool4 and pool3 before they are scored. The authors' at-once network has (0.01, 0.0001)
                        since Caffe's VGG16 has activations that large; (1, 1), the default, leaves them as they are
 
-    Where the crops come from. Cell i of a map lies at pixel stride*i + offset of the image (class Grid in vgg.py):
+    Where the crops come from. Cell i of a map lies at pixel stride*i + offset of the image (class Grid in vgg.py), and
+    cell j of the coarser map lies on cell m of the finer one:
 
-                         pad=1                             pad=100
-        score_fr         32 i + 15.5                       32 i + 12.5
-        upscore2         16 j + 15.5 - 16*0.5 = 16 j + 7.5   16 j + 12.5 - 16*1.5 = 16 j - 11.5
-        score_pool4      16 m +  7.5   m = j               16 m - 91.5    m = j + 80/16 = j + 5
-        upscore_pool4     8 j +  7.5 -  8*0.5 =  8 j + 3.5    8 j - 11.5 -  8*1.5 =  8 j - 23.5
-        score_pool3       8 m +  3.5   m = j                8 m - 95.5    m = j + 72/8 = j + 9
-        upscore8            j +  3.5 -    3.5 =    j           j - 23.5 -    7.5 =    j - 31
-        image               m          m = j                  m           m = j + ... so pixel 0 is cell 31
+                         pad=1                                   pad=100
+        score_fr         32 j + 15.5                             32 j + 12.5
+        upscore2         16 j + 15.5 - 16*0.5 = 16 j + 7.5       16 j + 12.5 - 16*1.5 = 16 j - 11.5
+        score_pool4      16 m +  7.5               m = j         16 m - 91.5              m = j + 80/16 = j + 5
+        upscore_pool4     8 j +  7.5 -  8*0.5 =  8 j + 3.5        8 j - 11.5 -  8*1.5 =  8 j - 23.5
+        score_pool3       8 m +  3.5               m = j          8 m - 95.5              m = j + 72/8  = j + 9
+        upscore8            j +  3.5 -  1*3.5 =    j                j - 23.5 -  1*7.5 =    j - 31
+        image               j                      m = j            j                     m = j + 31
 
     Hence the numbers 5, 9 and 31 of the authors' network, and 0, 0, 0 without the border. The score layers start at
     zero (section 4.3), so that an untrained network scores every class alike. Raises ValueError for settings that

@@ -10,6 +10,7 @@ Shelhamer and Darrell 2015, section 3.1). The last dense layer, which names Imag
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -165,14 +166,17 @@ def read_tensors(path) -> dict:
     Nothing in the file can run code (weights_only). Raises InputError, naming the file, if it is not such a file.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # a cut or foreign file raises nearly anything: zip, pickle, struct, runtime errors
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path}: cannot be read as a PyTorch weight file ({reason[0][:160]})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+        # An open file, since torch.load would go by the ending of a path; and no warnings on bytes that it then refuses.
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception:  # a cut, foreign or crafted file raises nearly anything: zip, pickle, struct, runtime errors
+        raise InputError(f"{path}: is not a whole file of torch.save with tensors and numbers alone; "
+                         "fetch or make it again") from None
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(f"{path}: holds no dictionary of tensors by name")
     return content
 
 
@@ -195,13 +199,14 @@ def load_imagenet(net: VGG16, path) -> str:
             raise InputError(f"{path}: tensor {name} is missing; {mend}")
     for name, tensor in state.items():
         if name not in wanted:
-            raise InputError(f"{path}: unexpected tensor {name}; {mend}")
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            raise InputError(f"{path}: {name} is not a tensor of floating point numbers; {mend}")
+            raise InputError(f"{path}: unexpected tensor {name!r}; {mend}")
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
+            raise InputError(f"{path}: {name} is not a dense tensor of floating point numbers; {mend}")
         if tensor.shape != wanted[name].shape:
             raise InputError(f"{path}: {name} is {list(tensor.shape)}, the network has {list(wanted[name].shape)}; "
-                             "check width and fc_channels, or convert with --features-only to leave fc6 and fc7 fresh")
-        if not torch.isfinite(tensor).all():
+                             "use width 1 and fc_channels 4096, convert with --features-only for other fc_channels, "
+                             "or train with --weights none")
+        if not torch.isfinite(tensor.to(wanted[name].dtype)).all():
             raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged")
     net.load_state_dict(state, strict=False)  # strict by the checks above, but for the declared exception
     if features_only:

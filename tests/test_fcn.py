@@ -1,0 +1,212 @@
+"""FCN-8s: output size equals input size, grids that meet, and an independent reference."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fcn import IGNORE, FCN8s, bilinear_kernel, fuse, loss
+from test_vgg import reference as vgg_reference
+
+SIZES = st.integers(1, 200)
+PADS = st.sampled_from([1, 97, 100, 117])
+STRIDES = st.sampled_from([8, 16, 32])
+
+
+def small(num_classes=2, pad=1, stride=8, **more):
+    return FCN8s(num_classes, pad, stride, width=1 / 32, fc_channels=4, **more).eval()
+
+
+def randomise_scores(net):
+    """The score layers start at zero; comparisons need numbers there."""
+    for name, p in net.named_parameters():
+        if name.startswith("score"):
+            torch.nn.init.normal_(p)
+    return net
+
+
+@settings(max_examples=60)
+@given(n=st.integers(1, 3), height=SIZES, width=SIZES, classes=st.integers(1, 24), pad=PADS, stride=STRIDES)
+@example(n=1, height=1, width=1, classes=2, pad=1, stride=8)
+@example(n=1, height=1, width=1, classes=2, pad=97, stride=8)
+@example(n=1, height=375, width=1242, classes=2, pad=1, stride=8)
+@example(n=1, height=375, width=1242, classes=2, pad=100, stride=8)
+def test_output_shape_equals_input_shape(n, height, width, classes, pad, stride):
+    output = small(classes, pad, stride)(torch.zeros(n, 3, height, width))
+    assert output.shape == (n, classes, height, width)
+
+
+@pytest.mark.parametrize("pad, crops", [(1, (0, 0, 0)), (100, (5, 9, 31)), (97, (5, 9, 28)), (120, (5, 9, 51))])
+def test_crops_are_those_of_the_authors_network(pad, crops):
+    net = small(pad=pad)
+    assert (net.crop_pool4, net.crop_pool3, net.crop_image) == crops
+    assert small(pad=pad, stride=16).crop_image == (27 + pad - 100 if pad > 1 else 0)
+    assert small(pad=pad, stride=32).crop_image == (19 + pad - 100 if pad > 1 else 0)
+
+
+@given(height=SIZES, width=SIZES)
+def test_crops_of_the_authors_network_fit_every_size(height, width):
+    """With crops of 5, 9 and 31 typed in, as in the authors' files, the same scores come out."""
+    torch.manual_seed(height * 1000 + width)
+    net = randomise_scores(small(pad=100))
+    x = torch.randn(1, 3, height, width)
+    with torch.no_grad():
+        pool3, pool4, fc7 = net.vgg(x)
+        a = net.upscore2(net.score_fr(fc7))
+        b = net.score_pool4(pool4)[:, :, 5:5 + a.shape[2], 5:5 + a.shape[3]]
+        c = net.upscore_pool4(a + b)
+        d = net.score_pool3(pool3)[:, :, 9:9 + c.shape[2], 9:9 + c.shape[3]]
+        e = net.upscore8(c + d)[:, :, 31:31 + height, 31:31 + width]
+        assert b.shape == a.shape and d.shape == c.shape and e.shape[2:] == x.shape[2:]
+        torch.testing.assert_close(net(x), e)
+
+
+def paint(net, layer, cell):
+    """Scores when nothing but one cell of one score map is painted, at an image of 256 x 320."""
+    def hook(module, inputs, output):
+        blank = torch.zeros_like(output)
+        if module is getattr(net, layer):
+            blank[:, :, cell[0], cell[1]] = 1
+        return blank
+
+    handles = [m.register_forward_hook(hook) for name, m in net.named_children() if name.startswith("score")]
+    with torch.no_grad():
+        output = net(torch.zeros(1, 3, 256, 320))[0, 0]
+    for handle in handles:
+        handle.remove()
+    return output
+
+
+@pytest.mark.parametrize("pad", [1, 100])
+@pytest.mark.parametrize("layer, map_name, stride", [
+    ("score_fr", "fc7", 8), ("score_pool4", "pool4", 8), ("score_pool3", "pool3", 8),
+    ("score_fr", "fc7", 16), ("score_pool4", "pool4", 16), ("score_fr", "fc7", 32)])
+def test_a_painted_cell_appears_where_the_arithmetic_says(pad, layer, map_name, stride):
+    net = small(pad=pad, stride=stride)
+    grid = net.vgg.grid[map_name]
+    # A cell near the middle of the image, so that the painted patch lies inside it whole.
+    cell = tuple(round((n / 2 - grid.offset) / grid.stride) for n in (256, 320))
+    output = paint(net, layer, cell)
+    rows, columns = output.sum(1), output.sum(0)
+    assert output.min() >= 0 and output.sum() > 0
+    for weights, c in ((rows, cell[0]), (columns, cell[1])):
+        centre = (weights * torch.arange(len(weights))).sum() / weights.sum()
+        assert centre.item() == pytest.approx(grid.stride * c + grid.offset, abs=1e-3)
+        torch.testing.assert_close(weights[weights > 0], weights[weights > 0].flip(0))  # as far to either side
+
+
+@given(stride=st.integers(1, 16).map(lambda n: 2 * n), size=st.integers(3, 9))
+def test_the_bilinear_kernel_interpolates_as_torch_does(stride, size):
+    x = torch.randn(1, 1, size, size)
+    ours = F.conv_transpose2d(x, bilinear_kernel(2 * stride)[None, None], stride=stride, padding=stride // 2)
+    theirs = F.interpolate(x, scale_factor=stride, mode="bilinear", align_corners=False)
+    inside = slice(stride, -stride)  # beyond the border torch repeats the last cell, a convolution sees zeros
+    torch.testing.assert_close(ours[..., inside, inside], theirs[..., inside, inside], rtol=1e-4, atol=1e-5)
+
+
+def test_the_bilinear_kernel_of_four_is_the_one_on_paper():
+    row = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    torch.testing.assert_close(bilinear_kernel(4), row[:, None] * row[None, :])
+    odd = torch.tensor([0.5, 1.0, 0.5])
+    torch.testing.assert_close(bilinear_kernel(3), odd[:, None] * odd[None, :])
+
+
+@given(h=st.integers(1, 9), w=st.integers(1, 9), more=st.integers(-1, 9), crop=st.integers(0, 5))
+def test_fusing_adds_cell_j_to_cell_j_plus_crop(h, w, more, crop):
+    coarse, fine = torch.randn(1, 2, h, w), torch.randn(1, 2, max(h + more, 1) + crop, max(w + more, 1) + crop)
+    fused = fuse(coarse, fine, crop)
+    assert fused.shape[2:] == (min(h, fine.shape[2] - crop), min(w, fine.shape[3] - crop))
+    y, x = fused.shape[2] - 1, fused.shape[3] - 1
+    assert torch.equal(fused[:, :, y, x], coarse[:, :, y, x] + fine[:, :, y + crop, x + crop])
+
+
+def test_full_network_against_an_independent_reference():
+    """134 M parameters at 224 x 288, no layer of ours in the reference: interpolation instead of the transposed
+    convolutions, which are the same away from the border."""
+    net = randomise_scores(FCN8s(2)).eval()
+    named = dict(net.named_parameters())
+    assert sum(p.numel() for name, p in named.items() if "upscore" not in name) == 134_270_278
+    state = {name.removeprefix("vgg."): p.detach() for name, p in named.items()}
+    x = torch.randn(1, 3, 224, 288)
+
+    def score(name, features):
+        return F.conv2d(features, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def up(t, factor):
+        # Zeros around, as a transposed convolution sees them.
+        t = F.interpolate(F.pad(t, (1, 1, 1, 1)), scale_factor=factor, mode="bilinear", align_corners=False)
+        return t[:, :, factor:-factor, factor:-factor]
+
+    with torch.no_grad():
+        ours = net(x)
+        hidden = F.conv2d(vgg_reference(state, x), state["fc6.weight"], state["fc6.bias"], padding=3).clamp(min=0)
+        hidden = F.conv2d(hidden, state["fc7.weight"], state["fc7.bias"]).clamp(min=0)
+        theirs = up(score("score_fr", hidden), 2) + score("score_pool4", vgg_reference(state, x, "pool4"))
+        theirs = up(up(theirs, 2) + score("score_pool3", vgg_reference(state, x, "pool3")), 8)
+    assert ours.std() > 1
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * ours.std().item())
+
+
+def test_parameters_for_21_classes_are_the_published_number():
+    with torch.device("meta"):
+        net = FCN8s(21)
+    assert sum(p.numel() for name, p in net.named_parameters() if "upscore" not in name) == 134_362_751
+
+
+@given(pad=PADS, stride=STRIDES)
+def test_an_untrained_network_scores_all_classes_alike(pad, stride):
+    assert torch.equal(small(3, pad, stride)(torch.randn(1, 3, 40, 50)), torch.zeros(1, 3, 40, 50))
+
+
+def test_upsampling_is_fixed_by_default_and_learns_on_request():
+    for learn in (False, True):
+        net = randomise_scores(small(learn_upsampling=learn))
+        net(torch.randn(1, 3, 64, 64)).pow(2).sum().backward()
+        for name, p in net.named_parameters():
+            assert (p.grad is not None and p.grad.abs().sum() > 0) == ("upscore" not in name or learn), name
+
+
+def test_skip_scale_multiplies_the_pools_before_they_are_scored():
+    net = randomise_scores(small(skip_scale=(0.01, 0.0001)))
+    plain = small()
+    plain.load_state_dict(net.state_dict())
+    plain.score_pool4.weight.data *= 0.01
+    plain.score_pool3.weight.data *= 0.0001
+    x = torch.randn(1, 3, 70, 90)
+    torch.testing.assert_close(net(x), plain(x))
+
+
+def test_config_builds_the_network_again():
+    net = randomise_scores(small(5, 100, 16, skip_scale=(0.5, 0.25)))
+    again = FCN8s(**net.config).eval()
+    again.load_state_dict(net.state_dict())
+    x = torch.randn(1, 3, 33, 47)
+    assert torch.equal(net(x), again(x))
+
+
+@pytest.mark.parametrize("settings", [{"num_classes": 0}, {"stride": 4}, {"pad": 50}])
+def test_settings_that_make_no_network_are_refused(settings):
+    with pytest.raises(ValueError):
+        small(**settings)
+
+
+# ---- loss ----
+
+@given(st.data())
+def test_loss_is_the_mean_over_valid_pixels_alone(data):
+    classes = data.draw(st.integers(1, 5))
+    labels = np.array(data.draw(st.lists(st.sampled_from([*range(classes), IGNORE]), min_size=12, max_size=12)))
+    scores = torch.randn(2, classes, 2, 3, dtype=torch.double)
+    flat = scores.permute(0, 2, 3, 1).reshape(-1, classes).numpy()
+    terms = [np.log(np.exp(s).sum()) - s[t] for s, t in zip(flat, labels) if t != IGNORE]
+    value = loss(scores, torch.from_numpy(labels).view(2, 2, 3))
+    assert value.item() == pytest.approx(np.mean(terms) if terms else 0.0, rel=1e-5, abs=1e-6)
+
+
+def test_a_batch_without_a_valid_pixel_is_zero_with_zero_gradients():
+    scores = torch.randn(1, 2, 4, 4, requires_grad=True)
+    value = loss(scores, torch.full((1, 4, 4), IGNORE))
+    value.backward()
+    assert value.item() == 0 and torch.equal(scores.grad, torch.zeros(1, 2, 4, 4))

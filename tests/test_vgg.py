@@ -1,0 +1,192 @@
+"""VGG16: the same function as the classification network, its grids, and what it accepts as weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vgg import IMAGE, VGG16, Grid, InputError, load_imagenet, read_tensors
+
+LAYERS = ["conv1_1", "conv1_2", "pool1", "conv2_1", "conv2_2", "pool2", "conv3_1", "conv3_2", "conv3_3", "pool3",
+          "conv4_1", "conv4_2", "conv4_3", "pool4", "conv5_1", "conv5_2", "conv5_3", "pool5", "fc6", "fc7"]
+
+
+def reference(state, x, stop=None):
+    """VGG16 up to layer `stop` as the table of the paper says it, on a plain dict of weights. Even sizes only."""
+    for name in LAYERS[:-2]:
+        if name.startswith("pool"):
+            x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5))
+        else:
+            x = F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1).clamp(min=0)
+        if name == stop:
+            break
+    return x
+
+
+def test_full_network_computes_what_the_dense_layers_of_the_classifier_compute():
+    # At 224 x 224 pool5 is 7 x 7, and the 7 x 7 window of fc6 fits once: at the centre of our padded map.
+    net = VGG16().eval()
+    assert sum(p.numel() for p in net.parameters()) == 134_260_544  # 138,357,544 less the 1000 classes' 4,097,000
+    state = net.state_dict()
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        pool3, pool4, fc7 = net(x)
+        flat = reference(state, x).flatten(1)
+        hidden = F.linear(flat, state["fc6.weight"].view(4096, 25088), state["fc6.bias"]).clamp(min=0)
+        wanted = F.linear(hidden, state["fc7.weight"].view(4096, 4096), state["fc7.bias"]).clamp(min=0)
+    torch.testing.assert_close(fc7[:, :, 3, 3], wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(pool3, reference(state, x, "pool3"), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(pool4, reference(state, x, "pool4"), rtol=1e-3, atol=1e-4)
+    assert wanted.std() > 0.1  # a comparison of zeros would show nothing
+
+
+def test_layers_have_the_authors_names_in_the_order_of_the_paper():
+    assert [name for name, _ in VGG16(width=1 / 64, fc_channels=1).named_children()] == LAYERS
+
+
+@given(height=st.integers(1, 150), width=st.integers(1, 150), pad=st.sampled_from([1, 97, 100]))
+def test_every_pool_keeps_the_last_row(height, width, pad):
+    def halved(n, times):
+        n += 2 * pad - 2
+        for _ in range(times):
+            n = (n + 1) // 2
+        return n
+
+    pool3, pool4, fc7 = VGG16(pad, width=1 / 64, fc_channels=2).eval()(torch.zeros(1, 3, height, width))
+    assert pool3.shape[2:] == (halved(height, 3), halved(width, 3))
+    assert pool4.shape[2:] == (halved(height, 4), halved(width, 4))
+    lost = 0 if pad == 1 else 6
+    assert fc7.shape[2:] == (halved(height, 5) - lost, halved(width, 5) - lost)
+
+
+def test_grids_are_those_of_the_reference_arithmetic():
+    border = VGG16(pad=100, width=1 / 64, fc_channels=1).grid
+    assert border["conv1_2"] == Grid(1, -99)
+    assert [border[f"pool{i}"] for i in (3, 4, 5)] == [Grid(8, -95.5), Grid(16, -91.5), Grid(32, -83.5)]
+    assert border["fc7"] == Grid(32, 12.5)
+    none = VGG16(width=1 / 64, fc_channels=1).grid
+    assert [none[f"pool{i}"] for i in (3, 4, 5)] == [Grid(8, 3.5), Grid(16, 7.5), Grid(32, 15.5)]
+
+
+@pytest.mark.parametrize("pad", [1, 100])
+@pytest.mark.parametrize("name, index", [("pool3", 0), ("pool4", 1), ("fc7", 2)])
+def test_a_cell_sees_the_image_around_the_pixel_that_its_grid_names(pad, name, index):
+    """The pixels that move one cell are a square; its centre is the pixel stride * i + offset."""
+    net = VGG16(pad, width=1 / 64, fc_channels=1).double()
+    for p in net.parameters():
+        p.data.fill_(0.5)  # all positive: no pixel in reach can cancel, no ReLU can close
+    x = torch.linspace(1, 2, 640 * 640, dtype=torch.double).view(1, 1, 640, 640).repeat(1, 3, 1, 1).requires_grad_()
+    net.eval()
+    cells = net(x)[index]
+    row, column = cells.shape[2] // 2, cells.shape[3] // 2 + 1
+    # A max pool passes one of its inputs on; all of them in turn are what the cell can see. Average pools see at once.
+    for i in range(1, 6):
+        setattr(net, f"pool{i}", torch.nn.AvgPool2d(2, 2, ceil_mode=True))
+    net(x)[index][0, 0, row, column].backward()
+    rows, columns = (x.grad[0, 0].abs().sum(d).nonzero().flatten() for d in (1, 0))
+    assert 0 < rows[0] and rows[-1] < 639 and 0 < columns[0] and columns[-1] < 639, "the image must not cut the square"
+    stride, offset = net.grid[name]
+    assert (rows[0] + rows[-1]).item() / 2 == stride * row + offset
+    assert (columns[0] + columns[-1]).item() / 2 == stride * column + offset
+
+
+def test_image_grid_is_the_pixels():
+    assert IMAGE.stride * 7 + IMAGE.offset == 7
+
+
+def test_fresh_weights_keep_the_size_of_the_signal_and_none_is_zero():
+    net = VGG16(width=0.25, fc_channels=256).eval()
+    for name, p in net.named_parameters():
+        if name.endswith("weight"):
+            he = (2 / p[0].numel()) ** 0.5
+            assert 0.75 * he < p.std() < 1.25 * he, name
+    with torch.no_grad():
+        *_, fc7 = net(torch.randn(2, 3, 96, 96))
+    assert 0.05 < fc7.pow(2).mean().sqrt() < 20
+
+
+@pytest.mark.parametrize("settings", [{"pad": 0}, {"pad": 2}, {"pad": 96}, {"width": 0}, {"fc_channels": 0}])
+def test_settings_that_make_no_network_are_refused(settings):
+    with pytest.raises(ValueError):
+        VGG16(**{"width": 1 / 64, "fc_channels": 1, **settings})
+
+
+# ---- weights ----
+
+def small():
+    return VGG16(width=1 / 64, fc_channels=3)
+
+
+def write(path, state):
+    torch.save(state, path)
+    return path
+
+
+def test_a_whole_file_loads_and_a_features_only_file_leaves_fc6_and_fc7(tmp_path):
+    source, whole, features = small(), small(), small()
+    line = load_imagenet(whole, write(tmp_path / "whole.pth", source.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), source.state_dict().values()))
+    assert "fc6 and fc7 from ImageNet" in line and "\n" not in line
+
+    fresh = {name: p.clone() for name, p in features.state_dict().items()}
+    convolutions = {name: p for name, p in source.state_dict().items() if name.startswith("conv")}
+    line = load_imagenet(features, write(tmp_path / "features.pth", convolutions))
+    for name, p in features.state_dict().items():
+        assert torch.equal(p, convolutions.get(name, fresh[name])), name
+    assert "fresh" in line and "\n" not in line
+
+
+def spoil(state, how):
+    if how == "missing":
+        del state["conv3_2.bias"]
+    elif how == "fc7 missing":
+        del state["fc7.weight"]
+    elif how == "extra":
+        state["conv6_1.weight"] = torch.zeros(1)
+    elif how == "shape":
+        state["conv2_1.weight"] = state["conv2_1.weight"][:, :1, :1]
+    elif how == "integers":
+        state["conv1_1.bias"] = state["conv1_1.bias"].long()
+    elif how == "nan":
+        state["conv5_3.weight"][0, 0, 0, 0] = float("nan")
+    elif how == "too large":
+        state["conv1_2.bias"] = torch.full((1,), 1e300, dtype=torch.double)
+    return state
+
+
+@pytest.mark.parametrize("how, named", [
+    ("missing", "conv3_2.bias is missing"), ("fc7 missing", "fc7.weight is missing"), ("extra", "'conv6_1.weight'"),
+    ("shape", "conv2_1.weight is"), ("integers", "conv1_1.bias"), ("nan", "conv5_3.weight"),
+    ("too large", "conv1_2.bias")])
+def test_wrong_weights_are_refused_by_the_name_of_the_tensor_and_change_nothing(tmp_path, how, named):
+    net = small()
+    before = {name: p.clone() for name, p in net.state_dict().items()}
+    file = write(tmp_path / "w.pth", spoil(small().state_dict(), how))
+    with pytest.raises(InputError, match=named) as error:
+        load_imagenet(net, file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+    assert all(torch.equal(p, before[name]) for name, p in net.state_dict().items())
+
+
+class Attack:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x8a foreign bytes", "pickle", "list"])
+def test_a_file_that_is_no_state_dict_is_one_line_and_runs_nothing(tmp_path, content, capsys):
+    file = tmp_path / "w.pth"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(Attack() if content == "pickle" else [1, 2], file)
+    with pytest.raises(InputError) as error:
+        read_tensors(file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_a_missing_file_is_said_by_name(tmp_path):
+    with pytest.raises(InputError, match="none.pth"):
+        read_tensors(tmp_path / "none.pth")
