@@ -155,9 +155,10 @@ def draw_chart(sheet, box, title, xs, lines, highest, colours):
     """One line chart inside box (left, top, right, bottom): y from 0 to `highest` rounded up, x over the epochs."""
     draw, small = ImageDraw.Draw(sheet), font(14)
     left, top, right, bottom = box[0] + 70, box[1] + 40, box[2] - 190, box[3] - 40
-    step = next(s for e in range(-6, 7) for s in (10.0 ** e, 2 * 10.0 ** e, 5 * 10.0 ** e) if highest / s <= 6)
+    base = 10.0 ** np.floor(np.log10(highest / 6))
+    step = next(base * m for m in (1, 2, 5, 10) if highest / (base * m) <= 6.001)  # at most six steps of a round size
     ticks = [step * i for i in range(int(np.ceil(highest / step - 1e-9)) + 1)]
-    first, last = min(xs), max(max(xs), min(xs) + 1)
+    first, last = xs[0], max(xs[-1], xs[0] + 1)  # a single epoch is a dot at the left
 
     def at(x, y):
         return (left + (right - left) * (x - first) / (last - first), bottom - (bottom - top) * y / ticks[-1])

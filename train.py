@@ -64,7 +64,7 @@ POWER = 0.9            # then it falls as (1 - progress) ** POWER
 CLIP = 5.0             # largest norm of the gradient
 # What --resume may change: how long and where, not what is learnt.
 FREE_ON_RESUME = {"epochs", "device", "amp", "workers", "data"}
-SYNTHETIC = "roads"    # the folder beside the runs that the synthetic data set is drawn into
+SYNTHETIC = "synthetic-roads"  # the folder beside the runs that the synthetic data set is drawn into
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,305 @@
+"""Readers of real files: layouts found, labels never bent, image and label kept together, batches of any sizes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import data
+from data import Reader, augment, batches, collate, find, normalise, on_device
+from fcn import IGNORE
+from vgg import IMAGE_MEAN, IMAGE_STD, InputError
+
+ROAD, NOT_ROAD, NOT_VALID = (255, 0, 255), (255, 0, 0), (0, 0, 0)
+
+
+def picture(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(array, np.uint8)).save(path)
+    return path
+
+
+def kitti(root, um=4, umm=3, uu=5, size=(6, 9)):
+    """A KITTI Road tree: um images with both ground truths, as in the benchmark."""
+    rng = np.random.default_rng(0)
+    for category, count in (("um", um), ("umm", umm), ("uu", uu)):
+        for i in range(count):
+            picture(root / f"training/image_2/{category}_{i:06d}.png", rng.integers(0, 256, (*size, 3)))
+            for task in ("road", "lane") if category == "um" else ("road",):
+                colours = np.array([ROAD, NOT_ROAD, NOT_VALID])[rng.integers(0, 3, size)]
+                picture(root / f"training/gt_image_2/{category}_{task}_{i:06d}.png", colours)
+    return root
+
+
+def masks(folder, stems, ids=4, size=(5, 7)):
+    rng = np.random.default_rng(0)
+    for stem in stems:
+        picture(folder / "images" / f"{stem}.jpg", rng.integers(0, 256, (*size, 3)))
+        picture(folder / "masks" / f"{stem}.png", rng.integers(0, ids, size))
+    return folder
+
+
+# ---- KITTI Road ----
+
+@pytest.mark.parametrize("task, images", [("road", 12), ("lane", 4)])
+def test_each_kitti_image_comes_once_and_with_the_truth_of_the_task_alone(tmp_path, task, images):
+    found = find(kitti(tmp_path), task)
+    samples = found.train + found.val
+    assert len(samples) == images == len({s.image for s in samples})
+    for s in samples:
+        category, number = s.image.stem.split("_")
+        assert s.label.name == f"{category}_{task}_{number}.png"
+    assert found.classes == [f"not {task}", task]
+
+
+def test_kitti_colours_magenta_is_road_red_is_not_and_black_is_neither(tmp_path):
+    file = picture(tmp_path / "gt.png", [[ROAD, NOT_ROAD, NOT_VALID], [NOT_VALID, ROAD, NOT_ROAD]])
+    assert data.read_kitti_label(file).tolist() == [[1, 0, IGNORE], [IGNORE, 1, 0]]
+    with pytest.raises(InputError, match="gt.png"):
+        data.read_kitti_label(picture(tmp_path / "gt.png", [[1, 2], [3, 4]]))
+
+
+def test_real_kitti_labels_hold_the_counts_of_their_colours(kitti_sample):
+    found = find(kitti_sample, "lane")
+    assert len(found.train) + len(found.val) == 11
+    label = data.read_kitti_label(kitti_sample / "training/gt_image_2/um_lane_000010.png")
+    assert [(label == v).sum() for v in (0, 1, IGNORE)] == [395265, 33373, 37112]
+    label = data.read_kitti_label(kitti_sample / "training/gt_image_2/um_road_000001.png")
+    assert [(label == v).sum() for v in (0, 1, IGNORE)] == [388113, 69165, 8472]
+
+
+@given(counts=st.lists(st.integers(0, 100), min_size=3, max_size=3).filter(lambda c: sum(c) >= 2),
+       seed=st.integers(0, 99), turn=st.integers(0, 50))
+def test_the_split_holds_out_each_category_in_proportion_whatever_the_order_and_folder(counts, seed, turn):
+    def samples(root):
+        return [data.Sample(root / f"{g}_{i}.png", root / "gt", g)
+                for g, n in zip(("um", "umm", "uu"), counts) for i in range(n)]
+
+    here, there = (samples(data.Path(root)) for root in ("/here", "/elsewhere"))
+    train, val = data.hold_out(here, seed)
+    assert sorted(train + val) == sorted(here)
+    assert train and val
+    for group, count in zip(("um", "umm", "uu"), counts):
+        held = sum(s.group == group for s in val)
+        assert abs(held - data.HELD_OUT * count) <= 0.5 or (held == 1 == len(val))
+    moved = there[turn % len(there):] + there[:turn % len(there)]
+    assert {s.image.name for s in data.hold_out(moved, seed)[1]} == {s.image.name for s in val}
+
+
+def test_another_split_seed_holds_out_other_images(tmp_path):
+    root = kitti(tmp_path, um=20, umm=0, uu=0)
+    splits = {tuple(sorted(s.image.name for s in find(root, "road", seed).val)) for seed in range(5)}
+    assert len(splits) > 1
+
+
+# ---- images and masks ----
+
+def test_classes_and_split_of_images_and_masks_come_from_the_folder(tmp_path):
+    masks(tmp_path / "train", ["a", "b"])
+    masks(tmp_path / "val", ["c"])
+    (tmp_path / "classes.txt").write_text("road\nsky\n\nweg und straße\n", encoding="utf-8")
+    found = find(tmp_path)
+    assert [s.image.stem for s in found.train] == ["a", "b"] and [s.image.stem for s in found.val] == ["c"]
+    assert found.classes == ["road", "sky", "weg und straße"]
+    label = found.read_label(picture(tmp_path / "m.png", [[0, 1, 2, 3, 254, 255]]))
+    assert label.tolist() == [[0, 1, 2, IGNORE, IGNORE, IGNORE]] and label.dtype == np.uint8
+
+
+def test_without_classes_txt_the_ids_in_the_masks_are_counted(tmp_path):
+    masks(tmp_path, "abcdefghij", ids=7)
+    picture(tmp_path / "masks/a.png", np.full((5, 7), IGNORE))
+    found = find(tmp_path)
+    assert found.classes == [f"class {i}" for i in range(7)]
+    assert (len(found.train), len(found.val)) == (8, 2)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1"])
+def test_grey_and_palette_masks_give_the_stored_ids(tmp_path, mode):
+    ids = np.array([[0, 1, 1], [1, 0, 0]], np.uint8)
+    image = Image.fromarray(ids * 255).convert("1") if mode == "1" else Image.fromarray(ids)
+    if mode == "P":
+        image.putpalette([200, 10, 10, 10, 200, 10])
+    image.save(tmp_path / "m.png")
+    assert Image.open(tmp_path / "m.png").mode == mode
+    assert data.read_mask(tmp_path / "m.png").tolist() == ids.tolist()
+
+
+def test_camvid_has_eleven_classes_and_ignores_the_unlabelled():
+    folder = data.Path(__file__).resolve().parents[2] / "shared/data/camvid"
+    if not folder.is_dir():
+        pytest.skip(f"needs CamVid in {folder}")
+    found = find(folder)
+    assert (len(found.train), len(found.val), len(found.classes)) == (367, 101, 11) and found.classes[3] == "road"
+    label = found.read_label(found.val[0].label)
+    assert set(np.unique(label)) <= {*range(11), IGNORE} and (label == IGNORE).any()
+
+
+# ---- what cannot be used ----
+
+def spoil(root, how):
+    if how == "mask missing":
+        (masks(root, "abc") / "masks/b.png").unlink()
+        return "b.jpg"
+    if how == "image missing":
+        (masks(root, "abc") / "images/b.jpg").unlink()
+        return "b.png"
+    if how == "two of a stem":
+        picture(masks(root, "abc") / "images/b.png", np.zeros((5, 7, 3)))
+        return "b.png"
+    if how == "lossy mask":
+        (masks(root, "abc") / "masks/b.png").rename(root / "masks/b.jpg")
+        return "b.jpg"
+    if how == "no pictures":
+        masks(root, "a")
+        for part in ("images/a.jpg", "masks/a.png"):
+            (root / part).unlink()
+        return "images"
+    if how == "one image":
+        masks(root, "a")
+        return "a.jpg"
+    if how == "nothing known":
+        (root / "pictures").mkdir()
+        return "gt_image_2"
+    if how == "kitti truth missing":
+        kitti(root, um=0)
+        return "um_lane_000000.png"
+    if how == "kitti image missing":
+        (kitti(root) / "training/image_2/um_000001.png").unlink()
+        return "um_000001.png"
+    if how == "no class":
+        (masks(root, "abc") / "classes.txt").write_text("\n")
+        return "classes.txt"
+    if how == "no text":
+        (masks(root, "abc") / "classes.txt").write_bytes(b"\xff\xfe\x00road")
+        return "classes.txt"
+    return "none"  # no such folder
+
+
+@pytest.mark.parametrize("how", ["mask missing", "image missing", "two of a stem", "lossy mask", "no pictures",
+                                 "one image", "nothing known", "kitti truth missing", "kitti image missing",
+                                 "no class", "no text", "no folder"])
+def test_a_folder_that_cannot_be_used_is_one_line_that_names_the_file(tmp_path, how):
+    named = spoil(tmp_path, how)
+    with pytest.raises(InputError, match=named) as error:
+        find(tmp_path / ("none" if how == "no folder" else ""), "lane")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", "cut"])
+def test_a_broken_picture_is_said_by_name(tmp_path, content):
+    file = picture(tmp_path / "broken.png", np.random.default_rng(0).integers(0, 256, (40, 40, 3)))
+    file.write_bytes(file.read_bytes()[:900] if content == "cut" else content)
+    with pytest.raises(InputError, match="broken.png"):
+        data.read_image(file)
+
+
+def test_image_and_label_of_different_sizes_are_refused_with_both_sizes(tmp_path):
+    sample = data.Sample(picture(tmp_path / "i.png", np.zeros((5, 7, 3))), picture(tmp_path / "m.png", [[0]]), "")
+    with pytest.raises(InputError, match="1x1.*7x5"):
+        Reader(data.read_mask)(sample)
+
+
+# ---- augmentation ----
+
+@given(seed=st.integers(0, 10**6), height=st.integers(1, 90), width=st.integers(1, 90),
+       crop=st.none() | st.tuples(st.integers(1, 70), st.integers(1, 70)))
+def test_augmentation_keeps_size_type_and_classes(seed, height, width, crop):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    label = rng.choice(np.array([0, 1, 5, IGNORE], np.uint8), (height, width))
+    view, view_label = augment(image, label, rng, crop)
+    assert view.dtype == view_label.dtype == np.uint8
+    assert view.shape == (*view_label.shape, 3)
+    if crop:
+        assert view_label.shape[0] <= crop[0] and view_label.shape[1] <= crop[1]
+    assert set(np.unique(view_label)) <= set(np.unique(label))  # nearest: no id that was not there
+
+
+@given(seed=st.integers(0, 10**6), crop=st.sampled_from([None, (40, 60), (17, 90)]))
+def test_augmentation_keeps_image_and_label_together(seed, crop):
+    """The label is drawn into the picture: after any flip, scale and crop it is still found there."""
+    rng = np.random.default_rng(seed)
+    label = np.kron(rng.integers(0, 2, (5, 6), np.uint8), np.ones((16, 16), np.uint8))
+    image = np.repeat(60 + 120 * label[..., None], 3, axis=2)
+    view, view_label = augment(image, label, rng, crop)
+    middle = (int(view.min()) + int(view.max())) / 2
+    if len(np.unique(view_label)) == 2:  # light and contrast may shift both greys, not their order
+        agree = ((view[..., 0] > middle) == view_label).mean()
+        assert agree > 0.93  # all but the blended edges
+
+
+def test_augmentation_flips_scales_crops_and_changes_light():
+    label = np.zeros((64, 64), np.uint8)
+    label[:, :20] = 1
+    image = np.full((64, 64, 3), 100, np.uint8)
+    views = [augment(image, label, np.random.default_rng(i)) for i in range(40)]
+    assert {bool(v[0, 0]) for _, v in views} == {False, True}
+    assert len({v.shape for _, v in views}) > 10
+    assert len({int(v[0, 0, 0]) for v, _ in views}) > 10
+    windows = {v.tobytes() for _, v in (augment(image, label, np.random.default_rng(i), (16, 16)) for i in range(40))}
+    assert len(windows) > 2
+
+
+# ---- batches ----
+
+@given(sizes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=4))
+def test_a_batch_of_images_of_different_sizes_is_padded_with_ignore(sizes):
+    pairs = [(np.full((h, w, 3), 7, np.uint8), np.full((h, w), 1, np.uint8)) for h, w in sizes]
+    images, labels = collate(pairs)
+    assert images.shape == (len(sizes), 3, max(h for h, _ in sizes), max(w for _, w in sizes))
+    for n, (h, w) in enumerate(sizes):
+        assert (images[n, :, :h, :w] == 7).all() and (labels[n, :h, :w] == 1).all()
+        assert (labels[n] == 1).sum() == h * w and (labels[n] == IGNORE).sum() == labels[n].numel() - h * w
+    padding = normalise(images)[labels[:, None].expand_as(images) == IGNORE]
+    assert (padding.abs() < 0.01).all()  # the mean colour: next to nothing
+
+
+@given(count=st.integers(0, 9), batch_size=st.integers(1, 4), workers=st.integers(0, 3))
+def test_batches_bring_every_sample_once_in_order_for_any_number_of_workers(count, batch_size, workers):
+    def load(i):
+        return np.full((1, 1, 3), i, np.uint8), np.full((1, 1), i, np.uint8)
+
+    loaded = [labels.flatten().tolist() for _, labels in batches(list(range(count)), load, batch_size, workers)]
+    assert [i for group in loaded for i in group] == list(range(count))
+    assert all(len(group) == batch_size for group in loaded[:-1])
+
+
+def test_an_error_in_a_worker_reaches_the_loop():
+    def load(i):
+        raise InputError(f"sample {i}")
+
+    with pytest.raises(InputError, match="sample 0"):
+        list(batches([0, 1, 2, 3], load, 1, 2))
+
+
+@pytest.mark.parametrize("room, kept", [(10**6, 12), (0, 0), (3 * 6 * 9 * 4, 3)])
+def test_the_cache_stays_within_its_bytes_and_changes_nothing(tmp_path, room, kept):
+    found = find(kitti(tmp_path))
+    reader, plain = Reader(found.read_label, room), Reader(found.read_label, 0)
+    for _ in range(2):
+        for sample in found.train + found.val:
+            for ours, theirs in zip(reader(sample), plain(sample)):
+                assert np.array_equal(ours, theirs)
+    assert len(reader.cache) == kept
+    assert sum(a.nbytes for pair in reader.cache.values() for a in pair) <= room
+
+
+def test_images_reach_the_network_normalised_in_rgb():
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[..., 0], image[..., 2] = 255, 51  # red 1.0, blue 0.2
+    pair = collate([(image, np.zeros((2, 2), np.uint8))])
+    images, labels = next(on_device([pair], torch.device("cpu")))
+    wanted = [(v - m) / s for v, m, s in zip((1.0, 0.0, 0.2), IMAGE_MEAN, IMAGE_STD)]
+    assert images[0, :, 1, 1].tolist() == pytest.approx(wanted, abs=1e-5)
+    assert images.dtype == torch.float32 and labels.dtype == torch.int64
+
+
+def test_sixteen_bit_grey_is_scaled_and_exif_turned(tmp_path):
+    Image.fromarray(np.full((3, 4), 256 * 77, np.uint16)).save(tmp_path / "deep.png")
+    assert (data.read_image(tmp_path / "deep.png") == 77).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert data.read_image(tmp_path / "turned.jpg").shape == (8, 4, 3)
