@@ -59,8 +59,9 @@ class FCN8s(nn.Module):
     width              factor on the channels of the convolutions, for tests and small machines
     fc_channels        channels of fc6 and fc7
     learn_upsampling   False: the transposed convolutions stay bilinear, as in the authors' networks
-    skip_scale         factors on pool4 and pool3 before they are scored. The authors' at-once network has (0.01, 0.0001)
-                       since Caffe's VGG16 has activations that large; (1, 1), the default, leaves them as they are
+    skip_scale         factors on pool4 and pool3 before they are scored; (1, 1), the default, leaves them as they are.
+                       The authors' at-once network has (0.01, 0.0001): Caffe's VGG16 has activations near 100 and 600
+                       there, which would swamp score_fr. balanced_skip_scale measures them instead
 
     Where the crops come from. Cell i of a map lies at pixel stride*i + offset of the image (class Grid in vgg.py), and
     cell j of the coarser map lies on cell m of the finer one:
@@ -144,6 +145,13 @@ class FCN8s(nn.Module):
 
         crop = self.crop_image
         return score[:, :, crop:crop + height, crop:crop + width]
+
+
+@torch.no_grad()
+def balanced_skip_scale(net: FCN8s, image: torch.Tensor) -> tuple[float, float]:
+    """The skip_scale that makes pool4 and pool3 as large as fc7 on `image` [N, 3, H, W], by root mean square."""
+    pool3, pool4, fc7 = (features.pow(2).mean().sqrt().item() for features in net.eval().vgg(image))
+    return fc7 / pool4, fc7 / pool3
 
 
 def loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ import platform
 import re
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,8 +25,8 @@ import torch
 from torch import nn
 
 import roads
-from data import Reader, augment, batches, find, on_device
-from fcn import FCN8s, loss
+from data import Reader, augment, batches, collate, find, normalise, on_device
+from fcn import FCN8s, balanced_skip_scale, loss
 from metrics import confusion, draw_curves, draw_samples, scores, table
 from vgg import InputError, load_imagenet, read_tensors
 from weights.convert import convert, download
@@ -38,14 +38,14 @@ WEIGHTS = HERE / "weights" / "vgg16.pth"
 # scratch in a few minutes on a processor.
 #                 real        synthetic
 DEFAULTS = {
-    "epochs":      (60,         14),        # KITTI Road: 13,900 steps
-    "batch_size":  (1,          4),         # 1, as the authors: images of any size, and the most steps per epoch
+    "epochs":      (60,         24),        # KITTI Road: 60 x 231 steps
+    "batch_size":  (1,          2),         # 1, as the authors: least memory, and the most steps per epoch
     "crop":        ("320x960",  "none"),    # a random window of each image; evaluation is on whole images
-    "lr":          (1e-3,       1e-2),      # for the mean loss
+    "lr":          (2e-3,       2e-2),      # for the mean loss; a small fresh network bears more
     "width":       (1.0,        0.25),      # factor on the channels of VGG16
     "fc_channels": (4096,       256),       # channels of fc6 and fc7
     "weights":     ("auto",     "none"),    # ImageNet is worth many thousand labelled roads; the demo needs no download
-    "skip_scale":  ("auto",     "auto"),    # factors on pool4 and pool3, see measured_skip_scale
+    "skip_scale":  ("auto",     "auto"),    # factors on pool4 and pool3, see build
     "task":        ("road",     "road"),    # KITTI's ground truth: road or lane
     "pad":         (1,          1),         # no border: the same network with a third less work (fcn.py)
     "stride":      (8,          8),         # FCN-8s
@@ -114,7 +114,7 @@ def train(options: dict):
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
                 "pillow": PIL.__version__}
     about = {"config": net.config, "classes": data.classes, "settings": settings, "versions": versions}
-    write_text(out / "config.json", json.dumps({**about, "device": str(device), "bf16": amp}, indent=2) + "\n")
+    (out / "config.json").write_text(json.dumps({**about, "device": str(device), "bf16": amp}, indent=2) + "\n")
     print(f"{sum(p.numel() for _, p in trained):,} trainable parameters on {device}{', bf16' if amp else ''}; "
           f"{settings['epochs']} epochs of {steps_per_epoch} steps; results in {out}")
 
@@ -162,12 +162,13 @@ def train(options: dict):
         save({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "best": best,
               "log": log, "rng": torch.get_rng_state()}, out / "last.pt")
 
-    # The final word is the best network's, on the held-out images and, to show how much of it is memory, on those of
-    # the training.
+    # The final word is the best network's: on the held-out images and, to show how much of it is memory, on some of
+    # those it was trained on.
     checkpoint = read_tensors(out / "best.pt")
     net.load_state_dict(checkpoint["model"])
     columns = {}
-    for name, samples in (("held out", data.val), ("training", data.train)):
+    every = math.ceil(len(data.train) / 100)
+    for name, samples in (("held out", data.val), ("training", data.train[::every])):
         matrix, _, _ = evaluate(net, reader, samples, len(data.classes), device, autocast, settings["workers"])
         columns[name] = scores(matrix)
     print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n{table(columns, data.classes)}\n"
@@ -238,27 +239,14 @@ def build(settings, data, reader, saved) -> FCN8s:
     elif settings["weights"] != "none":
         print(load_imagenet(net.vgg, settings["weights"]))
     if settings["skip_scale"] == "auto":
-        scale = measured_skip_scale(net, reader, data.train)
+        # How large the pools are depends on the weights: around 600 at pool3 in Caffe's VGG16, 1 in a fresh network.
+        # Both are brought to the size of fc7, so that one rate suits the three score layers.
+        image, _ = collate([reader(data.train[0])])
+        net.set_skip_scale(*balanced_skip_scale(net, normalise(image)))
     else:
-        scale = tuple(float(v) for v in settings["skip_scale"].split(","))
-    net.set_skip_scale(*scale)
-    print(f"skips: pool4 times {scale[0]:.2g}, pool3 times {scale[1]:.2g}")
+        net.set_skip_scale(*pair(settings["skip_scale"]))
+    print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
     return net
-
-
-@torch.no_grad()
-def measured_skip_scale(net, reader, samples) -> tuple[float, float]:
-    """Factors that make pool4 and pool3 as large as fc7 (root mean square, over four training images).
-
-    How large they are depends on the weights: Caffe's VGG16 has activations near 600 at pool3, a fresh network near 1.
-    """
-    sums = np.zeros(3)
-    net.eval()
-    for image, _ in batches(samples[:4], reader, 1, 0):
-        image = next(on_device([(image[:, :, :512, :512], image[:, 0])], torch.device("cpu")))[0]
-        sums += [feature.pow(2).mean().item() for feature in net.vgg(image)]
-    pool3, pool4, fc7 = np.sqrt(sums)
-    return float(fc7 / pool4), float(fc7 / pool3)
 
 
 def synthetic_roads(folder: Path) -> Path:
@@ -271,9 +259,12 @@ def synthetic_roads(folder: Path) -> Path:
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError):  # AssertionError: a PyTorch built without CUDA
+        raise InputError(f"--device {name}: PyTorch has no such device here; use --device cpu") from None
+    return device
 
 
 def use_bf16(amp: str, device: torch.device) -> bool:
@@ -325,6 +316,7 @@ def settle(options, saved) -> dict:
 
 def parse(argv) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"train.py: error: {message}\n")  # one line, without the usage
 
     def add(name, help, **kind):
         real, synthetic = DEFAULTS[name]
@@ -338,7 +330,7 @@ def parse(argv) -> dict:
     add("weights", "ImageNet weights: a converted file, auto (weights/vgg16.pth, else download) or none", metavar="PATH")
     add("epochs", "passes over the training images", type=whole, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
-    add("crop", "largest training window, HxW, or none", type=size_text, metavar="HxW")
+    add("crop", "largest training window, HxW, or none", type=checked(size), metavar="HxW")
     add("lr", "peak learning rate", type=positive)
     add("seed", "of everything random but the split", type=natural, metavar="N")
     add("split_seed", "of the held-out images, where the folder does not name them", type=natural, metavar="N")
@@ -348,44 +340,54 @@ def parse(argv) -> dict:
     add("stride", "FCN-8s, FCN-16s or FCN-32s", type=int, choices=(8, 16, 32))
     add("width", "factor on the channels of VGG16", type=positive)
     add("fc_channels", "channels of fc6 and fc7", type=whole, metavar="N")
-    add("skip_scale", "factors on pool4 and pool3: A,B or auto (as large as fc7)", metavar="A,B")
+    add("skip_scale", "factors on pool4 and pool3: A,B or auto (as large as fc7)", type=checked(pair), metavar="A,B")
     add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)
     add("workers", "threads that read images", type=natural, metavar="N")
     return vars(parser.parse_args(argv))
 
 
+def whole(text: str, least: int = 1) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+    return int(text)
+
+
 def natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError
-    return value
-
-
-def whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+    return whole(text, least=0)
 
 
 def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
 
 
-def size_text(text: str) -> str:
-    size(text)
-    return text
+def pair(text: str) -> tuple[float, float]:
+    """"A,B" to (A, B)."""
+    if text.count(",") != 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto or two numbers, A,B")
+    pool4, pool3 = map(positive, text.split(","))
+    return pool4, pool3
 
 
 def size(text: str) -> tuple[int, int] | None:
-    """"HxW" to (H, W), "none" to None; ValueError for anything else."""
+    """"HxW" to (H, W), "none" to None."""
     if text == "none":
         return None
-    height, width = (whole(part) for part in text.split("x"))
+    if text.count("x") != 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not none or a size, HxW")
+    height, width = map(whole, text.split("x"))
     return height, width
+
+
+def checked(convert):
+    """The text itself, once `convert` has accepted it: settings are kept as they are typed."""
+    def check(text):
+        if text != "auto":
+            convert(text)
+        return text
+    return check
 
 
 # ---- what is said and written ---------------------------------------------------------------------------------------
@@ -413,10 +415,6 @@ class Progress:
 
     def line(self, text):
         print(f"\r\033[K{text}" if self.live else text, flush=True)
-
-
-def write_text(path: Path, text: str):
-    path.write_text(text, encoding="utf-8")
 
 
 def write_log(path: Path, rows: list[dict]):

@@ -1,0 +1,220 @@
+"""The loop: it learns, resumes, keeps to its settings, and says in one line what it cannot do."""
+
+import csv
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import roads
+import train
+from fcn import FCN8s, loss
+from vgg import InputError
+
+TINY = ["--width", "0.03125", "--fc-channels", "8", "--crop", "none", "--weights", "none", "--workers", "0",
+        "--device", "cpu", "--amp", "off"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Twelve small synthetic scenes in KITTI Road's layout."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    roads.write(folder, train=12, test=0, height=32, width=64)
+    return folder
+
+
+def run(scenes, out, *more):
+    return train.main(["--data", str(scenes), "--out", str(out), "--epochs", "2", *TINY, *more])
+
+
+def log_of(out):
+    with open(out / "log.csv", newline="") as file:
+        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def weights_of(file):
+    return torch.load(file, weights_only=True)["model"]
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a | b)
+
+
+@pytest.mark.parametrize("pad, stride, amp", [(1, 8, False), (100, 8, False), (1, 32, False), (1, 16, True)])
+def test_a_training_step_lowers_the_loss(pad, stride, amp):
+    net = FCN8s(3, pad, stride, width=1 / 16, fc_channels=16).eval()
+    optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    x = torch.randn(2, 3, 64, 96)
+    labels = torch.tensor([[0, 1, 2], [2, 2, 0]]).repeat_interleave(32, 0).repeat_interleave(32, 1).repeat(2, 1, 1)
+    values = []
+    for _ in range(12):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            value = loss(net(x), labels)
+        values.append(value.item())
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    assert values[0] == pytest.approx(torch.tensor(3.0).log().item(), rel=1e-3)  # all classes alike at first
+    assert values[1] < values[0] and values[-1] < 0.99 * values[0]
+
+
+def test_a_run_leaves_settings_log_pictures_and_both_checkpoints(scenes, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(scenes, out) == 0
+    said = capsys.readouterr().out
+    for word in ("KITTI Road", "mean IoU", "IoU road", "frequency-weighted IoU", "training", str(out / "samples.png")):
+        assert word in said
+    about = json.loads((out / "config.json").read_text())
+    assert about["classes"] == ["not road", "road"]
+    assert about["settings"]["width"] == 0.03125 and about["settings"]["seed"] == 0 and "torch" in about["versions"]
+    rows = log_of(out)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert {"train_loss", "val_loss", "pixel_acc", "mean_acc", "mean_iou", "fw_iou", "iou_road"} <= rows[0].keys()
+    for name in ("curves.png", "samples.png"):
+        assert Image.open(out / name).size[0] > 600
+    for name in ("last.pt", "best.pt"):
+        checkpoint = torch.load(out / name, weights_only=True)
+        FCN8s(**checkpoint["config"]).load_state_dict(checkpoint["model"])
+        assert checkpoint["classes"] == ["not road", "road"]
+    assert not list(out.glob("*.tmp"))
+
+
+def test_the_best_checkpoint_is_that_of_the_best_row_of_the_log(scenes, tmp_path):
+    run(scenes, tmp_path, "--epochs", "4", "--lr", "0.05")
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    rows = log_of(tmp_path)
+    assert best["best"] == max(row["mean_iou"] for row in rows)
+    assert rows[best["epoch"] - 1]["mean_iou"] == best["best"]
+
+
+def test_an_interrupted_run_resumes_and_ends_as_if_it_never_stopped(scenes, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(scenes, whole, "--epochs", "4", "--batch-size", "3")
+
+    evaluate, calls = train.evaluate, []
+
+    def unplugged(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(train, "evaluate", unplugged)
+    with pytest.raises(KeyboardInterrupt):
+        run(scenes, cut, "--epochs", "4", "--batch-size", "3")
+    monkeypatch.undo()
+    assert len(log_of(cut)) == 2
+    torch.manual_seed(999)  # another process has other chance
+    assert train.main(["--out", str(cut), "--resume"]) == 0
+    assert log_of(cut) == log_of(whole)
+    assert same(weights_of(cut / "last.pt"), weights_of(whole / "last.pt"))
+
+
+def test_resuming_with_more_epochs_goes_on_and_with_another_network_is_refused(scenes, tmp_path, capsys):
+    run(scenes, tmp_path)
+    assert train.main(["--out", str(tmp_path), "--resume", "--pad", "100"]) == 2
+    assert "--pad 100" in (error := capsys.readouterr().err) and "has 1" in error
+    assert train.main(["--out", str(tmp_path), "--resume", "--epochs", "3"]) == 0
+    assert [row["epoch"] for row in log_of(tmp_path)] == [1, 2, 3]
+
+
+def test_the_same_seed_gives_the_same_run_for_any_number_of_workers_and_another_seed_another(scenes, tmp_path):
+    logs = {}
+    for name, more in (("a", ["--seed", "1"]), ("b", ["--seed", "1", "--workers", "2"]), ("c", ["--seed", "2"])):
+        run(scenes, tmp_path / name, *more)
+        logs[name] = log_of(tmp_path / name)
+    assert logs["a"] == logs["b"]
+    assert same(weights_of(tmp_path / "a/last.pt"), weights_of(tmp_path / "b/last.pt"))
+    assert logs["a"] != logs["c"]
+
+
+@pytest.mark.parametrize("more, setting, value", [
+    (["--pad", "100"], "pad", 100), (["--stride", "16"], "stride", 16), (["--stride", "32"], "stride", 32),
+    (["--learn-upsampling"], "learn_upsampling", True), (["--crop", "24x40", "--batch-size", "5"], "crop", "24x40"),
+    (["--task", "lane"], "task", "lane"), (["--amp", "bf16"], "amp", "bf16"),
+    (["--skip-scale", "0.01,0.0001"], "skip_scale", (0.01, 0.0001))])
+def test_every_option_trains_and_is_kept_in_the_checkpoint(scenes, tmp_path, more, setting, value):
+    assert run(scenes, tmp_path, "--epochs", "1", *more) == 0
+    checkpoint = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert {**checkpoint["settings"], **checkpoint["config"]}[setting] == value
+
+
+def test_weights_learn_at_the_rate_and_are_decayed_biases_at_twice_the_rate_and_are_not(scenes, tmp_path):
+    run(scenes, tmp_path)
+    weights, biases = torch.load(tmp_path / "last.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert biases["lr"] == 2 * weights["lr"] > 0
+    assert (weights["weight_decay"], biases["weight_decay"]) == (train.WEIGHT_DECAY, 0)
+    assert (len(weights["params"]), len(biases["params"])) == (18, 18)  # 15 layers of VGG16 and 3 of scores
+
+
+@given(total=st.integers(1, 500), peak=st.floats(1e-6, 1))
+def test_the_rate_rises_to_its_peak_and_falls_towards_zero(total, peak):
+    rates = [train.learning_rate(step, total, peak) for step in range(total)]
+    top = rates.index(max(rates))
+    assert all(rate > 0 for rate in rates) and max(rates) == pytest.approx(peak)
+    assert rates[:top + 1] == sorted(rates[:top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert total < 20 or (top <= 0.05 * total + 1 and rates[-1] < 0.15 * peak)
+
+
+def test_real_kitti_files_of_lane_train(kitti_sample, tmp_path):
+    assert train.main(["--data", str(kitti_sample), "--task", "lane", "--out", str(tmp_path), "--epochs", "1", *TINY,
+                       "--crop", "64x128"]) == 0
+    assert log_of(tmp_path)[0]["pixel_acc"] > 0.5  # at a score of zero for all, everything is "not lane"
+
+
+# ---- what cannot be used ----
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--data", "nowhere"], "nowhere: no such folder"),
+    (["--crop", "0x0"], "--crop"), (["--crop", "100"], "--crop"), (["--crop", "axb"], "--crop"),
+    (["--lr", "nan"], "--lr"), (["--lr", "-1"], "--lr"), (["--lr", "inf"], "--lr"),
+    (["--epochs", "-1"], "--epochs"), (["--epochs", "0"], "--epochs"), (["--batch-size", "x"], "--batch-size"),
+    (["--width", "0"], "--width"), (["--stride", "4"], "--stride"), (["--pad", "50"], "pad is 50"),
+    (["--task", "sidewalk"], "--task"), (["--amp", "fp8"], "--amp"), (["--skip-scale", "1"], "--skip-scale"),
+    (["--device", "tpu"], "--device"), (["--colour"], "--colour"), (["--weights", "none.pth"], "none.pth"),
+    (["--resume"], "--out"),
+])
+def test_input_that_cannot_be_used_is_one_line_and_status_2(scenes, tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    base = ["--data", str(scenes), "--epochs", "1", *TINY] if arguments[0] != "--resume" else []
+    try:
+        status = train.main(base + arguments)
+    except SystemExit as stop:  # argparse's own way out
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.startswith("train.py: error: ") and error.count("\n") == 1 and said in error
+
+
+def test_a_second_run_into_a_folder_is_refused_and_leaves_the_first(scenes, tmp_path, capsys):
+    run(scenes, tmp_path)
+    before = (tmp_path / "last.pt").read_bytes()
+    assert run(scenes, tmp_path) == 2
+    assert "--resume" in capsys.readouterr().err and (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_without_out_each_run_gets_a_folder_of_its_own(scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        train.main(["--data", str(scenes), "--epochs", "1", *TINY])
+    assert sorted(f.name for f in (tmp_path / "runs").iterdir()) == ["scenes", "scenes-2"]
+
+
+def test_weights_that_cannot_be_downloaded_are_said_with_the_ways_out(scenes, tmp_path, monkeypatch, capsys):
+    def no_network():
+        raise InputError("cannot be downloaded; train with --weights none")
+
+    monkeypatch.setattr(train, "WEIGHTS", tmp_path / "absent.pth")
+    monkeypatch.setattr(train, "download", no_network)
+    assert run(scenes, tmp_path / "run", "--weights", "auto") == 2
+    assert "--weights none" in capsys.readouterr().err
+
+
+def test_a_cut_checkpoint_is_said_by_name(scenes, tmp_path, capsys):
+    run(scenes, tmp_path)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:5000])
+    assert train.main(["--out", str(tmp_path), "--resume"]) == 2
+    assert "last.pt" in capsys.readouterr().err
