@@ -114,6 +114,8 @@ def find_masks(root: Path, split_seed: int) -> DataSet:
             classes = [line.strip() for line in names.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{names}: cannot be read as text in UTF-8 ({error})") from None
+        if len(set(classes)) < len(classes):
+            raise InputError(f"{names}: a class is named twice; each line must be another name")
         if not 1 <= len(classes) <= IGNORE:
             raise InputError(f"{names}: {len(classes)} classes named; 1 to {IGNORE} are possible, one name a line")
     else:
@@ -179,11 +181,18 @@ def hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sampl
 
 # ---- reading pictures and labels ------------------------------------------------------------------------------------
 
-def open_picture(path: Path) -> Image.Image:
-    """A decoded Pillow image, turned upright by its EXIF tag. Raises InputError naming the file."""
+def open_picture(path: Path, whole_bytes: bool = False) -> Image.Image:
+    """A decoded Pillow image, turned upright by its EXIF tag. Raises InputError naming the file.
+
+    With whole_bytes also if it is grey of 2 or 4 bits: Pillow would stretch its numbers to 0..255.
+    """
     try:
         with Image.open(path) as image:
+            if whole_bytes and image.tile and image.tile[0][3] in ("L;2", "L;4"):
+                raise InputError(f"{path}: is grey of {image.tile[0][3][2]} bits a pixel; save it with 8")
             return ImageOps.exif_transpose(image)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's decoders raise many kinds on damaged files
@@ -200,7 +209,7 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_mask(path: Path) -> np.ndarray:
     """Class ids uint8 [H, W] of an 8-bit grey or palette PNG: the stored numbers, not the colours. Raises InputError."""
-    image = open_picture(path)
+    image = open_picture(path, whole_bytes=True)
     if image.mode not in ("L", "P", "1"):
         raise InputError(f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is {image.mode}")
     return np.asarray(image).astype(np.uint8)
@@ -360,9 +369,11 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["road"], ["lane"]):
+        sys.exit("usage: python data.py DIR [road|lane]")
     try:
-        data = find(*sys.argv[1:3])
-    except (InputError, TypeError) as error:
+        data = find(*sys.argv[1:])
+    except InputError as error:
         sys.exit(f"data.py: error: {error}")
     print(data.found)
     for part, members in (("train", data.train), ("held out", data.val)):

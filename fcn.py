@@ -26,16 +26,16 @@ def bilinear_kernel(size: int) -> torch.Tensor:
     return tent[:, None] * tent[None, :]
 
 
-def meeting_point(coarse: Grid, fine: Grid) -> int:
-    """The cell of the map on grid `fine` on which cell 0 of the map on grid `coarse` lies.
+def meeting_point(inner: Grid, outer: Grid) -> int:
+    """The cell of the map on grid `outer` on which cell 0 of the map on grid `inner` lies.
 
     Both maps have the same stride S, so that cell j + crop of the one lies on cell j of the other for every j:
-    S*(j + crop) + fine.offset = S*j + coarse.offset. No size of an image or a map is in it. Raises ValueError if the
+    S*(j + crop) + outer.offset = S*j + inner.offset. No size of an image or a map is in it. Raises ValueError if the
     grids do not meet.
     """
-    crop = (coarse.offset - fine.offset) / coarse.stride
-    if coarse.stride != fine.stride or crop < 0 or crop != int(crop):
-        raise ValueError(f"{coarse} and {fine} do not meet")
+    crop = (inner.offset - outer.offset) / inner.stride
+    if inner.stride != outer.stride or crop < 0 or crop != int(crop):
+        raise ValueError(f"{inner} and {outer} do not meet")
     return int(crop)
 
 
@@ -60,7 +60,7 @@ class FCN8s(nn.Module):
     fc_channels        channels of fc6 and fc7
     learn_upsampling   False: the transposed convolutions stay bilinear, as in the authors' networks
     skip_scale         factors on pool4 and pool3 before they are scored; (1, 1), the default, leaves them as they are.
-                       The authors' at-once network has (0.01, 0.0001): Caffe's VGG16 has activations near 100 and 600
+                       The authors' at-once network has (0.01, 0.0001): Caffe's VGG16 has activations of tens and hundreds
                        there, which would swamp score_fr. balanced_skip_scale measures them instead
 
     Where the crops come from. Cell i of a map lies at pixel stride*i + offset of the image (class Grid in vgg.py), and
@@ -72,8 +72,10 @@ class FCN8s(nn.Module):
         score_pool4      16 m +  7.5               m = j         16 m - 91.5              m = j + 80/16 = j + 5
         upscore_pool4     8 j +  7.5 -  8*0.5 =  8 j + 3.5        8 j - 11.5 -  8*1.5 =  8 j - 23.5
         score_pool3       8 m +  3.5               m = j          8 m - 95.5              m = j + 72/8  = j + 9
-        upscore8            j +  3.5 -  1*3.5 =    j                j - 23.5 -  1*7.5 =    j - 31
+        upscore8            m +  3.5 -  1*3.5 =    m                m - 23.5 -  1*7.5 =    m - 31
         image               j                      m = j            j                     m = j + 31
+
+    In the last two lines it is the image whose pixel j is looked up in the finer map.
 
     Hence the numbers 5, 9 and 31 of the authors' network, and 0, 0, 0 without the border. The score layers start at
     zero (section 4.3), so that an untrained network scores every class alike. Raises ValueError for settings that
@@ -151,6 +153,8 @@ class FCN8s(nn.Module):
 def balanced_skip_scale(net: FCN8s, image: torch.Tensor) -> tuple[float, float]:
     """The skip_scale that makes pool4 and pool3 as large as fc7 on `image` [N, 3, H, W], by root mean square."""
     pool3, pool4, fc7 = (features.pow(2).mean().sqrt().item() for features in net.eval().vgg(image))
+    if min(pool3, pool4, fc7) == 0:  # nothing passes, as may happen in a very narrow network: nothing to go by
+        return 1.0, 1.0
     return fc7 / pool4, fc7 / pool3
 
 

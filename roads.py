@@ -7,8 +7,8 @@ so perspective, truth and calibration all come from one geometry and cannot disa
 alone nor position alone tells road from not road: a network has to learn to see.
 
 Ground frame (KITTI's "road" frame): x right, y DOWN, z ahead, metres; y = 0 is the ground and the
-camera stands at (0, -height, 0). All chance comes from np.random.default_rng and pixels see only
-+ - * / and square roots, which every processor rounds alike: the same seed gives the same scene.
+camera stands at (0, -height, 0). All chance comes from np.random.default_rng: the same
+seed gives the same scene, under the same numpy and Pillow.
 """
 import argparse
 import math

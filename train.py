@@ -64,7 +64,7 @@ POWER = 0.9            # then it falls as (1 - progress) ** POWER
 CLIP = 5.0             # largest norm of the gradient
 # What --resume may change: how long and where, not what is learnt.
 FREE_ON_RESUME = {"epochs", "device", "amp", "workers", "data"}
-SYNTHETIC = "synthetic-roads"  # the folder beside the runs that the synthetic data set is drawn into
+SYNTHETIC = HERE / "runs" / "synthetic-roads"  # drawn there once, read from there by every run without --data
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,12 +85,13 @@ def train(options: dict):
     amp = use_bf16(settings["amp"], device)
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if amp else nullcontext
     torch.manual_seed(settings["seed"])
-    torch.backends.cudnn.benchmark = True  # crops have one size: let cuDNN time its algorithms on it once
 
     # Data
-    folder = settings["data"] or synthetic_roads(out.parent / SYNTHETIC)
+    folder = settings["data"] or synthetic_roads(SYNTHETIC)
     data = find(folder, settings["task"], settings["split_seed"])
     print(data.found)
+    if saved and data.classes != saved["classes"]:
+        raise InputError(f"{folder}: has the classes {data.classes}, the run to resume {saved['classes']}")
     reader = Reader(data.read_label)
     crop = size(settings["crop"])
 
@@ -108,12 +109,13 @@ def train(options: dict):
     first_epoch, best, log = 1, -1.0, []
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["rng"])
         first_epoch, best, log = saved["epoch"] + 1, saved["best"], saved["log"]
         print(f"{out / 'last.pt'}: going on after epoch {saved['epoch']}")
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
                 "pillow": PIL.__version__}
-    about = {"config": net.config, "classes": data.classes, "settings": settings, "versions": versions}
+    recipe = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warmup": WARMUP, "power": POWER, "clip": CLIP}
+    about = {"config": net.config, "classes": data.classes, "settings": settings, "recipe": recipe,
+             "versions": versions}
     (out / "config.json").write_text(json.dumps({**about, "device": str(device), "bf16": amp}, indent=2) + "\n")
     print(f"{sum(p.numel() for _, p in trained):,} trainable parameters on {device}{', bf16' if amp else ''}; "
           f"{settings['epochs']} epochs of {steps_per_epoch} steps; results in {out}")
@@ -122,6 +124,7 @@ def train(options: dict):
     progress = Progress(total_steps, (first_epoch - 1) * steps_per_epoch)
     for epoch in range(first_epoch, settings["epochs"] + 1):
         net.train()
+        torch.manual_seed(1000 * settings["seed"] + epoch)  # dropout too follows from (seed, epoch): nothing to save
         started, loss_sum = time.time(), torch.zeros((), device=device)
         step = (epoch - 1) * steps_per_epoch
         for images, labels in on_device(training_batches(reader, data.train, epoch, crop, settings), device):
@@ -141,8 +144,13 @@ def train(options: dict):
             loss_sum += value.detach()
             progress.show(epoch, step, len(images), rate, value)
 
+        if not math.isfinite(loss_sum.item()):
+            raise InputError(f"epoch {epoch}: the loss is not finite; try a smaller --lr than {settings['lr']} (the last "
+                             "whole epoch is kept in last.pt)")
         matrix, val_loss, pictures = evaluate(net, reader, data.val, len(data.classes), device, autocast,
                                               settings["workers"], shown)
+        if matrix.sum() == 0:
+            raise InputError(f"{folder}: no held-out pixel has a class; compare classes.txt with the ids in the masks")
         result = scores(matrix)
         row = {"epoch": epoch, "step": step, "lr": rate, "seconds": round(time.time() - started, 1),
                "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": val_loss,
@@ -160,7 +168,7 @@ def train(options: dict):
             draw_samples(out / "samples.png", pictures, data.classes, f"held out, epoch {epoch}")
             save({**about, "model": net.state_dict(), "epoch": epoch, "best": best}, out / "best.pt")
         save({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "best": best,
-              "log": log, "rng": torch.get_rng_state()}, out / "last.pt")
+              "log": log}, out / "last.pt")
 
     # The final word is the best network's: on the held-out images and, to show how much of it is memory, on some of
     # those it was trained on.
@@ -261,6 +269,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError):  # AssertionError: a PyTorch built without CUDA
         raise InputError(f"--device {name}: PyTorch has no such device here; use --device cpu") from None
@@ -272,7 +282,7 @@ def use_bf16(amp: str, device: torch.device) -> bool:
     if amp != "auto":
         return amp == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # older ones only emulate it
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -291,7 +301,10 @@ def run_folder(options) -> tuple[Path, dict | None]:
         names = [stem] + [f"{stem}-{i}" for i in range(2, 10000)]
         out = next(folder for folder in (Path("runs") / name for name in names) if not folder.exists())
     if options["resume"]:
-        return out, read_tensors(out / "last.pt")
+        saved = read_tensors(out / "last.pt")
+        if not {"settings", "config", "classes", "model", "optimizer", "epoch", "best", "log"} <= saved.keys():
+            raise InputError(f"{out / 'last.pt'}: is not a checkpoint of train.py")
+        return out, saved
     if (out / "last.pt").exists() or (out / "log.csv").exists():
         raise InputError(f"{out}: holds a run already; go on with --resume, or choose another --out")
     try:
@@ -427,11 +440,15 @@ def write_log(path: Path, rows: list[dict]):
 def save(checkpoint: dict, path: Path):
     """Write beside, flush to the disk, rename: whatever happens, the file under this name is a whole one."""
     beside = path.with_name(path.name + ".tmp")
-    with open(beside, "wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with open(beside, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        beside.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from None
 
 
 if __name__ == "__main__":

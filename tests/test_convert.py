@@ -370,7 +370,6 @@ def refused(tmp_path, theirs, match, **options):
     (lambda s: s.pop("classifier.3.weight"), "tensor classifier.3.weight is missing"),
     (lambda s: s.update({"features.1.running_mean": torch.ones(4)}), "'features.1.running_mean' is unexpected"),
     (lambda s: s.update({"no\nsuch\ud800": torch.ones(4)}), r"'no\\nsuch\\ud800' is unexpected"),
-    (lambda s: s.update({7: torch.ones(4)}), "tensor 7 is unexpected"),
     (lambda s: s.update({"features.5.weight": torch.ones(8, 4, 5, 5)}), r"features.5.weight is \[8, 4, 5, 5\], but"),
     (lambda s: s.update({"classifier.0.weight": torch.ones(8, 32 * 36)}), r"classifier.0.weight is \[8, 1152\]"),
     (lambda s: s.update({"features.0.bias": torch.ones(4, dtype=torch.int64)}), "features.0.bias is not a dense"),
@@ -407,13 +406,16 @@ def test_other_networks_of_the_family_are_refused(tmp_path):
 @pytest.mark.parametrize("theirs, match", [
     ({"conv1.weight": torch.ones(1), "fc.bias": torch.ones(1)}, "2 entries .'conv1.weight', 'fc.bias'"),
     ({}, "0 entries"),
-    ({3: torch.ones(1)}, "1 entries"),
     ({"state_dict": {"features.0.weight": torch.ones(1)}}, "'state_dict'"),
     ({"x" * 10_000: torch.ones(1)}, "xxx"),
 ])
 def test_unknown_names_are_listed_with_what_was_expected(tmp_path, theirs, match):
     message = refused(tmp_path, theirs, match)
     assert "torchvision" in message and "timm" in message and "pytorch-fcn" in message and len(message) < 600
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    refused(tmp_path, {3: torch.ones(1)}, "no dictionary of tensors by name")
 
 
 def test_converted_file_is_refused_as_such(tmp_path):
@@ -527,7 +529,7 @@ def test_broken_safetensors_header_is_an_error(tmp_path, content):
 
 
 def test_foreign_pickle_is_an_error_without_a_warning(tmp_path, recwarn):
-    refused(tmp_path, write_bytes(tmp_path / "a.pth", b"\x80\x9e."), "cannot be read as a PyTorch weight file")
+    refused(tmp_path, write_bytes(tmp_path / "a.pth", b"\x80\x9e."), "is not a whole file of torch.save")
     assert not recwarn
 
 

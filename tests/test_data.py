@@ -1,5 +1,7 @@
 """Readers of real files: layouts found, labels never bent, image and label kept together, batches of any sizes."""
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,17 @@ def test_grey_and_palette_masks_give_the_stored_ids(tmp_path, mode):
     assert data.read_mask(tmp_path / "m.png").tolist() == ids.tolist()
 
 
+def test_grey_masks_of_four_bits_are_refused_since_their_ids_would_be_stretched(tmp_path):
+    Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8)).save(tmp_path / "m.png", bits=4)
+    if Image.open(tmp_path / "m.png").tile[0][3] != "L;4":  # Pillow writes 4 bits for palettes alone
+        data_bytes = bytearray((tmp_path / "m.png").read_bytes())
+        data_bytes[24] = 4  # the bit depth in the header; its checksum follows
+        data_bytes[29:33] = zlib.crc32(bytes(data_bytes[12:29])).to_bytes(4, "big")
+        (tmp_path / "m.png").write_bytes(bytes(data_bytes))
+    with pytest.raises(InputError, match="4 bits"):
+        data.read_mask(tmp_path / "m.png")
+
+
 def test_camvid_has_eleven_classes_and_ignores_the_unlabelled():
     folder = data.Path(__file__).resolve().parents[2] / "shared/data/camvid"
     if not folder.is_dir():
@@ -171,6 +184,9 @@ def spoil(root, how):
     if how == "no class":
         (masks(root, "abc") / "classes.txt").write_text("\n")
         return "classes.txt"
+    if how == "class twice":
+        (masks(root, "abc") / "classes.txt").write_text("road\nsky\nroad\n")
+        return "classes.txt"
     if how == "no text":
         (masks(root, "abc") / "classes.txt").write_bytes(b"\xff\xfe\x00road")
         return "classes.txt"
@@ -179,7 +195,7 @@ def spoil(root, how):
 
 @pytest.mark.parametrize("how", ["mask missing", "image missing", "two of a stem", "lossy mask", "no pictures",
                                  "one image", "nothing known", "kitti truth missing", "kitti image missing",
-                                 "no class", "no text", "no folder"])
+                                 "no class", "class twice", "no text", "no folder"])
 def test_a_folder_that_cannot_be_used_is_one_line_that_names_the_file(tmp_path, how):
     named = spoil(tmp_path, how)
     with pytest.raises(InputError, match=named) as error:

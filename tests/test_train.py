@@ -61,6 +61,19 @@ def test_a_training_step_lowers_the_loss(pad, stride, amp):
     assert values[1] < values[0] and values[-1] < 0.99 * values[0]
 
 
+def test_a_run_of_the_loop_lowers_the_loss_of_its_log(scenes, tmp_path):
+    assert run(scenes, tmp_path, "--epochs", "12", "--lr", "0.02", "--width", "0.125", "--fc-channels", "32") == 0
+    rows = log_of(tmp_path)
+    assert rows[-1]["train_loss"] < 0.85 * rows[0]["train_loss"]
+    assert weights_of(tmp_path / "last.pt")["score_fr.weight"].abs().sum() > 0  # it started at zero
+
+
+def test_a_rate_that_diverges_stops_with_the_mend_and_leaves_no_bad_weights(scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "loss", lambda output, labels: loss(output, labels) * float("inf"))
+    assert run(scenes, tmp_path) == 2
+    assert "--lr" in capsys.readouterr().err and not (tmp_path / "last.pt").exists()
+
+
 def test_a_run_leaves_settings_log_pictures_and_both_checkpoints(scenes, tmp_path, capsys):
     out = tmp_path / "run"
     assert run(scenes, out) == 0
