@@ -38,7 +38,7 @@ WEIGHTS = HERE / "weights" / "vgg16.pth"
 # scratch in a few minutes on a processor.
 #                 real        synthetic
 DEFAULTS = {
-    "epochs":      (60,         28),        # KITTI Road: 60 x 231 steps
+    "epochs":      (60,         20),        # KITTI Road: 60 x 231 steps
     "batch_size":  (1,          2),         # 1, as the authors: least memory, and the most steps per epoch
     "crop":        ("320x960",  "none"),    # a random window of each image; evaluation is on whole images
     "lr":          (2e-3,       2e-2),      # for the mean loss; a small fresh network bears more
