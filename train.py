@@ -116,6 +116,10 @@ def train(options: dict):
     recipe = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warmup": WARMUP, "power": POWER, "clip": CLIP}
     about = {"config": net.config, "classes": data.classes, "settings": settings, "recipe": recipe,
              "versions": versions}
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # only now: a mistyped command leaves nothing behind
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made ({error.strerror})") from None
     (out / "config.json").write_text(json.dumps({**about, "device": str(device), "bf16": amp}, indent=2) + "\n")
     print(f"{sum(p.numel() for _, p in trained):,} trainable parameters on {device}{', bf16' if amp else ''}; "
           f"{settings['epochs']} epochs of {steps_per_epoch} steps; results in {out}")
@@ -307,10 +311,6 @@ def run_folder(options) -> tuple[Path, dict | None]:
         return out, saved
     if (out / "last.pt").exists() or (out / "log.csv").exists():
         raise InputError(f"{out}: holds a run already; go on with --resume, or choose another --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror})") from None
     return out, None
 
 

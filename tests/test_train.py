@@ -200,6 +200,7 @@ def test_input_that_cannot_be_used_is_one_line_and_status_2(scenes, tmp_path, mo
     error = capsys.readouterr().err
     assert status == 2
     assert error.startswith("train.py: error: ") and error.count("\n") == 1 and said in error
+    assert not (tmp_path / "runs").exists()  # nothing is left behind
 
 
 def test_a_second_run_into_a_folder_is_refused_and_leaves_the_first(scenes, tmp_path, capsys):
