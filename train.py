@@ -10,7 +10,6 @@ import argparse
 import csv
 import json
 import math
-import os
 import platform
 import re
 import sys
@@ -28,7 +27,7 @@ import roads
 from data import Reader, augment, batches, collate, find, normalise, on_device
 from fcn import FCN8s, balanced_skip_scale, loss
 from metrics import confusion, draw_curves, draw_samples, scores, table
-from vgg import InputError, load_imagenet, read_tensors
+from vgg import InputError, load_imagenet, read_tensors, save_tensors
 from weights.convert import convert, download
 
 HERE = Path(__file__).resolve().parent
@@ -170,19 +169,18 @@ def train(options: dict):
             best = result["mean_iou"]
             progress.line(table({"held out": result}, data.classes))
             draw_samples(out / "samples.png", pictures, data.classes, f"held out, epoch {epoch}")
-            save({**about, "model": net.state_dict(), "epoch": epoch, "best": best}, out / "best.pt")
-        save({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch, "best": best,
-              "log": log}, out / "last.pt")
+            save_tensors({**about, "model": net.state_dict(), "epoch": epoch, "best": best,
+                          "scores": result}, out / "best.pt")
+        save_tensors({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch,
+                      "best": best, "log": log}, out / "last.pt")
 
     # The final word is the best network's: on the held-out images and, to show how much of it is memory, on some of
     # those it was trained on.
     checkpoint = read_tensors(out / "best.pt")
     net.load_state_dict(checkpoint["model"])
-    columns = {}
-    every = math.ceil(len(data.train) / 100)
-    for name, samples in (("held out", data.val), ("training", data.train[::every])):
-        matrix, _, _ = evaluate(net, reader, samples, len(data.classes), device, autocast, settings["workers"])
-        columns[name] = scores(matrix)
+    some = data.train[::math.ceil(len(data.train) / 100)]
+    matrix, _, _ = evaluate(net, reader, some, len(data.classes), device, autocast, settings["workers"])
+    columns = {"held out": checkpoint["scores"], "training": scores(matrix)}
     print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n{table(columns, data.classes)}\n"
           f"pictures: {out / 'samples.png'} and {out / 'curves.png'}; weights: {out / 'best.pt'}")
 
@@ -435,20 +433,6 @@ def write_log(path: Path, rows: list[dict]):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def save(checkpoint: dict, path: Path):
-    """Write beside, flush to the disk, rename: whatever happens, the file under this name is a whole one."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with open(beside, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        beside.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from None
 
 
 if __name__ == "__main__":

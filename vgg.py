@@ -10,7 +10,10 @@ Shelhamer and Darrell 2015, section 3.1). The last dense layer, which names Imag
 
 from __future__ import annotations
 
+import os
 import warnings
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -178,6 +181,27 @@ def read_tensors(path) -> dict:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise InputError(f"{path}: holds no dictionary of tensors by name")
     return content
+
+
+def save_tensors(content: dict, path: Path):
+    """Write a dictionary that read_tensors reads, all or nothing: the same content gives the same bytes.
+
+    Written beside, flushed to the disk, renamed: whatever happens, the file under this name is a whole one. Raises
+    InputError if that cannot be done; what was there before is then still there.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # in the same folder, where a rename is atomic
+    try:
+        with open(beside, "wb") as file:  # an open file, since torch.save would put the name of a path into the bytes
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{path}: cannot be written ({reason})") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink()
 
 
 def load_imagenet(net: VGG16, path) -> str:

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+from conftest import SHARED
 from fcn import FCN8s
 from vgg import IMAGE_MEAN, IMAGE_STD, VGG16, InputError, load_imagenet, read_tensors
 from weights import convert as module
 from weights.convert import convert, download
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 PHOTO = SHARED / "data/kitti_road_sample/training/image_2/um_000000.png"
 REAL = SHARED / "weights/vgg16-conv-imagenet.pth"
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data
+from conftest import SHARED
 from data import Reader, augment, batches, collate, find, normalise, on_device
 from fcn import IGNORE
 from vgg import IMAGE_MEAN, IMAGE_STD, InputError
@@ -140,7 +141,7 @@ def test_grey_masks_of_four_bits_are_refused_since_their_ids_would_be_stretched(
 
 
 def test_camvid_has_eleven_classes_and_ignores_the_unlabelled():
-    folder = data.Path(__file__).resolve().parents[2] / "shared/data/camvid"
+    folder = SHARED / "data" / "camvid"
     if not folder.is_dir():
         pytest.skip(f"needs CamVid in {folder}")
     found = find(folder)

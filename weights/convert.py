@@ -24,12 +24,10 @@ group's convolutions, He-normal fc and score layers, seven crops of road photos)
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import http.client
 import json
 import math
-import os
 import re
 import sys
 from pathlib import Path
@@ -42,7 +40,7 @@ if __name__ == "__main__":  # run as a script: vgg.py and fcn.py lie one folder 
     sys.path.insert(0, str(HERE.parent))
 
 from fcn import IGNORE, FCN8s  # noqa: E402
-from vgg import IMAGE_MEAN, IMAGE_STD, VGG16, InputError, read_tensors  # noqa: E402
+from vgg import IMAGE_MEAN, IMAGE_STD, VGG16, InputError, read_tensors, save_tensors  # noqa: E402
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 # torchvision's other VGG16 (IMAGENET1K_FEATURES) has the same names but takes 0..255: by its names alone it would be
@@ -148,7 +146,7 @@ def recognise(tensors: dict) -> str:
     if "conv1_1.weight" in tensors or "vgg.conv1_1.weight" in tensors:
         raise InputError("already converted: it has this project's own names")
     if "features.0.weight" in tensors:
-        layers = {str(name).rpartition(".")[0] for name in tensors} - set(CONVOLUTIONS)
+        layers = {name.rpartition(".")[0] for name in tensors} - set(CONVOLUTIONS)
         return next((kind for kind in (TORCHVISION, TIMM) if layers & set(FORMATS[kind])), FEATURES)
     names = ", ".join(f"{name!r:.60}" for name in list(tensors)[:4])
     raise InputError(f"unknown weights: {len(tensors)} entries ({names}, ...); expected features.N and classifier.N of "
@@ -198,7 +196,7 @@ def translate(tensors: dict, kind: str, network: nn.Module, features_only: bool 
     kept = {theirs[name] for name in shapes}
     dropped = [name for name in tensors if name not in kept]
     for name in dropped:
-        if str(name).rpartition(".")[0] not in droppable:
+        if name.rpartition(".")[0] not in droppable:
             raise InputError(f"read as {kind}, but tensor {name!r:.80} is unexpected; {other}")
 
     state = {}
@@ -240,27 +238,6 @@ def fold_caffe_input(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Te
     weight = weight.double().flip(1)  # BGR -> RGB
     bias = bias.double() + (weight * (255 * mean - caffe_mean)).sum(dim=(1, 2, 3))
     return (weight * 255 * std).float(), bias.float()
-
-
-def save(state: dict, out: Path) -> str:
-    """Write `state` to `out`, all or nothing; returns its SHA-256. The same state gives the same bytes.
-
-    Raises InputError if `out` cannot be written; whatever was there before is then still there.
-    """
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")  # in the same folder: a file system's rename is atomic
-    try:
-        with open(part, "wb") as file:  # an open file, since torch.save would put the name of a path into the bytes
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = sha256(part)
-        os.replace(part, out)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        raise InputError(f"{out}: cannot be written ({one_line(error)})") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-    return digest
 
 
 def one_line(error: BaseException) -> str:
@@ -326,7 +303,8 @@ def convert(source: Path, out: Path | None = None, features_only: bool = False,
     else:
         content = "13 convolutions of VGG16, no fc6 and fc7"
     del tensors
-    digest = save(state, out)
+    save_tensors(state, out)
+    digest = sha256(out)
     return "\n".join([*lines, f"wrote   {out}: {content}, {len(state)} tensors", f"sha256  {digest}"])
 
 
