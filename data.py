@@ -42,17 +42,24 @@ class Sample(NamedTuple):
     label: Path
     group: str
 
+    @property
+    def category(self) -> str:
+        """The benchmark's set, for KITTI Road: um_lane, um_road, umm_road or uu_road."""
+        return self.label.stem.rpartition("_")[0]
+
 
 class DataSet(NamedTuple):
     """What was found: a line that says it, the names of classes 0 ... C-1, the split, and the reader of label files.
 
-    read_label(path) gives uint8 [H, W] class ids and raises InputError.
+    read_label(path) gives uint8 [H, W] class ids and raises InputError. kitti: class 1 is KITTI's road or lane, and
+    the benchmark's measures apply.
     """
     found: str
     classes: list[str]
     train: list[Sample]
     val: list[Sample]
     read_label: Callable[[Path], np.ndarray]
+    kitti: bool = False
 
 
 # ---- finding a data set ---------------------------------------------------------------------------------------------
@@ -95,7 +102,12 @@ def find_kitti(root: Path, task: str, split_seed: int) -> DataSet:
     train, val = hold_out(samples, split_seed)
     parts = ", ".join(f"{c} {sum(s.group == c for s in train)}+{sum(s.group == c for s in val)}" for c in categories)
     found = f"{root}: KITTI Road, task {task}: {len(train)} training + {len(val)} held-out images ({parts})"
-    return DataSet(found, [f"not {task}", task], train, val, read_kitti_label)
+    return DataSet(found, [f"not {task}", task], train, val, read_kitti_label, kitti=True)
+
+
+def calibration_of(image: Path) -> Path:
+    """The calibration file of a picture in a folder image_2 of KITTI Road; it need not exist."""
+    return image.parent.parent / "calib" / f"{image.stem}.txt"
 
 
 def find_masks(root: Path, split_seed: int) -> DataSet:
@@ -202,8 +214,10 @@ def open_picture(path: Path, whole_bytes: bool = False) -> Image.Image:
 def read_image(path: Path) -> np.ndarray:
     """RGB uint8 [H, W, 3]. Raises InputError."""
     image = open_picture(path)
-    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey at 255 instead of scaling it
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255 instead of scaling it
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
 
 

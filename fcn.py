@@ -6,12 +6,16 @@ three depths of VGG16, each finer map added where its cells meet those of the co
 
 from __future__ import annotations
 
+import math
+from typing import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from vgg import IMAGE, VGG16, Grid
 
+TILE = 1536   # images of more than TILE x TILE pixels are computed in parts of at most as many, see `tiled`
 IGNORE = 255  # label of pixels that neither train nor count
 
 
@@ -77,6 +81,9 @@ class FCN8s(nn.Module):
 
     In the last two lines it is the image whose pixel j is looked up in the finer map.
 
+    A pixel's scores depend on what is up to `reach` = 245 pixels away: 201.5 at fc7 and, on the way back, 16*1.5 + 8*1.5
+    + 1*7.5 more. `tiled` goes by it.
+
     Hence the numbers 5, 9 and 31 of the authors' network, and 0, 0, 0 without the border. The score layers start at
     zero (section 4.3), so that an untrained network scores every class alike. Raises ValueError for settings that
     make no network.
@@ -129,6 +136,7 @@ class FCN8s(nn.Module):
         self.add_module(self.last, upscore(stride))
         grid = grid.after(self.get_submodule(self.last))
         self.crop_image = meeting_point(IMAGE, grid)
+        self.reach = grid.reach  # the way by fc7 is the longest; the skips see less
 
     def set_skip_scale(self, pool4: float, pool3: float):
         self.scale_pool4, self.scale_pool3 = pool4, pool3
@@ -147,6 +155,71 @@ class FCN8s(nn.Module):
 
         crop = self.crop_image
         return score[:, :, crop:crop + height, crop:crop + width]
+
+
+def halo(reach: float) -> int:
+    """`reach` in whole pixels, up to a multiple of 32: by so much the windows of `tiled` overlap their tiles."""
+    return 32 * math.ceil(reach / 32)
+
+
+def tiled(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE) -> Iterator[tuple]:
+    """The scores of a large image piece by piece: yields (rows, columns, scores [N, C, h, w] of that part), two slices.
+
+    compute    FCN8s, or what ends in one: a part [N, 3, h, w] of the image [N, 3, H, W] to its scores
+    reach      that of the network
+    tile       bounds the memory: no more than tile x tile pixels are computed at a time
+
+    The parts cover the image once, and their scores are those of the whole image up to rounding. Two conditions make
+    it so. A part is computed with a halo around it as wide as `reach`, since nothing farther away has an influence;
+    only where the image itself ends is there none, and the same padding as ever. And every part starts on a multiple
+    of 32, so that the pools pair the same rows and columns as in the whole image. Raises ValueError if a tile would
+    hold nothing but halo.
+    """
+    height, width = image.shape[2:]
+    if height * width <= tile * tile:
+        yield slice(0, height), slice(0, width), compute(image)
+        return
+    margin = halo(reach)
+    if tile < 2 * margin + 32:
+        raise ValueError(f"tile is {tile}: it must be at least {2 * margin + 32}, {margin} on each side are halo")
+    # An image that is narrow in one direction leaves its share of the tile to the other.
+    wide = min(width, tile * tile // min(height, tile))
+    tall = min(height, tile * tile // wide)
+    for top, bottom, above, below in spans(height, tall, margin):
+        for left, right, before, behind in spans(width, wide, margin):
+            scores = compute(image[:, :, above:below, before:behind])
+            yield (slice(top, bottom), slice(left, right),
+                   scores[:, :, top - above:bottom - above, left - before:right - before])
+
+
+def spans(length: int, window: int, margin: int) -> list[tuple[int, int, int, int]]:
+    """0 ... length in parts [start, stop), each with `margin` around it in [first, last), at most `window` long."""
+    if length <= window:
+        return [(0, length, 0, length)]
+    step = (window - 2 * margin) // 32 * 32
+    return [(start, min(start + step, length), max(start - margin, 0), min(start + step + margin, length))
+            for start in range(0, length, step)]
+
+
+@torch.no_grad()
+def classify(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE, road: int | None = None,
+             labels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(classes, confidence, loss) of one image [1, 3, H, W] of any size, see `tiled`.
+
+    classes uint8 [H, W]; confidence uint8 [H, W], 255 times the probability of class `road`, zeros if there is none;
+    loss as below, if there are labels [1, H, W]. All on the image's device.
+    """
+    classes = torch.empty(image.shape[2:], dtype=torch.uint8, device=image.device)
+    confidence, total, valid = torch.zeros_like(classes), 0.0, 0
+    for rows, columns, scores in tiled(compute, image, reach, tile):
+        classes[rows, columns] = scores[0].argmax(0).byte()
+        if road is not None:
+            confidence[rows, columns] = (255 * scores[0].float().softmax(0)[road]).round().byte()
+        if labels is not None:
+            part = labels[:, rows, columns]
+            pixels = (part != IGNORE).sum()
+            total, valid = total + loss(scores, part) * pixels, valid + pixels
+    return classes, confidence, None if labels is None else total / valid.clamp(min=1)
 
 
 @torch.no_grad()

@@ -1,6 +1,10 @@
-"""What a trained model is worth: numbers, all from one confusion matrix, and pictures of them.
+"""python metrics.py RESULTS_DIR TRAINING_DIR [--space image|bev]: score confidence maps as the KITTI Road benchmark does.
 
-The measures are those of Long, Shelhamer and Darrell 2015, section 5: with n[t, p] the number of pixels of true class
+RESULTS_DIR holds 8-bit grey maps, from any method, named as the ground truth in TRAINING_DIR/gt_image_2 and of the size
+of the image, or 400 wide and 800 high: these are bird's-eye views already. TRAINING_DIR is KITTI Road's training folder.
+
+The second half of this file is the benchmark. The first is one confusion matrix, and what training prints follows from
+it. The measures are those of Long, Shelhamer and Darrell 2015, section 5: with n[t, p] the number of pixels of true class
 t predicted as class p, and t_i the sum of row i,
 
     pixel accuracy            sum_i n[i, i] / sum_i t_i
@@ -14,13 +18,23 @@ does not count in the means.
 
 from __future__ import annotations
 
+import argparse
+import csv
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
 
+from data import Sample, calibration_of, files_in, open_picture, read_kitti_label
 from fcn import IGNORE
+from vgg import InputError
+
+# Bird's-eye view of the benchmark: metres right of the camera and ahead of it, in square cells.
+RIGHT, AHEAD, CELL = (-10.0, 10.0), (6.0, 46.0), 0.05
+BEV = (800, 400)  # rows (the first is the farthest) and columns, which follow from these
+URBAN = ("um_road", "umm_road", "uu_road")  # the sets that the benchmark's headline pools
 
 
 def confusion(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -68,115 +82,248 @@ def table(columns: dict[str, dict], classes: list[str]) -> str:
     return "\n".join(lines)
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- KITTI Road: confidences in the image ---------------------------------------------------------------------------
 
-# Fixed colours, told apart also where colour vision is weak; class 0 of two classes is left untinted.
-COLOURS = [(128, 128, 128), (214, 39, 40), (255, 210, 60), (148, 80, 200), (64, 120, 220), (44, 140, 50),
-           (255, 127, 14), (23, 190, 207), (140, 86, 75), (240, 110, 190), (190, 220, 60), (20, 40, 120)]
-ROAD = (230, 0, 230)
+def histogram(confidence: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """int64 [2, 256]: how often each confidence occurs among valid pixels that are not road (row 0) and road (row 1).
 
-
-def colours_for(num_classes: int) -> np.ndarray:
-    """uint8 [C, 3], the colour of each class: the same at every call; beyond the fixed ones, hues turn further."""
-    if num_classes == 2:
-        return np.array([(70, 70, 70), ROAD], np.uint8)
-    more = [tuple(Image.new("HSV", (1, 1), (i * 67 % 256, 160 + i % 3 * 40, 230 - i % 4 * 40)).convert("RGB")
-                  .getpixel((0, 0))) for i in range(len(COLOURS), num_classes)]
-    return np.array((COLOURS + more)[:num_classes], np.uint8)
-
-
-def tint(image: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """The picture uint8 [H, W, 3] with classes uint8 [H, W] as colours over it; IGNORE is shown black.
-
-    With two classes only class 1 is tinted, so that the rest of the scene stays as it is.
+    confidence: uint8, 255 times the probability of road; labels: 0, 1 or IGNORE; tensors of one shape, on one device.
+    All 256 thresholds of the benchmark follow from it. Histograms of several images add up: pixels are pooled.
     """
-    colours = np.zeros((256, 3), np.uint8)
-    colours[:num_classes] = colours_for(num_classes)
-    opacity = np.full(256, 0.65)
-    opacity[IGNORE] = 0.8
-    if num_classes == 2:
-        opacity[:2] = 0, 0.5
-    weight = opacity[label][..., None]
-    return (image * (1 - weight) + colours[label] * weight).astype(np.uint8)
+    bins = torch.where(labels == IGNORE, 512, labels.long() * 256 + confidence.long())
+    return torch.bincount(bins.flatten(), minlength=513)[:512].view(2, 256)
 
 
-def font(size: int):
-    return ImageFont.load_default(size)
+def benchmark(counts: torch.Tensor) -> dict:
+    """Measures of the benchmark (Fritsch, Kuehnl and Geiger 2013, section IV) from a histogram [2, 256].
 
-
-def draw_samples(path: Path, rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: list[str], caption: str):
-    """A contact sheet: for each (image [H, W, 3], truth [H, W], prediction [H, W]), all uint8, the three side by side.
-
-    A truth of IGNORE is black; the classes' colours stand at the bottom.
+    Road is where the confidence is at least a threshold i/255, i = 0 ... 255. MaxF is the largest F = 2 PRE REC /
+    (PRE + REC); PRE, REC, FPR, FNR and `threshold` are those where it is reached, the lowest such threshold. AP is
+    the mean over r = 0, 0.1 ... 1 of the largest PRE where REC >= r. Floats in 0..1; all nan if no pixel is road,
+    FPR also if all are.
     """
-    width = 480 if len(rows) > 1 else 640
-    strips = []
-    for image, truth, prediction in rows:
-        panels = [image, tint(image, truth, len(classes)), tint(image, prediction, len(classes))]
-        height = max(1, round(image.shape[0] * width / image.shape[1]))
-        strips.append([Image.fromarray(panel).resize((width, height)) for panel in panels])
-
-    gap, head, text = 6, 30, font(16)
-    entries = list(zip(classes, colours_for(len(classes)), strict=True)) + [("ignored", (0, 0, 0))]
-    per_line = max(1, 3 * width // 170)
-    foot = 24 * -(-len(entries) // per_line) + gap
-    sheet = Image.new("RGB", (3 * width + 4 * gap, head + foot + sum(s[0].height + gap for s in strips)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate((f"picture ({caption})", "truth", "prediction")):
-        draw.text((gap + column * (width + gap), 6), title, fill="black", font=text)
-    y = head
-    for strip in strips:
-        for column, panel in enumerate(strip):
-            sheet.paste(panel, (gap + column * (width + gap), y))
-        y += strip[0].height + gap
-    for i, (name, colour) in enumerate(entries):
-        left, top = gap + i % per_line * 170, y + i // per_line * 24
-        draw.rectangle((left, top + 2, left + 18, top + 18), fill=tuple(int(c) for c in colour))
-        draw.text((left + 24, top), name[:17], fill="black", font=text)
-    sheet.save(path)
+    names = ("MaxF", "AP", "PRE", "REC", "FPR", "FNR", "threshold")
+    # Pixels at or above each threshold: sums from the top. Exact integers.
+    false, true = np.cumsum(counts.cpu().numpy()[:, ::-1], axis=1)[:, ::-1]
+    negative, positive = false[0], true[0]
+    if positive == 0:
+        return dict.fromkeys(names, float("nan"))
+    precision = true / np.maximum(true + false, 1)  # 0 where nothing is called road
+    f = 2 * true / (true + false + positive)        # 2 PRE REC / (PRE + REC), without its 0/0
+    best = int(f.argmax())
+    ap = np.mean([precision[10 * true >= r * positive].max() for r in range(11)])
+    fpr = false[best] / negative if negative else float("nan")
+    values = (f[best], ap, precision[best], true[best] / positive, fpr, 1 - true[best] / positive, best / 255)
+    return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
-def draw_curves(path: Path, rows: list[dict], classes: list[str]):
-    """Loss and IoU over epochs from the rows of log.csv (numbers by column name), as two charts one below the other."""
-    epochs = [row["epoch"] for row in rows]
-    losses = {"training": [row["train_loss"] for row in rows], "held out": [row["val_loss"] for row in rows]}
-    ious = {"mean": [row["mean_iou"] for row in rows]}
-    ious.update({name: [row[f"iou_{name}"] for row in rows] for name in classes})
-    colours = dict(zip(classes, map(tuple, colours_for(len(classes)).tolist()), strict=True))
-    colours |= {"training": (31, 119, 180), "held out": (214, 39, 40), "mean": (0, 0, 0)}
-    sheet = Image.new("RGB", (900, 760), "white")
-    highest = max([v for line in losses.values() for v in line if np.isfinite(v)], default=1.0)
-    draw_chart(sheet, (0, 0, 900, 360), "loss (mean cross-entropy)", epochs, losses, highest or 1.0, colours)
-    draw_chart(sheet, (0, 380, 900, 740), "IoU on held-out images", epochs, ious, 1.0, colours)
-    sheet.save(path)
+class RoadScores:
+    """The benchmark's measures over many images, by space ("image" or "bev") and category ("um_road" ...)."""
+
+    def __init__(self):
+        self.counts, self.images = {}, {}
+
+    def add(self, space: str, category: str, confidence: torch.Tensor, labels: torch.Tensor):
+        key = space, category
+        self.counts[key] = self.counts.get(key, 0) + histogram(confidence, labels)
+        self.images[key] = self.images.get(key, 0) + 1
+
+    def add_sample(self, sample: Sample, confidence: torch.Tensor, labels: torch.Tensor):
+        """The maps [H, W] of a sample: in the image and, where its calibration file exists, in bird's-eye view."""
+        category, calibration = sample.category, calibration_of(sample.image)
+        self.add("image", category, confidence, labels)
+        if calibration.is_file():
+            cells = bird_cells(calibration, *labels.shape).to(labels.device)
+            self.add("bev", category, bird_view(confidence, cells, 0), bird_view(labels, cells, IGNORE))
+
+    def results(self) -> dict[tuple[str, str], dict]:
+        """`benchmark` and the number of `images` by (space, category), with URBAN where road sets were added."""
+        counts, images = dict(self.counts), dict(self.images)
+        for space in ("image", "bev"):
+            keys = [(space, category) for category in URBAN if (space, category) in counts]
+            if keys:
+                counts[space, "URBAN"] = sum(counts[key] for key in keys)
+                images[space, "URBAN"] = sum(images[key] for key in keys)
+        order = ("um_lane", *URBAN, "URBAN")
+        return {key: {**benchmark(counts[key]), "images": images[key]}
+                for key in sorted(counts, key=lambda key: (key[0] != "image", order.index(key[1])))}
 
 
-def draw_chart(sheet, box, title, xs, lines, highest, colours):
-    """One line chart inside box (left, top, right, bottom): y from 0 to `highest` rounded up, x over the epochs."""
-    draw, small = ImageDraw.Draw(sheet), font(14)
-    left, top, right, bottom = box[0] + 70, box[1] + 40, box[2] - 190, box[3] - 40
-    base = 10.0 ** np.floor(np.log10(highest / 6))
-    step = next(base * m for m in (1, 2, 5, 10) if highest / (base * m) <= 6.001)  # at most six steps of a round size
-    ticks = [step * i for i in range(int(np.ceil(highest / step - 1e-9)) + 1)]
-    first, last = xs[0], max(xs[-1], xs[0] + 1)  # a single epoch is a dot at the left
+def road_table(results: dict[tuple[str, str], dict], title: str = "") -> str:
+    """Text table of RoadScores.results in per cent, one line for each space and category; the threshold as it is."""
+    lines = [f"{title:20}  images    MaxF      AP     PRE     REC     FPR     FNR  threshold"]
+    for (space, category), values in results.items():
+        cells = " ".join(f"{100 * values[name]:7.2f}" for name in ("MaxF", "AP", "PRE", "REC", "FPR", "FNR"))
+        lines.append(f"{category:10}{'bird' + chr(39) + 's eye' if space == 'bev' else 'image':10}"
+                     f"{values['images']:8} {cells}  {values['threshold']:9.3f}")
+    return "\n".join(lines)
 
-    def at(x, y):
-        return (left + (right - left) * (x - first) / (last - first), bottom - (bottom - top) * y / ticks[-1])
 
-    draw.text((left, box[1] + 10), title, fill="black", font=font(18))
-    for tick in ticks:
-        draw.line([at(first, tick), at(last, tick)], fill=(225, 225, 225))
-        draw.text((left - 8, at(first, tick)[1]), f"{tick:.4g}", fill="black", font=small, anchor="rm")
-    for x in sorted({round(first + (last - first) * i / 8) for i in range(9)}):
-        draw.text((at(x, 0)[0], bottom + 6), str(x), fill="black", font=small, anchor="mt")
-    draw.text(((left + right) / 2, bottom + 22), "epoch", fill="black", font=small, anchor="mt")
-    draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
-    for i, (name, ys) in enumerate(lines.items()):
-        points = [at(x, min(y, ticks[-1])) for x, y in zip(xs, ys, strict=True) if np.isfinite(y)]
-        if len(points) > 1:
-            draw.line(points, fill=colours[name], width=3 if name == "mean" else 2)
-        for x, y in points if len(points) < 30 else points[-1:]:
-            draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colours[name])
-        y = top + 20 * i
-        draw.line([(right + 14, y + 8), (right + 34, y + 8)], fill=colours[name], width=3)
-        draw.text((right + 40, y), f"{name[:12]} {ys[-1]:.3f}", fill="black", font=small)
+def report(results: dict[str, dict], classes: list[str]) -> str:
+    """All tables of some results by name: of `scores` and, where a result has them under "road", of RoadScores."""
+    roads = [road_table(result["road"], name) for name, result in results.items() if "road" in result]
+    return "\n\n".join([table(results, classes), *roads])
+
+
+def columns(result: dict, classes: list[str]) -> dict[str, float]:
+    """Such a result as columns of a log: one measure each."""
+    row = {key: result[key] for key in TITLES}
+    row.update({f"iou_{name}": value for name, value in zip(classes, result["iou"], strict=True)})
+    for (space, category), values in result.get("road", {}).items():
+        row.update({f"{name}_{category}_{space}": values[name] for name in ("MaxF", "AP")})
+    return row
+
+
+# ---- KITTI Road: bird's-eye view ------------------------------------------------------------------------------------
+
+def read_calibration(path: Path) -> dict[str, np.ndarray]:
+    """The matrices of a KITTI calibration file, by name, as flat float64 arrays. Raises InputError naming the file."""
+    try:
+        lines = Path(path).read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such calibration file") from None
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path}: cannot be read as a calibration file") from None
+    matrices = {}
+    for line in filter(str.strip, lines):
+        name, colon, numbers = line.partition(":")
+        try:
+            matrices[name.strip()] = np.array([float(number) for number in numbers.split()])
+        except ValueError:
+            colon = ""
+        if not colon:
+            raise InputError(f"{path}: a line is not NAME: NUMBERS but {line[:60]!r}")
+    return matrices
+
+
+def homography(calibration: Path) -> np.ndarray:
+    """[3, 3] float64: (x, z, 1) on the ground, metres right and ahead, to the image's (u, v, w), 1-based pixels u/w, v/w.
+
+    P2 R0_rect inverse(Tr_cam_to_road), of which the column of the height y falls away: the road is the plane y = 0.
+    Raises InputError naming the file.
+    """
+    matrices = read_calibration(calibration)
+
+    def square(name, *shape):
+        values = matrices.get(name)
+        if values is None or values.size != shape[0] * shape[1] or not np.isfinite(values).all():
+            raise InputError(f"{calibration}: {name} is missing or not {shape[0] * shape[1]} numbers")
+        full = np.eye(4)
+        full[:shape[0], :shape[1]] = values.reshape(shape)
+        return full
+
+    camera, rectify = square("P2", 3, 4), square("R0_rect", 3, 3)
+    try:
+        from_road = np.linalg.inv(square("Tr_cam_to_road", 3, 4))
+    except np.linalg.LinAlgError:
+        raise InputError(f"{calibration}: Tr_cam_to_road cannot be inverted") from None
+    return (camera @ rectify @ from_road)[:3, [0, 2, 3]]
+
+
+def bird_cells(calibration: Path, height: int, width: int) -> torch.Tensor:
+    """int64 [800, 400]: for each cell the image pixel that its centre is seen at, counted row by row, or -1 if none is.
+
+    `height` and `width` are those of the image. Raises InputError naming the file.
+    """
+    x = RIGHT[0] + CELL * (np.arange(BEV[1]) + 0.5)
+    z = AHEAD[1] - CELL * (np.arange(BEV[0]) + 0.5)
+    x, z = np.meshgrid(x, z)
+    with np.errstate(all="ignore"):  # a cell in the camera's own plane has w = 0; comparisons with nan are False
+        u, v, w = np.moveaxis(np.stack([x, z, np.ones_like(x)], axis=-1) @ homography(calibration).T, -1, 0)
+        u, v = u / w, v / w
+        seen = (w > 0) & (1 <= u) & (u <= width) & (1 <= v) & (v <= height)
+    pixel = (np.floor(np.where(seen, v, 1)) - 1) * width + np.floor(np.where(seen, u, 1)) - 1
+    return torch.from_numpy(np.where(seen, pixel, -1).astype(np.int64))
+
+
+def bird_view(values: torch.Tensor, cells: torch.Tensor, outside: int) -> torch.Tensor:
+    """A map [H, W] of an image, seen from above: [800, 400], `outside` in the cells that the image does not cover."""
+    return torch.where(cells < 0, outside, values.flatten()[cells.clamp(min=0)])
+
+
+# ---- KITTI Road: a folder of maps -----------------------------------------------------------------------------------
+
+def score_folder(results: Path, training: Path, space: str | None = None) -> RoadScores:
+    """Scores of all maps in a folder; nothing at all if a single one is amiss: a partial score looks like a whole one.
+
+    The task (road or lane) is that of the maps; every ground truth of the task must have its map. `space` is by
+    default "bev" if the maps are bird's-eye views, else "image". Raises InputError.
+    """
+    if (training / "training").is_dir():
+        training = training / "training"
+    maps = {file.name: file for file in files_in(results)}
+    truths = {file.name: file for file in files_in(training / "gt_image_2")
+              if re.fullmatch(r"(um_lane|um_road|umm_road|uu_road)_\d+\.png", file.name)}
+    if not truths:
+        raise InputError(f"{training / 'gt_image_2'}: no ground truth such as um_road_000000.png")
+    if not maps:
+        raise InputError(f"{results}: holds no confidence maps")
+    for name in maps:
+        if name not in truths:
+            raise InputError(f"{maps[name]}: there is no ground truth of this name in {training / 'gt_image_2'}")
+    tasks = {name.split("_")[1] for name in maps}
+    truths = {name: file for name, file in truths.items() if name.split("_")[1] in tasks}
+    missing = [name for name in truths if name not in maps]
+    if missing:
+        more = f" and for {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"{results / missing[0]}: there is no map for this ground truth{more}")
+
+    found = RoadScores()
+    spaces = set()
+    for name, file in truths.items():
+        category = name.rsplit("_", 1)[0]
+        calibration = training / "calib" / f"{name.replace('_road_', '_').replace('_lane_', '_')[:-4]}.txt"
+        truth, confidence = torch.from_numpy(read_kitti_label(file)), read_confidence(maps[name])
+        if confidence.shape not in (truth.shape, BEV):
+            raise InputError(f"{maps[name]}: is {confidence.shape[1]}x{confidence.shape[0]}; its ground truth is "
+                             f"{truth.shape[1]}x{truth.shape[0]}, a bird's-eye view 400x800")
+        above = confidence.shape == BEV != truth.shape
+        spaces.add(space or ("bev" if above else "image"))
+        if above and space == "image":
+            raise InputError(f"{maps[name]}: is a bird's-eye view; it cannot be scored with --space image")
+        if len(spaces) > 1:
+            raise InputError(f"{maps[name]}: bird's-eye views and maps of the image's size are mixed; say --space bev")
+        if "bev" in spaces:
+            cells = bird_cells(calibration, *truth.shape)
+            truth = bird_view(truth, cells, IGNORE)
+            confidence = confidence if above else bird_view(confidence, cells, 0)
+        found.add(*spaces, category, confidence, truth)
+    return found
+
+
+def read_confidence(path: Path) -> torch.Tensor:
+    """An 8-bit grey picture as uint8 [H, W]. Raises InputError."""
+    picture = open_picture(path, whole_bytes=True)
+    if picture.mode != "L":
+        raise InputError(f"{path}: a confidence map must be 8-bit grey, this one is {picture.mode}")
+    return torch.from_numpy(np.array(picture))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 2 for input that cannot be used (one line on stderr)."""
+    parser = argparse.ArgumentParser(description=__doc__.split("The second half")[0],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"metrics.py: error: {message}\n")
+    parser.add_argument("results", metavar="RESULTS_DIR", type=Path, help="folder of maps, um_road_000000.png ...")
+    parser.add_argument("training", metavar="TRAINING_DIR", type=Path, help="KITTI's training folder")
+    parser.add_argument("--space", choices=("image", "bev"),
+                        help="where to score: in the image (default for maps of its size), or from above as the server")
+    parser.add_argument("--csv", metavar="FILE", type=Path, help="write the table there, too, as fractions")
+    options = parser.parse_args(argv)
+    try:
+        results = score_folder(options.results, options.training, options.space).results()
+        print(road_table(results))
+        if options.csv:
+            rows = [{"category": category, "space": space, **values} for (space, category), values in results.items()]
+            with open(options.csv, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+    except (InputError, OSError) as error:
+        print(f"metrics.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

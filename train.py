@@ -14,7 +14,7 @@ import platform
 import re
 import sys
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,8 +25,9 @@ from torch import nn
 
 import roads
 from data import Reader, augment, batches, collate, find, normalise, on_device
-from fcn import FCN8s, balanced_skip_scale, loss
-from metrics import confusion, draw_curves, draw_samples, scores, table
+from draw import draw_curves, draw_samples
+from fcn import FCN8s, balanced_skip_scale, classify, loss
+from metrics import RoadScores, columns, confusion, report, scores
 from vgg import InputError, load_imagenet, read_tensors, save_tensors
 from weights.convert import convert, download
 
@@ -95,7 +96,7 @@ def train(options: dict):
     crop = size(settings["crop"])
 
     # Network and optimizer
-    net = build(settings, data, reader, saved).to(device, memory_format=torch.channels_last)
+    net = build(settings, data, reader, saved).to(device)  # weights stay contiguous; the images are channels_last
     trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in trained if name.endswith("weight")], "times": 1, "weight_decay": WEIGHT_DECAY},
@@ -123,8 +124,8 @@ def train(options: dict):
     print(f"{sum(p.numel() for _, p in trained):,} trainable parameters on {device}{', bf16' if amp else ''}; "
           f"{settings['epochs']} epochs of {steps_per_epoch} steps; results in {out}")
 
-    shown = [i * len(data.val) // 4 for i in range(4)] if len(data.val) > 4 else list(range(len(data.val)))
-    progress = Progress(total_steps, (first_epoch - 1) * steps_per_epoch)
+    shown = sorted({i * len(data.val) // 4 for i in range(4)})
+    progress = Progress(settings["epochs"] * len(data.train), (first_epoch - 1) * len(data.train))
     for epoch in range(first_epoch, settings["epochs"] + 1):
         net.train()
         torch.manual_seed(1000 * settings["seed"] + epoch)  # dropout too follows from (seed, epoch): nothing to save
@@ -145,32 +146,28 @@ def train(options: dict):
 
             step += 1
             loss_sum += value.detach()
-            progress.show(epoch, step, len(images), rate, value)
+            if progress.due(len(images)):  # seldom: reading the loss makes the device wait
+                progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {value.item():.4f}  rate {rate:.2e}")
 
         if not math.isfinite(loss_sum.item()):
             raise InputError(f"epoch {epoch}: the loss is not finite; try a smaller --lr than {settings['lr']} (the last "
                              "whole epoch is kept in last.pt)")
-        matrix, val_loss, pictures = evaluate(net, reader, data.val, len(data.classes), device, autocast,
-                                              settings["workers"], shown)
-        if matrix.sum() == 0:
-            raise InputError(f"{folder}: no held-out pixel has a class; compare classes.txt with the ids in the masks")
-        result = scores(matrix)
+        result, pictures = evaluate(net, data, data.val, reader, device, autocast, settings["workers"], shown)
         row = {"epoch": epoch, "step": step, "lr": rate, "seconds": round(time.time() - started, 1),
-               "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": val_loss,
-               **{key: result[key] for key in ("pixel_acc", "mean_acc", "mean_iou", "fw_iou")},
-               **{f"iou_{name}": value for name, value in zip(data.classes, result["iou"], strict=True)}}
+               "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": result["loss"],
+               **columns(result, data.classes)}
         log.append(row)
         write_log(out / "log.csv", log)
         draw_curves(out / "curves.png", log, data.classes)
-        progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, held out: loss {val_loss:.4f}, "
-                      f"mean IoU {100 * result['mean_iou']:.2f} %")
+        progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, held out: loss "
+                      f"{row['val_loss']:.4f}, {result['goal']} {100 * result[result['goal']]:.2f} %")
 
-        if result["mean_iou"] > best:
-            best = result["mean_iou"]
-            progress.line(table({"held out": result}, data.classes))
+        if len(log) == 1 or result[result["goal"]] > best:
+            best = result[result["goal"]]
+            progress.line(report({"held out": result}, data.classes))
             draw_samples(out / "samples.png", pictures, data.classes, f"held out, epoch {epoch}")
             save_tensors({**about, "model": net.state_dict(), "epoch": epoch, "best": best,
-                          "scores": result}, out / "best.pt")
+                          "result": result}, out / "best.pt")
         save_tensors({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch,
                       "best": best, "log": log}, out / "last.pt")
 
@@ -179,9 +176,9 @@ def train(options: dict):
     checkpoint = read_tensors(out / "best.pt")
     net.load_state_dict(checkpoint["model"])
     some = data.train[::math.ceil(len(data.train) / 100)]
-    matrix, _, _ = evaluate(net, reader, some, len(data.classes), device, autocast, settings["workers"])
-    columns = {"held out": checkpoint["scores"], "training": scores(matrix)}
-    print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n{table(columns, data.classes)}\n"
+    known, _ = evaluate(net, data, some, reader, device, autocast, settings["workers"])
+    print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
+          f"{report({'held out': checkpoint['result'], 'training': known}, data.classes)}\n"
           f"pictures: {out / 'samples.png'} and {out / 'curves.png'}; weights: {out / 'best.pt'}")
 
 
@@ -208,25 +205,35 @@ def training_batches(reader, samples, epoch: int, crop, settings):
     return batches(order.tolist(), load, settings["batch_size"], settings["workers"])
 
 
-@torch.no_grad()
-def evaluate(net, reader, samples, num_classes, device, autocast, workers, keep=()):
-    """(confusion matrix, mean loss, pictures) over whole images at their own size, one at a time.
+def evaluate(net, data, samples, reader, device, autocast, workers, keep=()) -> tuple[dict, list]:
+    """(result, pictures) over whole images at their own size, one at a time.
 
-    pictures: (image, truth, prediction), uint8 arrays, of the samples with the indices in `keep`.
+    result    `scores` of the pooled confusion matrix; `loss`, the mean over images; for KITTI `road`, the results of
+              RoadScores, and the benchmark's `MaxF` in the image; `goal`: which of them says that a network is better
+    pictures  (image, truth, prediction), uint8 arrays, of the samples with the indices in `keep`
     """
     net.eval()
-    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    loss_sum = torch.zeros((), device=device)
-    pictures = []
+    matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64, device=device)
+    loss_sum, road, pictures = torch.zeros((), device=device), RoadScores(), []
     for i, (images, labels) in enumerate(on_device(batches(samples, reader, 1, workers), device)):
         with autocast():
-            output = net(images)
-        predicted = output.argmax(1)
-        matrix += confusion(predicted, labels, num_classes)
-        loss_sum += loss(output, labels)
+            predicted, confidence, value = classify(net, images, net.reach, road=1 if data.kitti else None,
+                                                    labels=labels)
+        matrix += confusion(predicted, labels[0], len(data.classes))
+        loss_sum += value
+        if data.kitti:
+            road.add_sample(samples[i], confidence, labels[0])
         if i in keep:
-            pictures.append((*reader(samples[i]), predicted[0].byte().cpu().numpy()))
-    return matrix, loss_sum.item() / len(samples), pictures
+            pictures.append((*reader(samples[i]), predicted.cpu().numpy()))
+    if matrix.sum() == 0:
+        raise InputError(f"{samples[0].label}: in it and the {len(samples) - 1} like it no pixel has a class that counts; "
+                         "compare the ids in the masks with classes.txt")
+    result = {**scores(matrix), "loss": loss_sum.item() / len(samples), "goal": "mean_iou"}
+    if data.kitti:
+        result["road"] = road.results()
+        pooled = result["road"].get(("image", "URBAN")) or result["road"]["image", "um_lane"]
+        result.update(MaxF=pooled["MaxF"], goal="MaxF")
+    return result, pictures
 
 
 # ---- setting up -----------------------------------------------------------------------------------------------------
@@ -243,6 +250,8 @@ def build(settings, data, reader, saved) -> FCN8s:
     except ValueError as error:
         raise InputError(str(error)) from None
     if settings["weights"] == "auto":
+        if settings["width"] != 1:
+            raise InputError("ImageNet weights have no reduced width; add --weights none, or leave out --width")
         if not WEIGHTS.is_file():
             print(convert(download(), WEIGHTS))
         print(load_imagenet(net.vgg, WEIGHTS))
@@ -254,7 +263,7 @@ def build(settings, data, reader, saved) -> FCN8s:
         image, _ = collate([reader(data.train[0])])
         net.set_skip_scale(*balanced_skip_scale(net, normalise(image)))
     else:
-        net.set_skip_scale(*pair(settings["skip_scale"]))
+        net.set_skip_scale(*map(float, settings["skip_scale"].split(",")))
     print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
     return net
 
@@ -326,6 +335,10 @@ def settle(options, saved) -> dict:
 
 
 def parse(argv) -> dict:
+    number = r"(?!0*\.?0*(e|,|$))\d*\.?\d+(e[+-]?\d{1,2})?"  # not nought, in any spelling
+    whole = like(r"[1-9]\d{0,17}", "a whole number from 1 up", int)
+    natural = like(r"\d{1,18}", "a whole number", int)
+    positive = like(number, "a positive number", float)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"train.py: error: {message}\n")  # one line, without the usage
 
@@ -341,7 +354,8 @@ def parse(argv) -> dict:
     add("weights", "ImageNet weights: a converted file, auto (weights/vgg16.pth, else download) or none", metavar="PATH")
     add("epochs", "passes over the training images", type=whole, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
-    add("crop", "largest training window, HxW, or none", type=checked(size), metavar="HxW")
+    add("crop", "largest training window, HxW, or none", type=like(r"none|[1-9]\d{0,6}x[1-9]\d{0,6}", "none or a size, HxW"),
+        metavar="HxW")
     add("lr", "peak learning rate", type=positive)
     add("seed", "of everything random but the split", type=natural, metavar="N")
     add("split_seed", "of the held-out images, where the folder does not name them", type=natural, metavar="N")
@@ -351,80 +365,49 @@ def parse(argv) -> dict:
     add("stride", "FCN-8s, FCN-16s or FCN-32s", type=int, choices=(8, 16, 32))
     add("width", "factor on the channels of VGG16", type=positive)
     add("fc_channels", "channels of fc6 and fc7", type=whole, metavar="N")
-    add("skip_scale", "factors on pool4 and pool3: A,B or auto (as large as fc7)", type=checked(pair), metavar="A,B")
+    add("skip_scale", "factors on pool4 and pool3: A,B or auto (as large as fc7)", metavar="A,B",
+        type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
     add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)
     add("workers", "threads that read images", type=natural, metavar="N")
     return vars(parser.parse_args(argv))
 
 
-def whole(text: str, least: int = 1) -> int:
-    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    return whole(text, least=0)
-
-
-def positive(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-
-
-def pair(text: str) -> tuple[float, float]:
-    """"A,B" to (A, B)."""
-    if text.count(",") != 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not auto or two numbers, A,B")
-    pool4, pool3 = map(positive, text.split(","))
-    return pool4, pool3
-
-
 def size(text: str) -> tuple[int, int] | None:
     """"HxW" to (H, W), "none" to None."""
-    if text == "none":
-        return None
-    if text.count("x") != 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not none or a size, HxW")
-    height, width = map(whole, text.split("x"))
-    return height, width
+    return None if text == "none" else tuple(int(side) for side in text.split("x"))
 
 
-def checked(convert):
-    """The text itself, once `convert` has accepted it: settings are kept as they are typed."""
-    def check(text):
-        if text != "auto":
-            convert(text)
-        return text
-    return check
+def like(pattern: str, what: str, kind=str):
+    """For argparse: a text of this form, as `kind`; else one line that says what it should be."""
+    def convert(text):
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return kind(text)
+    return convert
 
 
 # ---- what is said and written ---------------------------------------------------------------------------------------
 
 class Progress:
-    """One line that moves on a terminal; elsewhere a plain line every half minute."""
+    """One line that moves on a terminal; elsewhere a plain line every half minute. Counts images."""
 
-    def __init__(self, total: int, done: int):
-        self.total, self.first = total, done
-        self.start = self.last = time.time()
-        self.images = self.images_before = 0
+    def __init__(self, total: int, done: int = 0):
+        self.total, self.done, self.first = total, done, done
+        self.start = self.shown = time.time()
         self.live = sys.stdout.isatty()
 
-    def show(self, epoch, step, images, rate, value):
-        self.images += images
-        now = time.time()
-        if now - self.last < (0.5 if self.live else 30):
-            return  # also spares the device: reading the loss makes it wait
-        speed = (self.images - self.images_before) / (now - self.last)
-        left = timedelta(seconds=round((now - self.start) / (step - self.first) * (self.total - step)))
-        self.last, self.images_before = now, self.images
-        text = (f"epoch {epoch}  step {step}/{self.total}  loss {value.item():.4f}  rate {rate:.2e}  "
-                f"{speed:.2f} images/s  {left} left")
+    def due(self, images: int) -> bool:
+        """Counts them as done; whether it is time to show something."""
+        self.done += images
+        return time.time() - self.shown >= (0.5 if self.live else 30)
+
+    def show(self, text: str):
+        self.shown = time.time()
+        each = (self.shown - self.start) / (self.done - self.first)
+        text += f"  {1 / each:.2f} images/s  {timedelta(seconds=round(each * (self.total - self.done)))} left"
         print(f"\r{text}\033[K" if self.live else text, end="" if self.live else "\n", flush=True)
 
-    def line(self, text):
+    def line(self, text: str):
         print(f"\r\033[K{text}" if self.live else text, flush=True)
 
 

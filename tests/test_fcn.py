@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fcn import IGNORE, FCN8s, bilinear_kernel, fuse, loss
+from fcn import IGNORE, FCN8s, bilinear_kernel, classify, fuse, halo, loss, tiled
 from test_vgg import reference as vgg_reference
 
 SIZES = st.integers(1, 200)
@@ -15,8 +15,8 @@ PADS = st.sampled_from([1, 97, 100, 117])
 STRIDES = st.sampled_from([8, 16, 32])
 
 
-def small(num_classes=2, pad=1, stride=8, **more):
-    return FCN8s(num_classes, pad, stride, width=1 / 32, fc_channels=4, **more).eval()
+def small(num_classes=2, pad=1, stride=8, width=1 / 32, fc_channels=4, **more):
+    return FCN8s(num_classes, pad, stride, width, fc_channels, **more).eval()
 
 
 def randomise_scores(net):
@@ -210,3 +210,80 @@ def test_a_batch_without_a_valid_pixel_is_zero_with_zero_gradients():
     value = loss(scores, torch.full((1, 4, 4), IGNORE))
     value.backward()
     assert value.item() == 0 and torch.equal(scores.grad, torch.zeros(1, 2, 4, 4))
+
+
+# ---- large images ---------------------------------------------------------------------------------------------------
+
+@settings(max_examples=15)
+@given(height=st.integers(1, 700), width=st.integers(600, 800), tile=st.integers(640, 720), pad=PADS, stride=STRIDES)
+@example(height=20, width=16000, tile=544, pad=1, stride=8)
+@example(height=720, width=690, tile=688, pad=100, stride=8)
+def test_an_image_in_tiles_has_the_scores_of_the_whole_image(height, width, tile, pad, stride):
+    net = lively(pad, stride)
+    image = torch.randn(1, 3, height, width)
+    whole, pieces = net(image), torch.full((1, 2, height, width), torch.nan)
+    parts = 0
+    for rows, columns, scores in tiled(net, image, net.reach, tile):
+        assert pieces[:, :, rows, columns].isnan().all(), "the parts must not overlap"
+        pieces[:, :, rows, columns] = scores
+        parts += 1
+    assert parts == 1 or height * width > tile * tile
+    assert whole.std() > 1e-3 * whole.abs().max(), "scores that are all alike would prove nothing"
+    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-5 * whole.abs().max().item())
+
+
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000), tile=st.integers(608, 2000))
+def test_no_part_of_a_tiled_image_is_larger_than_the_tile(height, width, tile):
+    def compute(part):
+        assert part.shape[2] * part.shape[3] <= tile * tile
+        return part[:, :1]
+
+    covered = torch.zeros(1, dtype=torch.long)
+    image = torch.zeros(1, 1, 1, 1).expand(1, 3, height, width)
+    for rows, columns, _ in tiled(compute, image, 245, tile):
+        covered += (rows.stop - rows.start) * (columns.stop - columns.start)
+    assert covered == height * width
+
+
+def lively(pad, stride):
+    """A narrow network in which everything has an influence."""
+    torch.manual_seed(1)
+    net = randomise_scores(small(pad=pad, stride=stride, width=1 / 16, fc_channels=16)).eval()
+    for name, p in net.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.uniform_(p, 0, 0.5)
+    return net
+
+
+@pytest.mark.parametrize("pad", [1, 100])
+@pytest.mark.parametrize("stride, reach", [(8, 245), (16, 241), (32, 233)])
+def test_a_pixel_changes_the_scores_as_far_as_the_reach_and_no_farther(pad, stride, reach):
+    net = small(pad=pad, stride=stride, width=1 / 64, fc_channels=1).double().eval()
+    for name, p in net.named_parameters():
+        if "upscore" not in name:
+            p.data.fill_(0.5)  # all positive: no influence cancels, no ReLU closes
+    assert net.reach == reach and halo(net.reach) == 256
+    image = torch.zeros(1, 3, 640, 640, dtype=torch.double)
+    before, farthest = net(image), 0
+    for pixel in range(288, 320):  # each place that a pixel can have in a cell of 32
+        image[..., pixel, pixel] = 1.0
+        rows = (net(image) != before).any(1).any(2)[0].nonzero().flatten()
+        image[..., pixel, pixel] = 0.0
+        farthest = max(farthest, pixel - rows[0].item(), rows[-1].item() - pixel)
+    assert reach - 1 <= farthest <= reach
+
+
+def test_a_tile_of_nothing_but_halo_is_refused():
+    with pytest.raises(ValueError, match="at least 544"):
+        next(tiled(None, torch.zeros(1, 3, 600, 600), 245, 543))
+
+
+def test_classes_confidence_and_loss_of_a_tiled_image_are_those_of_its_scores():
+    net = lively(1, 8)
+    image, labels = torch.randn(1, 3, 620, 580), torch.randint(0, 2, (1, 620, 580))
+    labels[:, :300] = IGNORE
+    classes, confidence, value = classify(net, image, net.reach, 600, road=1, labels=labels)
+    scores = net(image)
+    assert (classes != scores[0].argmax(0)).sum() <= 3  # a tie may fall either way
+    assert (confidence - 255 * scores[0].softmax(0)[1]).abs().max() <= 0.5 + 1e-4
+    assert value.item() == pytest.approx(loss(scores, labels).item(), rel=1e-5)

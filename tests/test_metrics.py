@@ -1,16 +1,22 @@
-"""The confusion matrix and its measures against slow plain definitions, and pictures that can be read."""
+"""Every measure against its slow plain definition, and the bird's-eye view against points projected by hand."""
 
+import csv
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+import metrics
+import roads
 from fcn import IGNORE
-from metrics import colours_for, confusion, draw_curves, draw_samples, scores, table, tint
+from metrics import (RoadScores, benchmark, bird_cells, bird_view, confusion, histogram, homography, read_calibration,
+                     scores, table)
+from vgg import InputError
 
 
 @st.composite
@@ -75,35 +81,231 @@ def test_the_table_has_every_measure_and_class_by_name():
         assert title in text
 
 
-@given(st.integers(1, 255))
-def test_every_class_has_a_colour_that_never_changes(classes):
-    colours = colours_for(classes)
-    assert colours.shape == (classes, 3) and np.array_equal(colours, colours_for(classes))
-    assert len({tuple(c) for c in colours[:12].tolist()}) == min(classes, 12)
+# ---- KITTI Road -----------------------------------------------------------------------------------------------------
+
+def plain_benchmark(pixels):
+    """The benchmark's measures from (confidence, label) pairs, threshold by threshold, as they are defined."""
+    pixels = [(c, label) for c, label in pixels if label != IGNORE]
+    road, rest = [c for c, label in pixels if label == 1], [c for c, label in pixels if label == 0]
+    if not road:
+        return None
+    points = []
+    for i in range(256):
+        tp, fp = sum(c / 255 >= i / 255 for c in road), sum(c / 255 >= i / 255 for c in rest)
+        fn, tn = len(road) - tp, len(rest) - fp
+        pre, rec = tp / (tp + fp) if tp + fp else 0.0, tp / (tp + fn)
+        points.append({"F": 2 * pre * rec / (pre + rec) if pre + rec else 0.0, "PRE": pre, "REC": rec,
+                       "FPR": fp / (fp + tn) if rest else math.nan, "FNR": fn / (tp + fn), "threshold": i / 255})
+    best = max(points, key=lambda p: round(p["F"], 12))  # the first of equals
+    ap = sum(max(p["PRE"] for p in points if round(p["REC"], 12) >= r / 10) for r in range(11)) / 11
+    return {"MaxF": best["F"], "AP": ap, **{name: best[name] for name in ("PRE", "REC", "FPR", "FNR", "threshold")}}
 
 
-def test_tint_shows_road_and_leaves_the_rest_of_the_picture():
-    image = np.full((1, 3, 3), 100, np.uint8)
-    shown = tint(image, np.array([[0, 1, IGNORE]], np.uint8), 2)
-    assert shown[0, 0].tolist() == [100, 100, 100]
-    assert shown[0, 1, 0] > 120 > 80 > shown[0, 1, 1]  # magenta
-    assert shown[0, 2].max() < 40
+PIXELS = st.lists(st.tuples(st.one_of(st.integers(0, 255), st.sampled_from([0, 127, 128, 255])),
+                            st.sampled_from([0, 1, IGNORE])), max_size=60)
 
 
-@pytest.mark.parametrize("classes, sizes", [(2, [(375, 1242), (370, 1226)]), (11, [(36, 48)]), (30, [(1, 1), (400, 20)])])
-def test_samples_show_picture_truth_and_prediction_of_any_size(tmp_path, classes, sizes):
+@given(PIXELS)
+@example([])
+@example([(200, 0), (10, 0)])                 # no road at all
+@example([(200, 1), (10, 1)])                 # nothing but road
+@example([(255, IGNORE), (0, IGNORE)])        # nothing valid
+@example([(0, 1), (255, 0)])                  # the wrong way round
+@example([(c, c % 2) for c in range(256)])    # every threshold counts
+def test_the_benchmark_is_its_plain_definition(pixels):
+    confidence, labels = (torch.tensor([p[i] for p in pixels], dtype=torch.uint8) for i in (0, 1))
+    result, wanted = benchmark(histogram(confidence, labels)), plain_benchmark(pixels)
+    if wanted is None:
+        assert all(math.isnan(value) for value in result.values())
+    else:
+        assert result == pytest.approx(wanted, nan_ok=True)
+
+
+@given(PIXELS, PIXELS)
+def test_pixels_of_all_images_are_pooled_not_averaged(first, second):
+    pooled, apart = RoadScores(), RoadScores()
+    for pixels in (first, second):
+        apart.add("image", "uu_road", *(torch.tensor([p[i] for p in pixels], dtype=torch.uint8) for i in (0, 1)))
+    pooled.add("image", "uu_road", *(torch.tensor([p[i] for p in first + second], dtype=torch.uint8) for i in (0, 1)))
+    a, b = (r.results()["image", "uu_road"] for r in (apart, pooled))
+    assert a.pop("images") == 2 and b.pop("images") == 1
+    assert a == pytest.approx(b, nan_ok=True)
+
+
+def test_urban_pools_the_three_road_sets_and_not_the_lane():
+    found, right, wrong = RoadScores(), torch.tensor([255, 0]).byte(), torch.tensor([0, 255]).byte()
+    labels = torch.tensor([1, 0]).byte()
+    for category in ("um_road", "umm_road", "uu_road"):
+        found.add("image", category, right, labels)
+    found.add("image", "um_lane", wrong, labels)
+    results = found.results()
+    assert results["image", "URBAN"]["MaxF"] == 1 and results["image", "URBAN"]["images"] == 3
+    assert results["image", "um_lane"]["MaxF"] == pytest.approx(2 / 3)  # call everything road
+    assert list(results) == [("image", c) for c in ("um_lane", "um_road", "umm_road", "uu_road", "URBAN")]
+
+
+def project(matrices, x, z):
+    """The 1-based image point of the ground point (x, 0, z), step by step and without a matrix inverse."""
+    rotation = [matrices["Tr_cam_to_road"][4 * i:4 * i + 3] for i in range(3)]
+    shift = [matrices["Tr_cam_to_road"][4 * i + 3] for i in range(3)]
+    ground = [x - shift[0], 0 - shift[1], z - shift[2]]
+    camera = [sum(rotation[i][j] * ground[i] for i in range(3)) for j in range(3)]  # a rotation's inverse: its transpose
+    rectified = [sum(matrices["R0_rect"][3 * i + j] * camera[j] for j in range(3)) for i in range(3)] + [1.0]
+    u, v, w = (sum(matrices["P2"][4 * i + j] * rectified[j] for j in range(4)) for i in range(3))
+    return u / w, v / w
+
+
+def test_real_calibration_projects_ground_points_where_arithmetic_by_hand_does(kitti_sample):
+    path = kitti_sample / "training/calib/um_000000.txt"
+    matrices, height, width = read_calibration(path), 375, 1242
+    cells = bird_cells(path, height, width)
+    assert cells.shape == (800, 400)
+    outside = 0
+    for row in range(0, 800, 37):
+        for column in range(0, 400, 13):
+            u, v = project(matrices, -10 + 0.025 + 0.05 * column, 46 - 0.025 - 0.05 * row)
+            if min(abs(u - round(u)), abs(v - round(v))) < 1e-3:
+                continue  # on the edge of a pixel, where rounding decides
+            seen = 1 <= u <= width and 1 <= v <= height
+            outside += not seen
+            assert cells[row, column] == ((math.floor(v) - 1) * width + math.floor(u) - 1 if seen else -1)
+    assert outside > 5, "near the camera the picture does not cover the corners"
+
+
+def test_a_real_road_seen_from_above_keeps_its_width_and_uncovered_cells_are_not_valid(kitti_sample):
+    truth = torch.from_numpy(metrics.read_kitti_label(kitti_sample / "training/gt_image_2/um_road_000000.png"))
+    above = bird_view(truth, bird_cells(kitti_sample / "training/calib/um_000000.txt", *truth.shape), IGNORE)
+    assert above.dtype == truth.dtype and set(above.unique().tolist()) == {0, 1, IGNORE}
+    widths = (above[200:700] == 1).sum(1) * 0.05
+    assert 5 < widths.median() < 12, "two lanes are some eight metres wide, near and far alike"
+    assert above[-1, 0] == IGNORE
+
+
+def test_truth_of_synthetic_scenes_from_above_is_the_road_they_were_drawn_from(tmp_path):
+    """Calibration and picture come from one geometry: what is road in the picture is road on the ground."""
+    roads.write(tmp_path / "s", train=3, test=0, height=375, width=1242)
+    truth = torch.from_numpy(metrics.read_kitti_label(tmp_path / "s/training/gt_image_2/um_road_000000.png"))
+    above = bird_view(truth, bird_cells(tmp_path / "s/training/calib/um_000000.txt", *truth.shape), IGNORE)
+    plan = roads.survey(0, "um")
+    x, z = np.meshgrid(-10 + 0.05 * (np.arange(400) + 0.5), 46 - 0.05 * (np.arange(800) + 0.5))
+    inside, judged = plan.inside(x, z), above.numpy()
+    sure = (np.abs(inside) > 0.3) & (judged != IGNORE)
+    # Cars and what else stands on the road hide some of it; what is not road is never road.
+    assert ((inside > 0) == (judged == 1))[sure].mean() > 0.8
+    assert (judged == 1)[sure & (inside < 0)].mean() < 0.01
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "P2 is missing"), ("P2: 1 2 3\n", "P2 is missing or not 12"), ("P2: a b\n", "NAME: NUMBERS"),
+    ("P2 1 2 3\n", "NAME: NUMBERS"), (None, "no such calibration"),
+    ("P2:" + " 1" * 12 + "\nR0_rect:" + " 1" * 9 + "\nTr_cam_to_road:" + " 0" * 12, "cannot be inverted"),
+    ("P2:" + " nan" * 12, "P2 is missing or not 12 numbers"),
+])
+def test_a_calibration_that_cannot_be_used_is_named(tmp_path, text, said):
+    path = tmp_path / "um_000000.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=said) as error:
+        homography(path)
+    assert str(path) in str(error.value)
+
+
+@given(st.binary(max_size=200))
+@example(b"P2: 1 2\nP2")
+@example("Ä: 1".encode())
+def test_any_bytes_as_calibration_are_an_input_error_or_numbers(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("c") / "c.txt"
+    path.write_bytes(content)
+    try:
+        homography(path)
+    except InputError as error:
+        assert str(path) in str(error)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("metrics") / "scenes"
+    roads.write(folder, train=6, test=0, height=120, width=400)
+    return folder
+
+
+@pytest.fixture
+def results(scenes, tmp_path):
+    """A folder of perfect confidence maps for the scenes' road ground truth."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for file in (scenes / "training/gt_image_2").glob("*_road_*.png"):
+        Image.fromarray(((metrics.read_kitti_label(file) == 1) * 255).astype(np.uint8)).save(folder / file.name)
+    return folder
+
+
+@pytest.mark.parametrize("space", ["image", "bev"])
+def test_the_command_scores_perfect_maps_perfectly_in_both_spaces(scenes, results, tmp_path, capsys, space):
+    arguments = [str(results), str(scenes / "training"), "--space", space, "--csv", str(tmp_path / "t.csv")]
+    assert metrics.main(arguments) == 0
+    assert "URBAN" in (said := capsys.readouterr().out) and "100.00" in said
+    with open(tmp_path / "t.csv", newline="") as file:
+        rows = {row["category"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"um_road", "umm_road", "uu_road", "URBAN"} and rows["URBAN"]["images"] == "6"
+    for row in rows.values():
+        assert row["space"] == space
+        assert [float(row[name]) for name in ("MaxF", "AP", "PRE", "REC", "FPR", "FNR")] == [1, 1, 1, 1, 0, 0]
+
+
+def test_birds_eye_maps_are_scored_as_they_are_and_agree_with_maps_of_the_image(scenes, results, tmp_path, capsys):
     rng = np.random.default_rng(0)
-    rows = [(np.full((*s, 3), 90, np.uint8), rng.integers(0, classes, s, np.uint8), np.zeros(s, np.uint8))
-            for s in sizes]
-    draw_samples(tmp_path / "s.png", rows, [f"class {i}" for i in range(classes)], "epoch 1")
-    sheet = np.asarray(Image.open(tmp_path / "s.png"))
-    assert sheet.shape[1] > 1400 and (sheet == 255).mean() < 0.98
+    above = tmp_path / "above"
+    above.mkdir()
+    for file in results.iterdir():
+        noisy = np.clip(np.asarray(Image.open(file)) * 0.5 + rng.integers(0, 128, (120, 400)), 0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(file)
+        cells = bird_cells(scenes / "training/calib" / f"{file.stem.replace('_road', '')}.txt", 120, 400)
+        Image.fromarray(bird_view(torch.from_numpy(noisy), cells, 0).numpy()).save(above / file.name)
+    assert metrics.main([str(results), str(scenes), "--space", "bev"]) == 0
+    from_image = capsys.readouterr().out
+    assert metrics.main([str(above), str(scenes)]) == 0
+    assert capsys.readouterr().out == from_image and "bird's eye" in from_image
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 60])
-@pytest.mark.parametrize("losses", [(2.0, 0.1), (0.0, 0.0), (math.nan, math.inf), (1e9, 3e-7)])
-def test_curves_can_be_drawn_for_any_log(tmp_path, epochs, losses):
-    rows = [{"epoch": e + 1, "train_loss": losses[e % 2], "val_loss": losses[0], "mean_iou": 0.5,
-             "iou_road": math.nan, "iou_not road": 1.0} for e in range(epochs)]
-    draw_curves(tmp_path / "c.png", rows, ["not road", "road"])
-    assert len(np.unique(np.asarray(Image.open(tmp_path / "c.png")).reshape(-1, 3), axis=0)) > 5
+def amiss(folder, what):
+    one = sorted(folder.iterdir())[0]
+    if what == "missing":
+        one.unlink()
+    elif what == "extra":
+        shutil.copy(one, folder / "um_road_000999.png")
+    elif what == "size":
+        Image.new("L", (7, 5)).save(one)
+    elif what == "unreadable":
+        one.write_bytes(one.read_bytes()[:60])
+    elif what == "colour":
+        Image.new("RGB", (400, 120)).save(one)
+    elif what == "mixed":
+        Image.new("L", (400, 800)).save(one)
+        one = sorted(folder.iterdir())[1]
+    return "um_road_000999.png" if what == "extra" else one.name
+
+
+@pytest.mark.parametrize("what", ["missing", "extra", "size", "unreadable", "colour", "mixed"])
+def test_a_map_that_is_amiss_is_named_and_nothing_is_scored(scenes, results, capsys, what):
+    name = amiss(results, what)
+    assert metrics.main([str(results), str(scenes / "training")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and str(results / name) in said.err
+
+
+def test_seen_from_above_an_image_without_calibration_is_named(scenes, results, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "scenes")
+    (tmp_path / "scenes/training/calib/umm_000001.txt").unlink()
+    assert metrics.main([str(results), str(tmp_path / "scenes"), "--space", "bev"]) == 2
+    assert "umm_000001.txt" in capsys.readouterr().err
+    assert metrics.main([str(results), str(tmp_path / "scenes")]) == 0  # not needed in the image
+
+
+@pytest.mark.parametrize("arguments", [[], ["a"], ["none", "none"], [".", "."], ["a", "b", "--space", "moon"]])
+def test_a_command_that_names_nothing_to_score_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = metrics.main(arguments)
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2 and capsys.readouterr().err.startswith("metrics.py: error: ")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 
 import roads
 import train
+from data import read_kitti_label
 from fcn import FCN8s, loss
 from vgg import InputError
 
@@ -100,8 +102,30 @@ def test_the_best_checkpoint_is_that_of_the_best_row_of_the_log(scenes, tmp_path
     run(scenes, tmp_path, "--epochs", "4", "--lr", "0.05")
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     rows = log_of(tmp_path)
-    assert best["best"] == max(row["mean_iou"] for row in rows)
-    assert rows[best["epoch"] - 1]["mean_iou"] == best["best"]
+    assert best["best"] == max(row["MaxF_URBAN_image"] for row in rows) > 0
+    assert rows[best["epoch"] - 1]["MaxF_URBAN_image"] == best["best"] == best["result"]["MaxF"]
+
+
+def test_own_pictures_and_masks_are_judged_by_mean_iou(scenes, tmp_path):
+    """The same scenes as class ids instead of KITTI's colours."""
+    for part in ("images", "masks"):
+        (tmp_path / "own" / part).mkdir(parents=True)
+    for file in sorted((scenes / "training/gt_image_2").glob("*_road_*.png")):
+        name = file.name.replace("_road", "")
+        shutil.copy(scenes / "training/image_2" / name, tmp_path / "own/images" / name)
+        Image.fromarray(read_kitti_label(file)).save(tmp_path / "own/masks" / name)
+    assert run(tmp_path / "own", tmp_path / "run", "--epochs", "3", "--lr", "0.05") == 0
+    best, rows = torch.load(tmp_path / "run/best.pt", weights_only=True), log_of(tmp_path / "run")
+    assert best["best"] == max(row["mean_iou"] for row in rows) and not any("MaxF" in name for name in rows[0])
+
+
+def test_the_log_of_kitti_has_the_benchmarks_measures_by_category_and_from_above(scenes, tmp_path, capsys):
+    run(scenes, tmp_path)
+    row = log_of(tmp_path)[-1]
+    for category in ("um_road", "umm_road", "uu_road", "URBAN"):
+        for space in ("image", "bev"):
+            assert 0 <= row[f"MaxF_{category}_{space}"] <= 1 and 0 <= row[f"AP_{category}_{space}"] <= 1
+    assert "URBAN" in (said := capsys.readouterr().out) and "bird's eye" in said
 
 
 def test_an_interrupted_run_resumes_and_ends_as_if_it_never_stopped(scenes, tmp_path, monkeypatch):
@@ -224,7 +248,7 @@ def test_weights_that_cannot_be_downloaded_are_said_with_the_ways_out(scenes, tm
 
     monkeypatch.setattr(train, "WEIGHTS", tmp_path / "absent.pth")
     monkeypatch.setattr(train, "download", no_network)
-    assert run(scenes, tmp_path / "run", "--weights", "auto") == 2
+    assert run(scenes, tmp_path / "run", "--weights", "auto", "--width", "1") == 2
     assert "--weights none" in capsys.readouterr().err
 
 

@@ -62,17 +62,18 @@ def test_every_pool_keeps_the_last_row(height, width, pad):
 
 def test_grids_are_those_of_the_reference_arithmetic():
     border = VGG16(pad=100, width=1 / 64, fc_channels=1).grid
-    assert border["conv1_2"] == Grid(1, -99)
-    assert [border[f"pool{i}"] for i in (3, 4, 5)] == [Grid(8, -95.5), Grid(16, -91.5), Grid(32, -83.5)]
-    assert border["fc7"] == Grid(32, 12.5)
+    assert border["conv1_2"] == Grid(1, -99, 2)
+    assert [border[f"pool{i}"][:2] for i in (3, 4, 5)] == [(8, -95.5), (16, -91.5), (32, -83.5)]
+    assert border["fc7"][:2] == (32, 12.5)
     none = VGG16(width=1 / 64, fc_channels=1).grid
-    assert [none[f"pool{i}"] for i in (3, 4, 5)] == [Grid(8, 3.5), Grid(16, 7.5), Grid(32, 15.5)]
+    assert [none[f"pool{i}"] for i in (3, 4, 5)] == [Grid(8, 3.5, 21.5), Grid(16, 7.5, 49.5), Grid(32, 15.5, 105.5)]
+    assert none["fc7"] == Grid(32, 15.5, 201.5)  # the 404 pixels that a neuron of fc6 is known to see
 
 
 @pytest.mark.parametrize("pad", [1, 100])
 @pytest.mark.parametrize("name, index", [("pool3", 0), ("pool4", 1), ("fc7", 2)])
 def test_a_cell_sees_the_image_around_the_pixel_that_its_grid_names(pad, name, index):
-    """The pixels that move one cell are a square; its centre is the pixel stride * i + offset."""
+    """The pixels that move one cell are a square; its centre is the pixel stride * i + offset, its half side the reach."""
     net = VGG16(pad, width=1 / 64, fc_channels=1).double()
     for p in net.parameters():
         p.data.fill_(0.5)  # all positive: no pixel in reach can cancel, no ReLU can close
@@ -86,7 +87,8 @@ def test_a_cell_sees_the_image_around_the_pixel_that_its_grid_names(pad, name, i
     net(x)[index][0, 0, row, column].backward()
     rows, columns = (x.grad[0, 0].abs().sum(d).nonzero().flatten() for d in (1, 0))
     assert 0 < rows[0] and rows[-1] < 639 and 0 < columns[0] and columns[-1] < 639, "the image must not cut the square"
-    stride, offset = net.grid[name]
+    stride, offset, reach = net.grid[name]
+    assert (rows[-1] - rows[0]).item() == (columns[-1] - columns[0]).item() == 2 * reach
     assert (rows[0] + rows[-1]).item() / 2 == stride * row + offset
     assert (columns[0] + columns[-1]).item() / 2 == stride * column + offset
 

@@ -1,0 +1,270 @@
+"""python predict.py runs/NAME/best.pt INPUT... --out DIR: see what a trained network sees.
+
+    python predict.py best.pt PICTURE_OR_FOLDER...     an overlay and a mask of each; of a KITTI Road folder, its test images
+    python predict.py best.pt --data DIR --split val   the same for a data set that train.py reads, with its scores
+    python predict.py best.pt --kitti DIR              KITTI Road's test images, and submission.zip for its server
+
+In the folder --out: overlay/, mask/ and, with --confidence, confidence/, each with the folders and names of the input.
+Masks are palette PNGs of class ids; confidences are 8-bit grey, 255 times the probability of road.
+Exit status 1: some pictures could not be read. They are named at the end, all others are done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import zipfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data import IMAGE_ENDINGS, Reader, Sample, calibration_of, files_in, find, normalise, read_image
+from draw import overlay, palette_mask
+from fcn import TILE, FCN8s, classify, halo
+from metrics import RoadScores, bird_cells, bird_view, confusion, homography, report, scores
+from train import Progress, like, pick_device, use_bf16
+from vgg import InputError, read_tensors
+
+OUT = "predictions"
+WAITING = 3  # pictures that are read ahead, and that wait to be written, while the network computes: bounds the memory
+
+
+class Job(NamedTuple):
+    """A picture to predict, the path of its results below each folder of --out, and its labelled sample if it has one."""
+    picture: Path
+    name: Path
+    sample: Sample | None = None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, 1 if some pictures could not be read, 2 if nothing could be done."""
+    try:
+        return run(parse(argv))
+    except InputError as error:
+        print(f"predict.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options) -> int:
+    """The network, the pictures one after the other, and what was asked for of all of them."""
+    net, saved = load(options.checkpoint)
+    classes = saved["classes"]
+    road = next((classes.index(name) for name in ("road", "lane") if name in classes), None)
+    if road is None and (options.confidence or options.kitti):
+        raise InputError(f"{options.checkpoint}: no class is called road or lane, so there is no road confidence; "
+                         f"the classes are {', '.join(classes)}")
+    if options.tile < 2 * halo(net.reach) + 32:
+        raise InputError(f"--tile {options.tile}: at least {2 * halo(net.reach) + 32} are needed, most of it halo")
+    device = pick_device(options.device)
+    bf16 = use_bf16(options.amp, device)
+    net.to(device).eval()
+
+    data, read = None, lambda job: (read_image(job.picture), None)
+    if options.kitti:
+        jobs = kitti_jobs(options.kitti, options.split or "testing", classes[road])
+    elif options.data:
+        data = data_set(options.data, saved)
+        reader = Reader(data.read_label, cache_bytes=0)
+        jobs = [Job(sample.image, Path(sample.image.stem), sample)
+                for sample in (data.train if options.split == "train" else data.val)]
+        read = lambda job: reader(job.sample)  # noqa: E731
+    else:
+        jobs = picture_jobs(options.inputs, options.out)
+
+    def compute(pixels):
+        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+            return net(normalise(pixels))  # part by part: as floats a large picture is four times its bytes
+
+    matrix, road_scores, failed = 0, RoadScores(), []
+    progress = Progress(len(jobs))
+    with ThreadPoolExecutor(2) as pool:
+        writing = deque()
+        for job, picture in ahead(pool, read, jobs):
+            if isinstance(picture, InputError):
+                failed.append(picture)
+                continue
+            image, label = picture
+            pixels = torch.tensor(image).permute(2, 0, 1)[None].to(device)
+            predicted, confidence, _ = classify(compute, pixels, net.reach, options.tile, road)
+            predicted, confidence = predicted.cpu(), confidence.cpu()
+            if data:
+                label = torch.from_numpy(label)
+                matrix = matrix + confusion(predicted, label, len(classes))
+                if data.kitti:
+                    road_scores.add_sample(job.sample, confidence, label)
+            writing.append(pool.submit(write, job, options, image, predicted, confidence, classes))
+            if len(writing) > WAITING:
+                writing.popleft().result()
+            if progress.due(1):
+                progress.show(f"{progress.done}/{len(jobs)} pictures")
+        for written in writing:
+            written.result()
+
+    progress.line(f"{len(jobs) - len(failed)} of {len(jobs)} pictures done; results in {options.out}")
+    for error in failed:
+        print(f"predict.py: error: {error}", file=sys.stderr)
+    if failed:
+        if data or options.kitti:
+            print(f"predict.py: error: {len(failed)} pictures are missing, so there are no "
+                  f"{'scores' if data else 'bird-eye views to upload'}", file=sys.stderr)
+        return 1
+    if data:
+        result = {**scores(matrix), **({"road": road_scores.results()} if data.kitti else {})}
+        print(report({options.split or "val": result}, classes))
+    if options.kitti:
+        print(f"to upload: {pack(options.out, jobs)}")
+    return 0
+
+
+def load(path: Path) -> tuple[FCN8s, dict]:
+    """The network of a checkpoint of train.py, and all else that the checkpoint says. Raises InputError."""
+    saved = read_tensors(path)
+    if not {"config", "classes", "settings", "model"} <= saved.keys():
+        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
+    try:
+        with torch.device("meta"):  # no memory for weights that are about to be replaced
+            net = FCN8s(**saved["config"])
+        net.load_state_dict(saved["model"], assign=True)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: the weights are not those of its own settings ({str(error).splitlines()[0]})") from None
+    return net, saved
+
+
+# ---- which pictures -------------------------------------------------------------------------------------------------
+
+def picture_jobs(inputs: list[Path], out: Path) -> list[Job]:
+    """Jobs for pictures, folders with all that is in them, and KITTI Road folders. Raises InputError.
+
+    Results are named as the inputs are, from the deepest folder that holds all of them; what --out holds is left out.
+    """
+    pictures, roots = {}, []
+    for given in (Path(os.path.abspath(path)) for path in inputs):
+        found = [given]
+        if given.is_dir():
+            folders = [given / split / "image_2" for split in ("testing", "training")]
+            folder = next((f for f in folders if f.is_dir()), given)
+            found = sorted(file for file in folder.rglob("*")
+                           if file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".") and file.is_file()
+                           and not file.is_relative_to(os.path.abspath(out)))
+            if not found:
+                raise InputError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})")
+        elif not given.is_file():
+            raise InputError(f"{given}: no such file or folder")
+        roots.append(given if given.is_dir() else given.parent)
+        pictures.update(dict.fromkeys(found))
+    try:
+        root = Path(os.path.commonpath(roots))
+    except ValueError:
+        raise InputError(f"{roots[0]} and the other inputs have no folder in common; predict them one by one") from None
+
+    names = [picture.relative_to(root) for picture in pictures]
+    short = [str(name.with_suffix("")).casefold() for name in names]
+    return [Job(picture, name if short.count(plain) > 1 else name.with_suffix(""))  # a.jpg and a.png stay apart
+            for picture, name, plain in zip(pictures, names, short, strict=True)]
+
+
+def kitti_jobs(root: Path, split: str, task: str) -> list[Job]:
+    """Jobs for a split of KITTI Road, under the benchmark's names; every image must have its calibration."""
+    folder = root / split / "image_2"
+    wanted = ("um",) if task == "lane" else ("um", "umm", "uu")
+    parts = [(image, *image.stem.rpartition("_")[::2]) for image in files_in(folder)]
+    jobs = [Job(image, Path(f"{category}_{task}_{number}")) for image, category, number in parts if category in wanted]
+    if not jobs:
+        raise InputError(f"{folder}: no picture is named {' or '.join(f'{category}_000000.png' for category in wanted)}")
+    for job in jobs:
+        homography(calibration_of(job.picture))  # better now than after an hour
+    return jobs
+
+
+def data_set(root: Path, saved: dict):
+    """The data set as train.py read it: the same task, the same split. Raises InputError if its classes are others."""
+    data = find(root, saved["settings"]["task"], saved["settings"]["split_seed"])
+    if data.classes != saved["classes"]:
+        raise InputError(f"{root}: has the classes {', '.join(data.classes)}; the network knows "
+                         f"{', '.join(saved['classes'])}")
+    print(data.found)
+    return data
+
+
+# ---- reading ahead, writing behind ----------------------------------------------------------------------------------
+
+def ahead(pool: ThreadPoolExecutor, read, jobs):
+    """(job, read(job) or the InputError it raised) in order, a few of them read in advance."""
+    def attempt(job):
+        try:
+            return read(job)
+        except InputError as error:
+            return error
+
+    waiting = deque()
+    for job in jobs:
+        waiting.append((job, pool.submit(attempt, job)))
+        if len(waiting) > WAITING:
+            job, picture = waiting.popleft()
+            yield job, picture.result()
+    for job, picture in waiting:
+        yield job, picture.result()
+
+
+def write(job: Job, options, image: np.ndarray, predicted: torch.Tensor, confidence: torch.Tensor, classes: list[str]):
+    """The pictures of one job into the folders of --out."""
+    label = predicted.numpy()
+    results = {"overlay": overlay(image, label, classes), "mask": palette_mask(label, len(classes))}
+    if options.confidence or options.kitti:
+        results["confidence"] = Image.fromarray(confidence.numpy())
+    if options.kitti:
+        cells = bird_cells(calibration_of(job.picture), *confidence.shape)
+        results["bev"] = Image.fromarray(bird_view(confidence, cells, 0).numpy())
+    for folder, picture in results.items():
+        path = options.out / folder / f"{job.name}.png"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path, compress_level=1)  # a third of the time, some per cent of the space
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def pack(out: Path, jobs: list[Job]) -> Path:
+    """The zip that the benchmark's server takes: the bird's-eye views of all jobs, without folders."""
+    path = out / "submission.zip"
+    with zipfile.ZipFile(path, "w") as archive:  # PNGs are compressed already
+        for job in jobs:
+            archive.write(out / "bev" / f"{job.name}.png", f"{job.name}.png")
+    return path
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"predict.py: error: {message}\n")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="best.pt of a run of train.py")
+    parser.add_argument("inputs", metavar="INPUT", nargs="*", help="pictures, folders, or a KITTI Road folder")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=Path(OUT), help="where results go (default %(default)s)")
+    parser.add_argument("--confidence", action="store_true", help="also write the confidence of class road (or lane)")
+    parser.add_argument("--data", metavar="DIR", type=Path, help="predict and score a data set with ground truth")
+    parser.add_argument("--kitti", metavar="DIR", type=Path, help="predict KITTI Road, write bird's-eye views and the zip")
+    parser.add_argument("--split", choices=("train", "val", "training", "testing"),
+                        help="of --data: train or val (default); of --kitti: training or testing (default)")
+    parser.add_argument("--tile", metavar="N", type=like(r"[1-9]\d{0,5}", "a whole number", int), default=TILE,
+                        help="largest part computed at once, N x N pixels: bounds the memory (default %(default)s: 3 GiB)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default %(default)s)")
+    parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
+                        help="bf16 arithmetic (default %(default)s: where the hardware computes in it)")
+    options = parser.parse_args(argv)
+    if bool(options.inputs) + bool(options.data) + bool(options.kitti) != 1:
+        parser.error("say what to predict: either pictures and folders, or --data DIR, or --kitti DIR")
+    splits = ("train", "val") if options.data else ("training", "testing") if options.kitti else ()
+    if options.split and options.split not in splits:
+        parser.error(f"--split {options.split}: " + (f"choose {' or '.join(splits)}" if splits else
+                                                     "goes with --data or --kitti"))
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

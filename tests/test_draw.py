@@ -1,0 +1,80 @@
+"""Pictures that can be read, of any size and any number of classes."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data import read_mask
+from draw import colours_for, draw_curves, draw_samples, overlay, palette_mask, tint
+from fcn import IGNORE
+
+
+@given(st.integers(1, 255))
+def test_every_class_has_a_colour_that_never_changes(classes):
+    colours = colours_for(classes)
+    assert colours.shape == (classes, 3) and np.array_equal(colours, colours_for(classes))
+    assert len({tuple(c) for c in colours[:12].tolist()}) == min(classes, 12)
+
+
+def test_tint_shows_road_and_leaves_the_rest_of_the_picture():
+    image = np.full((1, 3, 3), 100, np.uint8)
+    shown = tint(image, np.array([[0, 1, IGNORE]], np.uint8), 2)
+    assert shown[0, 0].tolist() == [100, 100, 100]
+    assert shown[0, 1, 0] > 120 > 80 > shown[0, 1, 1]  # magenta
+    assert shown[0, 2].max() < 40
+
+
+@pytest.mark.parametrize("classes, sizes", [(2, [(375, 1242), (370, 1226)]), (11, [(36, 48)]), (30, [(1, 1), (400, 20)])])
+def test_samples_show_picture_truth_and_prediction_of_any_size(tmp_path, classes, sizes):
+    rng = np.random.default_rng(0)
+    rows = [(np.full((*s, 3), 90, np.uint8), rng.integers(0, classes, s, np.uint8), np.zeros(s, np.uint8))
+            for s in sizes]
+    draw_samples(tmp_path / "s.png", rows, [f"class {i}" for i in range(classes)], "epoch 1")
+    sheet = np.asarray(Image.open(tmp_path / "s.png"))
+    assert sheet.shape[1] > 1400 and (sheet == 255).mean() < 0.98
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 60])
+@pytest.mark.parametrize("losses", [(2.0, 0.1), (0.0, 0.0), (math.nan, math.inf), (1e9, 3e-7)])
+def test_curves_can_be_drawn_for_any_log(tmp_path, epochs, losses):
+    rows = [{"epoch": e + 1, "train_loss": losses[e % 2], "val_loss": losses[0], "mean_iou": 0.5,
+             "iou_road": math.nan, "iou_not road": 1.0} for e in range(epochs)]
+    draw_curves(tmp_path / "c.png", rows, ["not road", "road"])
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "c.png")).reshape(-1, 3), axis=0)) > 5
+
+
+def test_curves_have_room_for_many_classes_of_any_name(tmp_path):
+    classes = ["mean", "held out"] + [f"class {i}" for i in range(40)]
+    rows = [{"epoch": e, "train_loss": 1, "val_loss": 2, "mean_iou": 0.5, **{f"iou_{name}": e / 9 for name in classes}}
+            for e in (1, 2, 3)]
+    draw_curves(tmp_path / "c.png", rows, classes)
+    picture = Image.open(tmp_path / "c.png").convert("L")
+    last = picture.crop((700, 420 + 20 * 42, picture.width, 420 + 20 * 43))
+    assert picture.height > 420 + 20 * 43 and np.asarray(last).min() < 100  # the last class's line of the legend
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([2, 3, 11, 21]))
+def test_an_overlay_has_the_size_of_its_picture(height, width, classes):
+    label = np.arange(height * width, dtype=np.uint8).reshape(height, width) % classes
+    names = [f"class {i}" for i in range(classes)]
+    assert overlay(np.zeros((height, width, 3), np.uint8), label, names).size == (width, height)
+
+
+def test_an_overlay_of_several_classes_names_those_that_are_in_it_and_leaves_the_upper_half():
+    image, label = np.full((360, 480, 3), 90, np.uint8), np.zeros((360, 480), np.uint8)
+    label[:, 240:] = 7
+    plain = tint(image, label, 11)
+    shown = np.asarray(overlay(image, label, [f"class {i}" for i in range(11)]))
+    assert np.array_equal(shown[:180], plain[:180]) and (shown[330:] == 255).any() and not (plain[330:] == 255).any()
+
+
+@given(st.integers(1, 255), st.integers(1, 40), st.integers(1, 40))
+def test_a_mask_reads_back_as_the_ids_it_was_made_of(tmp_path_factory, classes, height, width):
+    label = np.random.default_rng(0).integers(0, classes, (height, width)).astype(np.uint8)
+    path = tmp_path_factory.mktemp("mask") / "m.png"
+    palette_mask(label, classes).save(path)
+    assert Image.open(path).mode == "P" and np.array_equal(read_mask(path), label)

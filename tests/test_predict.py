@@ -1,0 +1,294 @@
+"""What predict.py writes: for every kind of picture, under its own name, at its own size, and nothing that is half done."""
+
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+import roads
+import train
+from data import normalise, read_image, read_mask
+from fcn import FCN8s
+from vgg import read_tensors, save_tensors
+
+NARROW = {"width": 1 / 32, "fc_channels": 8}
+
+
+def checkpoint(path, classes, seed=0, **config):
+    """A checkpoint as train.py writes it, of a network with arbitrary weights that uses all its classes."""
+    torch.manual_seed(seed)
+    net = FCN8s(len(classes), **{**NARROW, **config})
+    for name, p in net.named_parameters():
+        if name.startswith("score"):
+            torch.nn.init.normal_(p)
+    noise = normalise(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
+    with torch.no_grad():
+        net.score_fr.bias -= net(noise).mean((0, 2, 3))  # no class is above all others everywhere
+    save_tensors({"config": net.config, "classes": classes, "settings": {"task": "road", "split_seed": 0},
+                  "model": net.state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("net") / "best.pt", ["not road", "road"])
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    return checkpoint(tmp_path_factory.mktemp("net") / "best.pt", [f"class {i}" for i in range(10)] + ["road"])
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("predict") / "scenes"
+    roads.write(folder, train=12, test=6, height=48, width=160)
+    return folder
+
+
+def photo(path, size=(50, 40), mode="RGB", **save):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **save)
+    return path
+
+
+def run(*arguments):
+    return predict.main([*map(str, arguments), "--device", "cpu", "--amp", "off"])
+
+
+def files(folder):
+    return {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
+
+
+def whole_scores(path, picture):
+    saved = read_tensors(path)
+    net = FCN8s(**saved["config"]).eval()
+    net.load_state_dict(saved["model"])
+    image = torch.tensor(read_image(picture)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        return net(normalise(image))[0]
+
+
+@pytest.mark.parametrize("which", ["road", "streets"])
+def test_mask_and_confidence_are_those_of_the_networks_scores(which, road, streets, tmp_path):
+    path = road if which == "road" else streets
+    picture = photo(tmp_path / "a.png")
+    assert run(path, picture, "--out", tmp_path / "out", "--confidence") == 0
+    assert files(tmp_path / "out") == {"overlay/a.png", "mask/a.png", "confidence/a.png"}
+    scores = whole_scores(path, picture)
+    mask = read_mask(tmp_path / "out/mask/a.png")
+    assert np.array_equal(mask, scores.argmax(0).byte().numpy()) and len(np.unique(mask)) > 1
+    confidence = np.asarray(Image.open(tmp_path / "out/confidence/a.png"))
+    wanted = 255 * scores.softmax(0)[1 if which == "road" else 10]
+    assert confidence.dtype == np.uint8 and np.abs(confidence - wanted.numpy()).max() < 0.51
+
+
+def test_a_large_picture_in_tiles_gives_the_same_files_as_in_one_piece(streets, tmp_path):
+    picture = photo(tmp_path / "a.png", (900, 700))
+    for name, more in (("whole", ()), ("tiles", ("--tile", "600"))):
+        assert run(streets, picture, "--out", tmp_path / name, "--confidence", *more) == 0
+    for name in ("mask/a.png", "confidence/a.png"):
+        whole, tiles = (np.asarray(Image.open(tmp_path / where / name)) for where in ("whole", "tiles"))
+        assert (whole != tiles).mean() < 1e-4 and len(np.unique(whole)) > 5
+
+
+PICTURES = {
+    "grey.png": {"mode": "L"}, "black and white.png": {"mode": "1"}, "alpha.png": {"mode": "RGBA"},
+    "grey alpha.png": {"mode": "LA"}, "palette.png": {"mode": "P"}, "clear palette.png": {"mode": "P", "transparency": 3},
+    "palette.gif": {"mode": "P"}, "print.jpg": {"mode": "CMYK"}, "grey.jpg": {"mode": "L"}, "photo.webp": {},
+    "photo.bmp": {}, "photo.tif": {}, "luma.jpg": {"mode": "YCbCr"}, "float.tif": {"mode": "F"}, "16.png": {"mode": "I;16"},
+    "16.tif": {"mode": "I;16"}, "32.tif": {"mode": "I"}, "pixel.png": {"size": (1, 1)}, "thin.png": {"size": (20, 2000)},
+    "wide.png": {"size": (2000, 20)}, "with space, ümlaut.png": {}, "no ending": {"format": "PNG"},
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_every_kind_of_picture_gets_a_mask_of_its_size(road, tmp_path, name):
+    size = PICTURES[name].get("size", (50, 40))
+    mode = PICTURES[name].get("mode")
+    if mode == "I;16":
+        Image.fromarray((np.arange(2000).reshape(40, 50) * 32).astype(np.uint16)).save(tmp_path / name)
+    else:
+        photo(tmp_path / name, **PICTURES[name])
+    assert run(road, tmp_path / name, "--out", tmp_path / "out") == 0
+    for part in ("mask", "overlay"):
+        assert Image.open(tmp_path / "out" / part / f"{name.rpartition('.')[0] or name}.png").size == size
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
+    for name in ("a.png", "a.tif"):
+        Image.fromarray(np.array([[0, 256, 32768, 65535]], np.uint16)).save(tmp_path / name)
+        assert read_image(tmp_path / name)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_a_picture_turned_by_its_exif_tag_is_predicted_upright(road, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = photo(tmp_path / "a.jpg", exif=exif)
+    assert run(road, picture, "--out", tmp_path / "out") == 0
+    assert Image.open(tmp_path / "out/mask/a.png").size == (40, 50)
+
+
+def test_pictures_of_one_name_never_overwrite_each_other(road, tmp_path):
+    for name in ("x/a.png", "x/a.jpg", "y/a.png", "x/deep/er/a.png", "b.png", "x/A.bmp"):
+        photo(tmp_path / "in" / name)
+    out = tmp_path / "out"
+    assert run(road, tmp_path / "in", "--out", out) == 0
+    assert files(out / "mask") == {"x/a.png.png", "x/a.jpg.png", "x/A.bmp.png", "y/a.png", "x/deep/er/a.png", "b.png"}
+    shutil.rmtree(out)
+    assert run(road, tmp_path / "in/x/deep", tmp_path / "in/y/a.png", tmp_path / "in/y", "--out", out) == 0
+    assert files(out / "overlay") == {"x/deep/er/a.png", "y/a.png"}
+
+
+def test_results_of_an_earlier_run_below_the_folder_are_not_predicted_again(road, tmp_path):
+    photo(tmp_path / "a.png")
+    for _ in range(2):
+        assert run(road, tmp_path, "--out", tmp_path / "out") == 0
+        assert files(tmp_path / "out") == {"overlay/a.png", "mask/a.png"}
+
+
+def test_broken_pictures_are_named_at_the_end_and_all_others_are_done(road, tmp_path, capsys):
+    for i in range(12):
+        photo(tmp_path / "in" / f"{i:02}.png")
+    (tmp_path / "in/03.png").write_bytes(b"")
+    (tmp_path / "in/07.png").write_bytes((tmp_path / "in/08.png").read_bytes()[:200])
+    (tmp_path / "in/09.png").write_text("not a picture")
+    assert run(road, tmp_path / "in", "--out", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "9 of 12 pictures done" in said.out
+    assert [name in line for name, line in zip(("03.png", "07.png", "09.png"), said.err.splitlines(), strict=True)]
+    assert files(tmp_path / "out/mask") == {f"{i:02}.png" for i in range(12) if i not in (3, 7, 9)}
+
+
+def test_a_kitti_folder_as_input_means_its_test_images(road, scenes, tmp_path):
+    assert run(road, scenes, "--out", tmp_path) == 0
+    assert files(tmp_path / "mask") == {f"testing/image_2/{f.name}" for f in (scenes / "testing/image_2").iterdir()}
+
+
+def test_the_submission_has_the_names_and_sizes_that_the_server_takes(road, scenes, tmp_path):
+    assert run(road, "--kitti", scenes, "--out", tmp_path) == 0
+    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+        assert sorted(archive.namelist()) == [f"{c}_road_00000{i}.png" for c in ("um", "umm", "uu") for i in (0, 1)]
+        for name in archive.namelist():
+            with archive.open(name) as file, Image.open(file) as picture:
+                assert picture.size == (400, 800) and picture.mode == "L"
+                assert np.asarray(picture).max() > 0
+
+
+def test_a_lane_network_submits_the_lanes_of_um_alone(scenes, tmp_path):
+    lane = checkpoint(tmp_path / "best.pt", ["not lane", "lane"])
+    assert run(lane, "--kitti", scenes, "--out", tmp_path) == 0
+    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+        assert archive.namelist() == ["um_lane_000000.png", "um_lane_000001.png"]
+
+
+def test_a_test_image_without_calibration_is_named_before_anything_is_computed(road, scenes, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "k")
+    (tmp_path / "k/testing/calib/uu_000001.txt").unlink()
+    assert run(road, "--kitti", tmp_path / "k", "--out", tmp_path / "out") == 2
+    assert "uu_000001.txt" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_broken_test_image_leaves_no_zip_that_looks_whole(road, scenes, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "k")
+    (tmp_path / "k/testing/image_2/uu_000001.png").write_bytes(b"")
+    assert run(road, "--kitti", tmp_path / "k", "--out", tmp_path / "out") == 1
+    assert "uu_000001.png" in capsys.readouterr().err and not (tmp_path / "out/submission.zip").exists()
+
+
+def test_maps_of_the_training_split_can_be_scored_by_metrics_in_both_spaces(road, scenes, tmp_path, capsys):
+    import metrics
+    assert run(road, "--kitti", scenes, "--split", "training", "--out", tmp_path) == 0
+    tables = []
+    for arguments in (["confidence"], ["confidence", "--space", "bev"], ["bev"]):
+        capsys.readouterr()
+        assert metrics.main([str(tmp_path / arguments[0]), str(scenes), *arguments[1:]]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[1] == tables[2] != tables[0] and "URBAN" in tables[0]
+
+
+def test_scores_of_the_held_out_images_are_those_that_training_printed(scenes, tmp_path, capsys):
+    train.main(["--data", str(scenes), "--out", str(tmp_path / "run"), "--epochs", "1", "--width", "0.03125", "--fc-channels",
+                "8", "--crop", "none", "--weights", "none", "--device", "cpu", "--amp", "off", "--split-seed", "3"])
+    trained = capsys.readouterr().out
+    assert run(tmp_path / "run/best.pt", "--data", scenes, "--split", "val", "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    for line in said.splitlines():
+        if "URBAN" in line or "IoU" in line:
+            assert line.split()[-2:] == [l for l in trained.splitlines() if l.startswith(line[:30])][0].split()[-2:]
+    assert "URBAN" in said and "bird's eye" in said
+    assert len(files(tmp_path / "out/mask")) == 3  # one of each category
+
+
+def test_own_masks_are_scored_and_other_classes_refused(streets, tmp_path, capsys):
+    for i in range(4):
+        photo(tmp_path / "d/images" / f"{i}.jpg")
+        (tmp_path / "d/masks").mkdir(exist_ok=True)
+        Image.fromarray(np.full((40, 50), i, np.uint8)).save(tmp_path / "d/masks" / f"{i}.png")
+    (tmp_path / "d/classes.txt").write_text("\n".join([f"class {i}" for i in range(10)] + ["road"]))
+    assert run(streets, "--data", tmp_path / "d", "--split", "train", "--out", tmp_path / "out") == 0
+    assert "mean IoU" in (said := capsys.readouterr().out) and "IoU road" in said and "URBAN" not in said
+    (tmp_path / "d/classes.txt").write_text("\n".join("abcd"))
+    assert run(streets, "--data", tmp_path / "d", "--out", tmp_path / "out") == 2
+    assert "a, b, c, d" in (error := capsys.readouterr().err) and "class 9, road" in error
+
+
+def broken_checkpoint(path, how):
+    saved = read_tensors(path.parent / "good.pt")
+    if how == "weights":
+        del saved["model"]["vgg.fc6.weight"]
+    elif how == "config":
+        saved["config"]["colour"] = 3
+    elif how == "other":
+        saved = saved["model"]
+    save_tensors(saved, path)
+
+
+@pytest.mark.parametrize("how", ["weights", "config", "other", "absent", "cut"])
+def test_a_checkpoint_that_cannot_be_used_is_named(road, tmp_path, capsys, how):
+    shutil.copy(road, tmp_path / "good.pt")
+    if how == "cut":
+        (tmp_path / "bad.pt").write_bytes(road.read_bytes()[:1000])
+    elif how != "absent":
+        broken_checkpoint(tmp_path / "bad.pt", how)
+    assert run(tmp_path / "bad.pt", photo(tmp_path / "a.png")) == 2
+    assert (error := capsys.readouterr().err).count("\n") == 1 and "bad.pt" in error
+
+
+@pytest.mark.parametrize("arguments, said", [
+    ([], "say what to predict"), (["{pictures}", "--data", "x"], "say what to predict"), (["none.png"], "no such file"),
+    (["{empty}"], "holds no pictures"), (["{pictures}", "--tile", "543"], "at least 544"),
+    (["{pictures}", "--split", "val"], "goes with --data"), (["--data", "{empty}"], "no data set"),
+    (["--data", "{empty}", "--split", "testing"], "choose train or val"), (["--kitti", "{empty}"], "no such folder"),
+    (["{pictures}", "--device", "tpu"], "no such device"), (["{pictures}", "--out", "{file}"], "cannot be written"),
+])
+def test_a_command_that_cannot_be_done_is_one_line_and_status_2(road, tmp_path, capsys, arguments, said):
+    photo(tmp_path / "in/a.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    names = {"pictures": tmp_path / "in", "empty": tmp_path / "empty", "file": tmp_path / "file"}
+    try:
+        status = predict.main([str(road), *(a.format(**names) for a in arguments)])
+    except SystemExit as exit:
+        status = exit.code
+    error = capsys.readouterr().err
+    assert status == 2 and error.count("\n") == 1 and error.startswith("predict.py: error: ") and said in error
+
+
+def test_confidence_of_a_network_without_a_road_is_refused(tmp_path, capsys):
+    path = checkpoint(tmp_path / "best.pt", ["cat", "dog"])
+    assert run(path, photo(tmp_path / "a.png"), "--confidence") == 2
+    assert "cat, dog" in capsys.readouterr().err
+
+
+def test_real_test_images_of_four_sizes_get_masks_of_their_sizes(road, kitti_sample, tmp_path):
+    assert run(road, kitti_sample, "--out", tmp_path) == 0
+    pictures = sorted((kitti_sample / "testing/image_2").iterdir())
+    assert len(pictures) == 7
+    sizes = [Image.open(tmp_path / "mask/testing/image_2" / p.name).size for p in pictures]
+    assert sizes == [Image.open(p).size for p in pictures] and len(set(sizes)) == 4
