@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 
-.PHONY: demo test clean
+.PHONY: demo test soak clean
 
 demo: $(VENV)/run
 	$(VENV)/bin/python train.py $(ARGS)
@@ -21,6 +21,10 @@ $(VENV)/run: requirements.txt
 $(VENV)/test: requirements-dev.txt $(VENV)/run
 	$(VENV)/bin/python -m pip install -r requirements-dev.txt
 	touch $@
+
+# Some minutes of killing and resuming a small run, ten times as often as the test suite does it.
+soak: $(VENV)/test
+	KILLS=210 $(VENV)/bin/python -m pytest tests/test_crash.py -k killed $(ARGS)
 
 clean:
 	rm -rf $(VENV)

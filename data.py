@@ -11,6 +11,7 @@ import hashlib
 import re
 import sys
 import threading
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -30,7 +31,12 @@ CACHE_BYTES = 2 * 2**30    # decoded pictures and labels kept in memory: KITTI R
 SCALE = (0.75, 1.35)       # random scale; the network meets each car nearer and farther than it was
 CONTRAST = 0.3             # contrast times 0.7 ... 1.3, around mid-grey
 BRIGHTNESS = 40            # plus or minus this many of 255 levels
-IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
+
+# Pillow's own limit against pictures made to exhaust the memory stops at 179 million pixels, which telephones reach.
+# It refuses more than twice this number, and would warn from here on.
+Image.MAX_IMAGE_PIXELS = 2**28
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 LAYOUTS = ("KITTI Road: DIR/training/image_2 and gt_image_2; or DIR/train and DIR/val, each with images and masks; "
            "or DIR/images and DIR/masks")
@@ -103,6 +109,11 @@ def find_kitti(root: Path, task: str, split_seed: int) -> DataSet:
     parts = ", ".join(f"{c} {sum(s.group == c for s in train)}+{sum(s.group == c for s in val)}" for c in categories)
     found = f"{root}: KITTI Road, task {task}: {len(train)} training + {len(val)} held-out images ({parts})"
     return DataSet(found, [f"not {task}", task], train, val, read_kitti_label, kitti=True)
+
+
+def road_class(classes: list[str]) -> int | None:
+    """The class that is the road, by its name."""
+    return next((classes.index(name) for name in ("road", "lane") if name in classes), None)
 
 
 def calibration_of(image: Path) -> Path:
@@ -202,7 +213,11 @@ def open_picture(path: Path, whole_bytes: bool = False) -> Image.Image:
         with Image.open(path) as image:
             if whole_bytes and image.tile and image.tile[0][3] in ("L;2", "L;4"):
                 raise InputError(f"{path}: is grey of {image.tile[0][3][2]} bits a pixel; save it with 8")
-            return ImageOps.exif_transpose(image)
+            image.load()
+            try:
+                return ImageOps.exif_transpose(image)
+            except Exception:  # a damaged tag; the picture itself is whole
+                return image
     except InputError:
         raise
     except FileNotFoundError:
@@ -214,9 +229,13 @@ def open_picture(path: Path, whole_bytes: bool = False) -> Image.Image:
 def read_image(path: Path) -> np.ndarray:
     """RGB uint8 [H, W, 3]. Raises InputError."""
     image = open_picture(path)
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255 instead of scaling it
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if "transparency" in image.info:
+    if image.mode[0] in "IF":  # 16 bits, 32 bits or floats: Pillow would clip them at 255 instead of scaling
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        largest = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
+        if image.mode.startswith("I;16"):
+            largest = 65535  # said by the file, need not be guessed
+        image = Image.fromarray(np.round(255 * values.clip(0) / largest).astype(np.uint8))
+    if "transparency" in image.info:  # else Pillow warns of colours that it cannot keep
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
 
@@ -238,7 +257,12 @@ def read_kitti_label(path: Path) -> np.ndarray:
     image = open_picture(path)
     if image.mode != "RGB":
         raise InputError(f"{path}: KITTI ground truth is RGB, this picture is {image.mode}")
-    red, green, blue = np.moveaxis(np.asarray(image), 2, 0)
+    pixels = np.asarray(image)
+    red, green, blue = np.moveaxis(pixels, 2, 0)
+    odd = (green > 0) | (red % 255 > 0) | (blue % 255 > 0) | (blue > red)
+    if odd.any():  # such as what a resize with a blending filter leaves
+        raise InputError(f"{path}: has the colour {tuple(pixels[odd][0].tolist())}; KITTI's ground truth has magenta "
+                         "(255, 0, 255), red (255, 0, 0) and black alone")
     return np.where(red == 0, IGNORE, blue > 0).astype(np.uint8)
 
 
@@ -285,7 +309,10 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
         h, w = min(h, crop[0]), min(w, crop[1])
     # The window of the original that becomes h x w: crop and scale are one resampling, of no more than is needed.
     window_h, window_w = min(height, h / factor), min(width, w / factor)
-    top, left = rng.uniform(0, height - window_h), rng.uniform(0, width - window_w)
+    # Of the windows a quarter lies at each edge: an even draw would show a network the outermost rows, where the
+    # nearest road is, far more seldom than it will meet them.
+    down, across = np.clip(rng.uniform(-0.5, 1.5, 2), 0, 1)
+    top, left = down * (height - window_h), across * (width - window_w)
     window = (left, top, left + window_w, top + window_h)
     image = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR, box=window))
     label = np.asarray(Image.fromarray(label).resize((w, h), Image.Resampling.NEAREST, box=window))

@@ -10,36 +10,39 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from data import road_class
 from fcn import IGNORE
 
-# Fixed colours, told apart also where colour vision is weak; class 0 of two classes is left untinted.
+# Fixed colours, told apart also where colour vision is weak.
 COLOURS = [(128, 128, 128), (214, 39, 40), (255, 210, 60), (148, 80, 200), (64, 120, 220), (44, 140, 50),
            (255, 127, 14), (23, 190, 207), (140, 86, 75), (240, 110, 190), (190, 220, 60), (20, 40, 120)]
 ROAD = (230, 0, 230)
 
 
-def colours_for(num_classes: int) -> np.ndarray:
+def colours_for(classes: list[str]) -> np.ndarray:
     """uint8 [C, 3], the colour of each class: the same at every call; beyond the fixed ones, hues turn further."""
-    if num_classes == 2:
-        return np.array([(70, 70, 70), ROAD], np.uint8)
+    if len(classes) == 2 and road_class(classes) is not None:
+        return np.array([ROAD if c == road_class(classes) else (70, 70, 70) for c in (0, 1)], np.uint8)
     more = [tuple(Image.new("HSV", (1, 1), (i * 67 % 256, 160 + i % 3 * 40, 230 - i % 4 * 40)).convert("RGB")
-                  .getpixel((0, 0))) for i in range(len(COLOURS), num_classes)]
-    return np.array((COLOURS + more)[:num_classes], np.uint8)
+                  .getpixel((0, 0))) for i in range(len(COLOURS), len(classes))]
+    return np.array((COLOURS + more)[:len(classes)], np.uint8)
 
 
-def tint(image: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray:
     """The picture uint8 [H, W, 3] with classes uint8 [H, W] as colours over it; IGNORE is shown black.
 
-    With two classes only class 1 is tinted, so that the rest of the scene stays as it is.
+    Of road and not road only the road is tinted, so that the rest of the scene stays as it is.
     """
-    colours = np.zeros((256, 3), np.uint8)
-    colours[:num_classes] = colours_for(num_classes)
-    opacity = np.full(256, 0.65)
+    colours, opacity = np.zeros((256, 3), np.float32), np.full(256, 0.65, np.float32)
+    colours[:len(classes)] = colours_for(classes)
     opacity[IGNORE] = 0.8
-    if num_classes == 2:
-        opacity[:2] = 0, 0.5
-    weight = opacity[label][..., None]
-    return (image * (1 - weight) + colours[label] * weight).astype(np.uint8)
+    if len(classes) == 2 and road_class(classes) is not None:
+        opacity[road_class(classes)], opacity[1 - road_class(classes)] = 0.5, 0
+    shown = np.empty_like(image)
+    for rows in (slice(top, top + 256) for top in range(0, len(image), 256)):  # floats of a large picture fill memories
+        weight = opacity[label[rows]][..., None]
+        shown[rows] = image[rows] * (1 - weight) + colours[label[rows]] * weight
+    return shown
 
 
 def font(size: int):
@@ -47,14 +50,14 @@ def font(size: int):
 
 
 def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.Image:
-    """`tint` of the same size and, for more than two classes, the colours and names of those in the picture.
+    """`tint` of the same size and, unless it is road or not, the colours and names of the classes in the picture.
 
     The legend lies over the bottom of the picture, the most frequent class first; a picture too small for it has none.
     """
-    shown = Image.fromarray(tint(image, label, len(classes)))
+    shown = Image.fromarray(tint(image, label, classes))
     counts = np.bincount(label.ravel(), minlength=256)[:len(classes)]
     present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
-    if len(classes) == 2 or not present:
+    if len(classes) == 2 and road_class(classes) is not None or not present:
         return shown
     height, width = label.shape
     text = font(max(11, min(28, round(min(height, width) / 28))))
@@ -66,7 +69,7 @@ def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.I
         return shown
     panel = Image.new("RGB", (width, height - top), "black")
     shown.paste(Image.blend(shown.crop((0, top, width, height)), panel, 0.6), (0, top))
-    draw, colours = ImageDraw.Draw(shown), colours_for(len(classes)).tolist()
+    draw, colours = ImageDraw.Draw(shown), colours_for(classes).tolist()
     for i, c in enumerate(present):
         x, y = i % per_line * cell, top + i // per_line * line
         draw.rectangle((x + 4, y + 4, x + line - 4, y + line - 4), fill=tuple(colours[c]), outline="white")
@@ -74,10 +77,10 @@ def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.I
     return shown
 
 
-def palette_mask(label: np.ndarray, num_classes: int) -> Image.Image:
+def palette_mask(label: np.ndarray, classes: list[str]) -> Image.Image:
     """Class ids uint8 [H, W] as a palette picture: the stored numbers are the ids, shown in the classes' colours."""
     colours = np.zeros((256, 3), np.uint8)
-    colours[:num_classes] = colours_for(num_classes)
+    colours[:len(classes)] = colours_for(classes)
     mask = Image.fromarray(label)
     mask.putpalette(colours.tobytes())
     return mask
@@ -91,12 +94,12 @@ def draw_samples(path: Path, rows: list[tuple[np.ndarray, np.ndarray, np.ndarray
     width = 480 if len(rows) > 1 else 640
     strips = []
     for image, truth, prediction in rows:
-        panels = [image, tint(image, truth, len(classes)), tint(image, prediction, len(classes))]
+        panels = [image, tint(image, truth, classes), tint(image, prediction, classes)]
         height = max(1, round(image.shape[0] * width / image.shape[1]))
         strips.append([Image.fromarray(panel).resize((width, height)) for panel in panels])
 
     gap, head, text = 6, 30, font(16)
-    entries = list(zip(classes, colours_for(len(classes)), strict=True)) + [("ignored", (0, 0, 0))]
+    entries = list(zip(classes, colours_for(classes), strict=True)) + [("ignored", (0, 0, 0))]
     per_line = max(1, 3 * width // 170)
     foot = 24 * -(-len(entries) // per_line) + gap
     sheet = Image.new("RGB", (3 * width + 4 * gap, head + foot + sum(s[0].height + gap for s in strips)), "white")
@@ -122,7 +125,7 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
               ("held out", (214, 39, 40), [row["val_loss"] for row in rows])]
     ious = [("mean", (0, 0, 0), [row["mean_iou"] for row in rows])]
     ious += [(name, tuple(colour), [row[f"iou_{name}"] for row in rows])
-             for name, colour in zip(classes, colours_for(len(classes)).tolist(), strict=True)]
+             for name, colour in zip(classes, colours_for(classes).tolist(), strict=True)]
     bottom = max(740, 440 + 20 * len(ious))  # room for every class in the legend
     sheet = Image.new("RGB", (900, bottom + 20), "white")
     highest = max([v for _, _, line in losses for v in line if np.isfinite(v)], default=1.0)

@@ -66,6 +66,7 @@ class FCN8s(nn.Module):
     skip_scale         factors on pool4 and pool3 before they are scored; (1, 1), the default, leaves them as they are.
                        The authors' at-once network has (0.01, 0.0001): Caffe's VGG16 has activations of tens and hundreds
                        there, which would swamp score_fr. balanced_skip_scale measures them instead
+    dropout            share of the elements of fc6 and fc7 that training sets to zero, as in VGG16
 
     Where the crops come from. Cell i of a map lies at pixel stride*i + offset of the image (class Grid in vgg.py), and
     cell j of the coarser map lies on cell m of the finer one:
@@ -81,16 +82,17 @@ class FCN8s(nn.Module):
 
     In the last two lines it is the image whose pixel j is looked up in the finer map.
 
+    Hence the numbers 5, 9 and 31 of the authors' network, and 0, 0, 0 without the border. The score layers start at
+    zero (section 4.3), so that an untrained network scores every class alike.
+
     A pixel's scores depend on what is up to `reach` = 245 pixels away: 201.5 at fc7 and, on the way back, 16*1.5 + 8*1.5
     + 1*7.5 more. `tiled` goes by it.
 
-    Hence the numbers 5, 9 and 31 of the authors' network, and 0, 0, 0 without the border. The score layers start at
-    zero (section 4.3), so that an untrained network scores every class alike. Raises ValueError for settings that
-    make no network.
+    Raises ValueError for settings that make no network.
     """
 
     def __init__(self, num_classes: int, pad: int = 1, stride: int = 8, width: float = 1.0, fc_channels: int = 4096,
-                 learn_upsampling: bool = False, skip_scale: tuple[float, float] = (1.0, 1.0)):
+                 learn_upsampling: bool = False, skip_scale: tuple[float, float] = (1.0, 1.0), dropout: float = 0.5):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}: at least 1 is needed")
@@ -99,7 +101,7 @@ class FCN8s(nn.Module):
         self.stride = stride
         # All it takes to build this network again: FCN8s(**config). Checkpoints carry it.
         self.config = dict(num_classes=num_classes, pad=pad, stride=stride, width=width, fc_channels=fc_channels,
-                           learn_upsampling=learn_upsampling)
+                           learn_upsampling=learn_upsampling, dropout=dropout)
         self.set_skip_scale(*skip_scale)
 
         def score(channels):
@@ -118,7 +120,7 @@ class FCN8s(nn.Module):
                     layer.weight[c, c] = bilinear_kernel(2 * factor)
             return layer.requires_grad_(learn_upsampling)
 
-        self.vgg = VGG16(pad, width, fc_channels)
+        self.vgg = VGG16(pad, width, fc_channels, dropout)
         self.score_fr = score(self.vgg.channels["fc7"])
         grid = self.vgg.grid["fc7"].after(self.score_fr)
         if stride <= 16:
@@ -176,15 +178,16 @@ def tiled(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE
     hold nothing but halo.
     """
     height, width = image.shape[2:]
-    if height * width <= tile * tile:
+    margin = halo(reach)
+    # An image that is narrow in one direction leaves its share of the tile to the other; but it counts as no less than
+    # the halo, since the border of pad=100 and the windows of fc6 take room however narrow it is.
+    if max(height, margin) * max(width, margin) <= tile * tile:
         yield slice(0, height), slice(0, width), compute(image)
         return
-    margin = halo(reach)
     if tile < 2 * margin + 32:
         raise ValueError(f"tile is {tile}: it must be at least {2 * margin + 32}, {margin} on each side are halo")
-    # An image that is narrow in one direction leaves its share of the tile to the other.
-    wide = min(width, tile * tile // min(height, tile))
-    tall = min(height, tile * tile // wide)
+    wide = min(width, tile * tile // max(min(height, tile), margin))
+    tall = min(height, tile * tile // max(wide, margin))
     for top, bottom, above, below in spans(height, tall, margin):
         for left, right, before, behind in spans(width, wide, margin):
             scores = compute(image[:, :, above:below, before:behind])

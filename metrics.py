@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import re
 import sys
 from pathlib import Path
@@ -76,7 +77,7 @@ def table(columns: dict[str, dict], classes: list[str]) -> str:
     for key, title in TITLES.items():
         lines.append(f"{title:{width}}" + "".join(f"  {100 * column[key]:10.2f}" for column in columns.values()))
     for i, name in enumerate(classes):
-        cells = (f"{100 * column['iou'][i]:.2f}" if column["iou"][i] == column["iou"][i] else "absent"
+        cells = ("absent" if math.isnan(column["iou"][i]) else f"{100 * column['iou'][i]:.2f}"
                  for column in columns.values())
         lines.append(f"{'IoU ' + name:{width}}" + "".join(f"  {cell:>10}" for cell in cells))
     return "\n".join(lines)
@@ -136,12 +137,16 @@ class RoadScores:
             cells = bird_cells(calibration, *labels.shape).to(labels.device)
             self.add("bev", category, bird_view(confidence, cells, 0), bird_view(labels, cells, IGNORE))
 
+    def pooled(self, space: str = "image") -> dict:
+        """`benchmark` of all that was added in a space."""
+        return benchmark(sum(counts for (where, _), counts in self.counts.items() if where == space))
+
     def results(self) -> dict[tuple[str, str], dict]:
-        """`benchmark` and the number of `images` by (space, category), with URBAN where road sets were added."""
+        """`benchmark` and the number of `images` by (space, category), and URBAN if all three road sets are there."""
         counts, images = dict(self.counts), dict(self.images)
         for space in ("image", "bev"):
-            keys = [(space, category) for category in URBAN if (space, category) in counts]
-            if keys:
+            keys = [(space, category) for category in URBAN]
+            if all(key in counts for key in keys):
                 counts[space, "URBAN"] = sum(counts[key] for key in keys)
                 images[space, "URBAN"] = sum(images[key] for key in keys)
         order = ("um_lane", *URBAN, "URBAN")
@@ -149,12 +154,15 @@ class RoadScores:
                 for key in sorted(counts, key=lambda key: (key[0] != "image", order.index(key[1])))}
 
 
+SPACES = {"image": "image", "bev": "bird's eye"}
+
+
 def road_table(results: dict[tuple[str, str], dict], title: str = "") -> str:
     """Text table of RoadScores.results in per cent, one line for each space and category; the threshold as it is."""
     lines = [f"{title:20}  images    MaxF      AP     PRE     REC     FPR     FNR  threshold"]
     for (space, category), values in results.items():
         cells = " ".join(f"{100 * values[name]:7.2f}" for name in ("MaxF", "AP", "PRE", "REC", "FPR", "FNR"))
-        lines.append(f"{category:10}{'bird' + chr(39) + 's eye' if space == 'bev' else 'image':10}"
+        lines.append(f"{category:10}{SPACES[space]:10}"
                      f"{values['images']:8} {cells}  {values['threshold']:9.3f}")
     return "\n".join(lines)
 
@@ -237,8 +245,13 @@ def bird_cells(calibration: Path, height: int, width: int) -> torch.Tensor:
 
 
 def bird_view(values: torch.Tensor, cells: torch.Tensor, outside: int) -> torch.Tensor:
-    """A map [H, W] of an image, seen from above: [800, 400], `outside` in the cells that the image does not cover."""
-    return torch.where(cells < 0, outside, values.flatten()[cells.clamp(min=0)])
+    """An image [H, W, 3] or a map [H, W] of it, seen from above: [800, 400, 3] or [800, 400].
+
+    `outside` stands in the cells that the image does not cover.
+    """
+    above = values.flatten(0, 1)[cells.clamp(min=0)]
+    above[cells < 0] = outside
+    return above
 
 
 # ---- KITTI Road: a folder of maps -----------------------------------------------------------------------------------
@@ -268,26 +281,25 @@ def score_folder(results: Path, training: Path, space: str | None = None) -> Roa
         more = f" and for {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(f"{results / missing[0]}: there is no map for this ground truth{more}")
 
-    found = RoadScores()
-    spaces = set()
+    found, asked = RoadScores(), space
     for name, file in truths.items():
-        category = name.rsplit("_", 1)[0]
-        calibration = training / "calib" / f"{name.replace('_road_', '_').replace('_lane_', '_')[:-4]}.txt"
+        category, task, number = file.stem.split("_")
+        calibration = calibration_of(training / "image_2" / f"{category}_{number}.png")
         truth, confidence = torch.from_numpy(read_kitti_label(file)), read_confidence(maps[name])
         if confidence.shape not in (truth.shape, BEV):
             raise InputError(f"{maps[name]}: is {confidence.shape[1]}x{confidence.shape[0]}; its ground truth is "
                              f"{truth.shape[1]}x{truth.shape[0]}, a bird's-eye view 400x800")
         above = confidence.shape == BEV != truth.shape
-        spaces.add(space or ("bev" if above else "image"))
-        if above and space == "image":
+        if above and asked == "image":
             raise InputError(f"{maps[name]}: is a bird's-eye view; it cannot be scored with --space image")
-        if len(spaces) > 1:
+        space = space or ("bev" if above else "image")
+        if not asked and above != (space == "bev"):
             raise InputError(f"{maps[name]}: bird's-eye views and maps of the image's size are mixed; say --space bev")
-        if "bev" in spaces:
+        if space == "bev":
             cells = bird_cells(calibration, *truth.shape)
             truth = bird_view(truth, cells, IGNORE)
             confidence = confidence if above else bird_view(confidence, cells, 0)
-        found.add(*spaces, category, confidence, truth)
+        found.add(space, f"{category}_{task}", confidence, truth)
     return found
 
 

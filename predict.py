@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 import zipfile
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import IMAGE_ENDINGS, Reader, Sample, calibration_of, files_in, find, normalise, read_image
+from data import IMAGE_ENDINGS, Reader, Sample, calibration_of, files_in, find, normalise, read_image, road_class
 from draw import overlay, palette_mask
 from fcn import TILE, FCN8s, classify, halo
 from metrics import RoadScores, bird_cells, bird_view, confusion, homography, report, scores
-from train import Progress, like, pick_device, use_bf16
+from run import Progress, like, pick_device, use_bf16
 from vgg import InputError, read_tensors
 
 OUT = "predictions"
+FOLDERS = ("overlay", "mask", "confidence", "bev")  # below --out
 WAITING = 3  # pictures that are read ahead, and that wait to be written, while the network computes: bounds the memory
 
 
@@ -44,19 +45,31 @@ class Job(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 if some pictures could not be read, 2 if nothing could be done."""
+    """Run the command line; returns the exit status: 0, 1 if some pictures could not be read, 2 if it ended early."""
+    options = parse(argv)
+    failed = []
     try:
-        return run(parse(argv))
-    except InputError as error:
-        print(f"predict.py: error: {error}", file=sys.stderr)
+        predict(options, failed)
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
+        memory = "memory" in repr(error).lower()  # PyTorch says so in several ways, with and without a class of its own
+        if options.debug or isinstance(error, RuntimeError) and not memory:
+            raise
+        failed.append(f"out of memory: a smaller --tile than {options.tile} needs less" if memory else str(error))
         return 2
+    finally:
+        for message in failed:
+            print(f"predict.py: error: {message}", file=sys.stderr)
+    return 1 if failed else 0
 
 
-def run(options) -> int:
-    """The network, the pictures one after the other, and what was asked for of all of them."""
+def predict(options, failed: list[str]):
+    """The network, the pictures one after the other, and what was asked for of all of them.
+
+    A message for each picture that cannot be read is added to `failed`.
+    """
     net, saved = load(options.checkpoint)
     classes = saved["classes"]
-    road = next((classes.index(name) for name in ("road", "lane") if name in classes), None)
+    road = road_class(classes)
     if road is None and (options.confidence or options.kitti):
         raise InputError(f"{options.checkpoint}: no class is called road or lane, so there is no road confidence; "
                          f"the classes are {', '.join(classes)}")
@@ -72,8 +85,12 @@ def run(options) -> int:
     elif options.data:
         data = data_set(options.data, saved)
         reader = Reader(data.read_label, cache_bytes=0)
-        jobs = [Job(sample.image, Path(sample.image.stem), sample)
+        # KITTI's results are named as the ground truth, so that metrics.py can score them.
+        jobs = [Job(sample.image, Path((sample.label if data.kitti else sample.image).stem), sample)
                 for sample in (data.train if options.split == "train" else data.val)]
+        for job in jobs:
+            if data.kitti and calibration_of(job.picture).is_file():
+                homography(calibration_of(job.picture))  # raises what is wrong with it now, not in an hour
         read = lambda job: reader(job.sample)  # noqa: E731
     else:
         jobs = picture_jobs(options.inputs, options.out)
@@ -82,12 +99,16 @@ def run(options) -> int:
         with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
             return net(normalise(pixels))  # part by part: as floats a large picture is four times its bytes
 
-    matrix, road_scores, failed = 0, RoadScores(), []
+    archive = options.out / "submission.zip"
+    if options.kitti:
+        archive.unlink(missing_ok=True)  # it would look like this run's
+    matrix, road_scores = 0, RoadScores()
     progress = Progress(len(jobs))
     with ThreadPoolExecutor(2) as pool:
         writing = deque()
         for job, picture in ahead(pool, read, jobs):
-            if isinstance(picture, InputError):
+            due = progress.due(1)
+            if isinstance(picture, str):
                 failed.append(picture)
                 continue
             image, label = picture
@@ -102,36 +123,34 @@ def run(options) -> int:
             writing.append(pool.submit(write, job, options, image, predicted, confidence, classes))
             if len(writing) > WAITING:
                 writing.popleft().result()
-            if progress.due(1):
+            if due:
                 progress.show(f"{progress.done}/{len(jobs)} pictures")
         for written in writing:
             written.result()
 
     progress.line(f"{len(jobs) - len(failed)} of {len(jobs)} pictures done; results in {options.out}")
-    for error in failed:
-        print(f"predict.py: error: {error}", file=sys.stderr)
-    if failed:
-        if data or options.kitti:
-            print(f"predict.py: error: {len(failed)} pictures are missing, so there are no "
-                  f"{'scores' if data else 'bird-eye views to upload'}", file=sys.stderr)
-        return 1
-    if data:
+    if failed and (data or options.kitti):  # a part would be taken for the whole
+        failed.append(f"{len(failed)} of {len(jobs)} pictures are missing, so there "
+                      f"{'are no scores' if data else 'is nothing to upload'}")
+    elif data:
         result = {**scores(matrix), **({"road": road_scores.results()} if data.kitti else {})}
         print(report({options.split or "val": result}, classes))
-    if options.kitti:
-        print(f"to upload: {pack(options.out, jobs)}")
-    return 0
+    elif options.kitti and options.split != "training":
+        pack(archive, [options.out / "bev" / f"{job.name}.png" for job in jobs])
+        print(f"to upload: {archive}")
 
 
 def load(path: Path) -> tuple[FCN8s, dict]:
     """The network of a checkpoint of train.py, and all else that the checkpoint says. Raises InputError."""
     saved = read_tensors(path)
-    if not {"config", "classes", "settings", "model"} <= saved.keys():
-        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
     try:
+        if len(saved["classes"]) != saved["config"]["num_classes"] or not {"task", "split_seed"} <= saved["settings"].keys():
+            raise KeyError
         with torch.device("meta"):  # no memory for weights that are about to be replaced
             net = FCN8s(**saved["config"])
         net.load_state_dict(saved["model"], assign=True)
+    except (KeyError, IndexError):
+        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt") from None
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: the weights are not those of its own settings ({str(error).splitlines()[0]})") from None
     return net, saved
@@ -145,14 +164,16 @@ def picture_jobs(inputs: list[Path], out: Path) -> list[Job]:
     Results are named as the inputs are, from the deepest folder that holds all of them; what --out holds is left out.
     """
     pictures, roots = {}, []
+    results = tuple(os.path.abspath(out / folder) for folder in FOLDERS)
     for given in (Path(os.path.abspath(path)) for path in inputs):
         found = [given]
         if given.is_dir():
-            folders = [given / split / "image_2" for split in ("testing", "training")]
+            # Of KITTI Road the pictures, not the ground truth beside them.
+            folders = [given / "testing" / "image_2", given / "training" / "image_2", given / "image_2"]
             folder = next((f for f in folders if f.is_dir()), given)
-            found = sorted(file for file in folder.rglob("*")
-                           if file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".") and file.is_file()
-                           and not file.is_relative_to(os.path.abspath(out)))
+            found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file()
+                           and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+                           and not any(file.is_relative_to(result) for result in results))
             if not found:
                 raise InputError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})")
         elif not given.is_file():
@@ -164,10 +185,18 @@ def picture_jobs(inputs: list[Path], out: Path) -> list[Job]:
     except ValueError:
         raise InputError(f"{roots[0]} and the other inputs have no folder in common; predict them one by one") from None
 
+    # a.jpg gives a.png, but beside an a.png, or a folder a.png, a.jpg.png.
     names = [picture.relative_to(root) for picture in pictures]
-    short = [str(name.with_suffix("")).casefold() for name in names]
-    return [Job(picture, name if short.count(plain) > 1 else name.with_suffix(""))  # a.jpg and a.png stay apart
-            for picture, name, plain in zip(pictures, names, short, strict=True)]
+    taken = Counter(str(path).casefold() for name in names for path in {name, name.with_suffix("")})
+    taken.update({str(folder.with_suffix("")).casefold() for name in names for folder in name.parents if folder.suffix})
+    jobs = [Job(picture, name if taken[str(name.with_suffix("")).casefold()] > 1 else name.with_suffix(""))
+            for picture, name in zip(pictures, names, strict=True)]
+    for job in jobs:
+        for folder in results:
+            if Path(f"{folder}/{job.name}.png") in pictures:
+                raise InputError(f"{folder}/{job.name}.png: is one of the inputs and would be written over; "
+                                 "choose another --out")
+    return jobs
 
 
 def kitti_jobs(root: Path, split: str, task: str) -> list[Job]:
@@ -196,12 +225,12 @@ def data_set(root: Path, saved: dict):
 # ---- reading ahead, writing behind ----------------------------------------------------------------------------------
 
 def ahead(pool: ThreadPoolExecutor, read, jobs):
-    """(job, read(job) or the InputError it raised) in order, a few of them read in advance."""
+    """(job, read(job), or the message of the InputError it raised) in order, a few of them read in advance."""
     def attempt(job):
         try:
             return read(job)
         except InputError as error:
-            return error
+            return str(error)  # not the error itself: it would keep the picture's memory
 
     waiting = deque()
     for job in jobs:
@@ -216,7 +245,7 @@ def ahead(pool: ThreadPoolExecutor, read, jobs):
 def write(job: Job, options, image: np.ndarray, predicted: torch.Tensor, confidence: torch.Tensor, classes: list[str]):
     """The pictures of one job into the folders of --out."""
     label = predicted.numpy()
-    results = {"overlay": overlay(image, label, classes), "mask": palette_mask(label, len(classes))}
+    results = {"overlay": overlay(image, label, classes), "mask": palette_mask(label, classes)}
     if options.confidence or options.kitti:
         results["confidence"] = Image.fromarray(confidence.numpy())
     if options.kitti:
@@ -231,13 +260,13 @@ def write(job: Job, options, image: np.ndarray, predicted: torch.Tensor, confide
             raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
-def pack(out: Path, jobs: list[Job]) -> Path:
-    """The zip that the benchmark's server takes: the bird's-eye views of all jobs, without folders."""
-    path = out / "submission.zip"
-    with zipfile.ZipFile(path, "w") as archive:  # PNGs are compressed already
-        for job in jobs:
-            archive.write(out / "bev" / f"{job.name}.png", f"{job.name}.png")
-    return path
+def pack(archive: Path, maps: list[Path]):
+    """The zip that the benchmark's server takes: these files, without folders. All or nothing."""
+    beside = archive.with_suffix(".part")
+    with zipfile.ZipFile(beside, "w") as content:  # PNGs are compressed already
+        for file in maps:
+            content.write(file, file.name)
+    os.replace(beside, archive)
 
 
 def parse(argv):
@@ -256,6 +285,7 @@ def parse(argv):
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default %(default)s)")
     parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
                         help="bf16 arithmetic (default %(default)s: where the hardware computes in it)")
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     options = parser.parse_args(argv)
     if bool(options.inputs) + bool(options.data) + bool(options.kitti) != 1:
         parser.error("say what to predict: either pictures and folders, or --data DIR, or --kitti DIR")

@@ -1,22 +1,23 @@
 """python train.py --data DIR: train FCN-8s on KITTI Road, or on pictures and masks (data.py shows the layouts).
 python train.py: the same on synthetic roads (roads.py), with a network reduced to a size for two processor cores.
 
-In the folder --out (default runs/NAME): config.json, log.csv, curves.png, samples.png, last.pt and best.pt.
+In the folder --out (default runs/NAME): config.json, log.csv, curves.png, samples.png, best.pt, and last.pt, from which
+--resume goes on with the very steps that a run without interruption would have made.
+Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT (Ctrl-C) or SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import platform
-import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
+from signal import Signals
 
 import numpy as np
 import PIL
@@ -24,10 +25,12 @@ import torch
 from torch import nn
 
 import roads
-from data import Reader, augment, batches, collate, find, normalise, on_device
+from data import Reader, augment, batches, calibration_of, collate, find, normalise, on_device
 from draw import draw_curves, draw_samples
-from fcn import FCN8s, balanced_skip_scale, classify, loss
-from metrics import RoadScores, columns, confusion, report, scores
+from fcn import IGNORE, FCN8s, balanced_skip_scale, classify, loss
+from metrics import TITLES, RoadScores, columns, confusion, homography, report, scores
+from run import (Progress, Stop, Stopped, choose_folder, like, load, open_run, pick_device, save, use_bf16,
+                 write_log)
 from vgg import InputError, load_imagenet, read_tensors, save_tensors
 from weights.convert import convert, download
 
@@ -40,11 +43,12 @@ WEIGHTS = HERE / "weights" / "vgg16.pth"
 DEFAULTS = {
     "epochs":      (60,         20),        # KITTI Road: 60 x 231 steps
     "batch_size":  (1,          2),         # 1, as the authors: least memory, and the most steps per epoch
-    "crop":        ("320x960",  "none"),    # a random window of each image; evaluation is on whole images
+    "crop":        ("320x960",  "none"),    # largest part of an image to train on; evaluation is on whole images
     "lr":          (2e-3,       2e-2),      # for the mean loss; a small fresh network bears more
     "width":       (1.0,        0.25),      # factor on the channels of VGG16
     "fc_channels": (4096,       256),       # channels of fc6 and fc7
     "weights":     ("auto",     "none"),    # ImageNet is worth many thousand labelled roads; the demo needs no download
+    "dropout":     (0.1,        0.1),       # with VGG16's 0.5 fresh fc6 and fc7 score otherwise in training than without
     "skip_scale":  ("auto",     "auto"),    # factors on pool4 and pool3, see build
     "task":        ("road",     "road"),    # KITTI's ground truth: road or lane
     "pad":         (1,          1),         # no border: the same network with a third less work (fcn.py)
@@ -54,6 +58,7 @@ DEFAULTS = {
     "device":      ("auto",     "auto"),    # CUDA if there is one
     "workers":     (2,          2),         # threads that read and augment
     "seed":        (0,          0),         # initialisation, order, augmentation, dropout
+    "save_every":  (500,        500),       # steps; besides after each epoch. The full network's takes some seconds
     "split_seed":  (0,          0),         # held-out images: not `seed`, so that runs are scored on the same images
 }
 # The recipe behind the options.
@@ -63,23 +68,34 @@ WARMUP = 0.05          # share of all steps in which the rate grows from 0: fres
 POWER = 0.9            # then it falls as (1 - progress) ** POWER
 CLIP = 5.0             # largest norm of the gradient
 # What --resume may change: how long and where, not what is learnt.
-FREE_ON_RESUME = {"epochs", "device", "amp", "workers", "data"}
+FREE_ON_RESUME = {"epochs", "device", "amp", "workers", "save_every", "data"}
 SYNTHETIC = HERE / "runs" / "synthetic-roads"  # drawn there once, read from there by every run without --data
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for input that cannot be used (one line on stderr)."""
+    """Run the command line; returns the exit status (above). What went wrong is one line on stderr."""
+    options = parse(argv)
     try:
-        train(parse(argv))
-    except InputError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        with Stop() as stop:
+            train(options, stop)
+    except Stopped as stopped:
+        print(f"\nstopped by {Signals(stopped.signal).name}; go on with: python train.py --resume --out {stopped.out}")
+        return 128 + stopped.signal
+    except (InputError, MemoryError, RuntimeError) as error:
+        memory = "memory" in repr(error).lower()  # PyTorch says so in several ways, with and without a class of its own
+        if options["debug"] or not (memory or isinstance(error, InputError)):
+            raise
+        print("train.py: error: " + (f"out of memory: a smaller --crop or --batch-size needs less, and so does "
+                                     f"--fc-channels 1024 ({(str(error) or 'MemoryError').splitlines()[0]})" if memory else str(error)),
+              file=sys.stderr)
         return 2
     return 0
 
 
-def train(options: dict):
+def train(options: dict, stop: Stop):
     """The whole of training, top to bottom. `options` are the command line's, None where nothing was said."""
-    out, saved = run_folder(options)
+    out = choose_folder(options["out"], options["resume"], options["data"])
+    saved = load(out) if options["resume"] else None
     settings = settle(options, saved)
     device = pick_device(settings["device"])
     amp = use_bf16(settings["amp"], device)
@@ -94,6 +110,7 @@ def train(options: dict):
         raise InputError(f"{folder}: has the classes {data.classes}, the run to resume {saved['classes']}")
     reader = Reader(data.read_label)
     crop = size(settings["crop"])
+    check(data, reader, crop if options["crop"] else None)
 
     # Network and optimizer
     net = build(settings, data, reader, saved).to(device)  # weights stay contiguous; the images are channels_last
@@ -106,32 +123,41 @@ def train(options: dict):
 
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
     total_steps = settings["epochs"] * steps_per_epoch
-    first_epoch, best, log = 1, -1.0, []
+    step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
-        first_epoch, best, log = saved["epoch"] + 1, saved["best"], saved["log"]
-        print(f"{out / 'last.pt'}: going on after epoch {saved['epoch']}")
+        step, best, log, loss_sum = saved["step"], saved["best"], saved["log"], saved["loss_sum"].to(device)
+        print(f"{out}: going on after step {step}")
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
                 "pillow": PIL.__version__}
     recipe = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warmup": WARMUP, "power": POWER, "clip": CLIP}
     about = {"config": net.config, "classes": data.classes, "settings": settings, "recipe": recipe,
              "versions": versions}
-    try:
-        out.mkdir(parents=True, exist_ok=True)  # only now: a mistyped command leaves nothing behind
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror})") from None
+    lock = open_run(out)  # only now: a mistyped command leaves nothing behind
     (out / "config.json").write_text(json.dumps({**about, "device": str(device), "bf16": amp}, indent=2) + "\n")
     print(f"{sum(p.numel() for _, p in trained):,} trainable parameters on {device}{', bf16' if amp else ''}; "
           f"{settings['epochs']} epochs of {steps_per_epoch} steps; results in {out}")
 
+    diverged = torch.zeros((), dtype=torch.int64, device=device)  # the step at which something was not finite
+
+    def keep():
+        """Save last.pt; end the run here if a signal asked for it. Nothing that is not finite reaches the disk."""
+        if diverged.item():
+            raise InputError(f"the loss was not finite at step {diverged.item()}, at a rate of {rate:.2g}; {out} keeps the "
+                             f"checkpoint before. Start again with a smaller --lr than {settings['lr']:g}")
+        save({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best,
+              "log": log, "loss_sum": loss_sum}, out)
+        if stop.asked:
+            raise Stopped(stop.asked, out)
+
     shown = sorted({i * len(data.val) // 4 for i in range(4)})
-    progress = Progress(settings["epochs"] * len(data.train), (first_epoch - 1) * len(data.train))
-    for epoch in range(first_epoch, settings["epochs"] + 1):
+    progress = Progress(settings["epochs"] * len(data.train), step * settings["batch_size"])
+    for epoch in range(len(log) + 1, settings["epochs"] + 1):
         net.train()
-        torch.manual_seed(1000 * settings["seed"] + epoch)  # dropout too follows from (seed, epoch): nothing to save
-        started, loss_sum = time.time(), torch.zeros((), device=device)
-        step = (epoch - 1) * steps_per_epoch
-        for images, labels in on_device(training_batches(reader, data.train, epoch, crop, settings), device):
+        started = time.time()
+        done = step - (epoch - 1) * steps_per_epoch  # not 0 in an epoch that was interrupted
+        for images, labels in on_device(training_batches(reader, data.train, epoch, crop, settings, done), device):
+            torch.manual_seed(seed_of(settings["seed"], step))  # dropout follows from it: no random state to save
             rate = learning_rate(step, total_steps, settings["lr"])
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["times"]
@@ -141,18 +167,21 @@ def train(options: dict):
             value = loss(output, labels)
             optimizer.zero_grad()
             value.backward()
-            nn.utils.clip_grad_norm_([p for _, p in trained], CLIP)
+            norm = nn.utils.clip_grad_norm_([p for _, p in trained], CLIP)
             optimizer.step()
 
             step += 1
             loss_sum += value.detach()
+            diverged = torch.where(torch.isfinite(value.detach() + norm) | (diverged > 0), diverged, step)
             if progress.due(len(images)):  # seldom: reading the loss makes the device wait
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {value.item():.4f}  rate {rate:.2e}")
+            if stop.asked or step % settings["save_every"] == 0:
+                keep()
 
-        if not math.isfinite(loss_sum.item()):
-            raise InputError(f"epoch {epoch}: the loss is not finite; try a smaller --lr than {settings['lr']} (the last "
-                             "whole epoch is kept in last.pt)")
-        result, pictures = evaluate(net, data, data.val, reader, device, autocast, settings["workers"], shown)
+        result, pictures = evaluate(net, data, data.val, reader, device, autocast, settings["workers"], shown, stop)
+        if stop.asked or diverged.item():
+            keep()  # which does not return
+        rate = learning_rate(step - 1, total_steps, settings["lr"])
         row = {"epoch": epoch, "step": step, "lr": rate, "seconds": round(time.time() - started, 1),
                "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": result["loss"],
                **columns(result, data.classes)}
@@ -160,7 +189,7 @@ def train(options: dict):
         write_log(out / "log.csv", log)
         draw_curves(out / "curves.png", log, data.classes)
         progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, held out: loss "
-                      f"{row['val_loss']:.4f}, {result['goal']} {100 * result[result['goal']]:.2f} %")
+                      f"{row['val_loss']:.4f}, {TITLES.get(result['goal'], result['goal'])} {100 * result[result['goal']]:.2f} %")
 
         if len(log) == 1 or result[result["goal"]] > best:
             best = result[result["goal"]]
@@ -168,8 +197,8 @@ def train(options: dict):
             draw_samples(out / "samples.png", pictures, data.classes, f"held out, epoch {epoch}")
             save_tensors({**about, "model": net.state_dict(), "epoch": epoch, "best": best,
                           "result": result}, out / "best.pt")
-        save_tensors({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch,
-                      "best": best, "log": log}, out / "last.pt")
+        loss_sum = torch.zeros((), device=device)
+        keep()
 
     # The final word is the best network's: on the held-out images and, to show how much of it is memory, on some of
     # those it was trained on.
@@ -180,6 +209,7 @@ def train(options: dict):
     print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
           f"{report({'held out': checkpoint['result'], 'training': known}, data.classes)}\n"
           f"pictures: {out / 'samples.png'} and {out / 'curves.png'}; weights: {out / 'best.pt'}")
+    lock.close()
 
 
 def learning_rate(step: int, total: int, peak: float) -> float:
@@ -190,8 +220,13 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     return peak * (1 - (step - warmup) / max(1, total - warmup)) ** POWER
 
 
-def training_batches(reader, samples, epoch: int, crop, settings):
-    """The batches of one epoch: every sample once, in a random order, each seen in a random way.
+def seed_of(*numbers: int) -> int:
+    """A seed for PyTorch that follows from some numbers."""
+    return int(np.random.default_rng(numbers).integers(2 ** 63))
+
+
+def training_batches(reader, samples, epoch: int, crop, settings, done: int = 0):
+    """The batches of one epoch but the first `done`: every sample once, in a random order, each seen in a random way.
 
     All that is random here follows from (seed, epoch, sample) alone, so it needs no state to be saved, and is the
     same for any number of workers.
@@ -202,15 +237,15 @@ def training_batches(reader, samples, epoch: int, crop, settings):
     def load(i):
         return augment(*reader(samples[i]), np.random.default_rng([seed, epoch, i]), crop)
 
-    return batches(order.tolist(), load, settings["batch_size"], settings["workers"])
+    return batches(order[done * settings["batch_size"]:].tolist(), load, settings["batch_size"], settings["workers"])
 
 
-def evaluate(net, data, samples, reader, device, autocast, workers, keep=()) -> tuple[dict, list]:
-    """(result, pictures) over whole images at their own size, one at a time.
+def evaluate(net, data, samples, reader, device, autocast, workers, shown=(), stop=None) -> tuple[dict, list]:
+    """(result, pictures) over whole images at their own size, one at a time; of as many as there was time for, if `stop`.
 
     result    `scores` of the pooled confusion matrix; `loss`, the mean over images; for KITTI `road`, the results of
-              RoadScores, and the benchmark's `MaxF` in the image; `goal`: which of them says that a network is better
-    pictures  (image, truth, prediction), uint8 arrays, of the samples with the indices in `keep`
+              RoadScores, and `MaxF` of all in the image; `goal`: which of them says that a network is better
+    pictures  (image, truth, prediction), uint8 arrays, of the samples with the indices in `shown`
     """
     net.eval()
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64, device=device)
@@ -223,16 +258,14 @@ def evaluate(net, data, samples, reader, device, autocast, workers, keep=()) -> 
         loss_sum += value
         if data.kitti:
             road.add_sample(samples[i], confidence, labels[0])
-        if i in keep:
+        if i in shown:
             pictures.append((*reader(samples[i]), predicted.cpu().numpy()))
-    if matrix.sum() == 0:
-        raise InputError(f"{samples[0].label}: in it and the {len(samples) - 1} like it no pixel has a class that counts; "
-                         "compare the ids in the masks with classes.txt")
+        if stop and stop.asked:
+            break
     result = {**scores(matrix), "loss": loss_sum.item() / len(samples), "goal": "mean_iou"}
     if data.kitti:
-        result["road"] = road.results()
-        pooled = result["road"].get(("image", "URBAN")) or result["road"]["image", "um_lane"]
-        result.update(MaxF=pooled["MaxF"], goal="MaxF")
+        result.update(road=road.results(), MaxF=road.pooled()["MaxF"])
+        result["goal"] = "mean_iou" if math.isnan(result["MaxF"]) else "MaxF"  # nan: no pixel is road
     return result, pictures
 
 
@@ -246,7 +279,7 @@ def build(settings, data, reader, saved) -> FCN8s:
         return net
     try:
         net = FCN8s(len(data.classes), settings["pad"], settings["stride"], settings["width"], settings["fc_channels"],
-                    settings["learn_upsampling"])
+                    settings["learn_upsampling"], dropout=settings["dropout"])
     except ValueError as error:
         raise InputError(str(error)) from None
     if settings["weights"] == "auto":
@@ -275,50 +308,41 @@ def synthetic_roads(folder: Path) -> Path:
     return folder
 
 
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):  # AssertionError: a PyTorch built without CUDA
-        raise InputError(f"--device {name}: PyTorch has no such device here; use --device cpu") from None
-    return device
+def check(data, reader, crop):
+    """Read every file once: no run shall die in its third hour of one that could have been read at the start.
 
+    Raises InputError for what cannot be used: a picture, label or calibration; labels without a class that counts; a
+    `crop` larger than all images.
+    """
+    samples = data.train + data.val
+    progress, largest = Progress(len(samples)), (0, 0)
+    counting = {"training": 0, "held-out": 0}
 
-def use_bf16(amp: str, device: torch.device) -> bool:
-    """Whether to compute in bf16: as told, or where the hardware has instructions for it (elsewhere it is slower)."""
-    if amp != "auto":
-        return amp == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)  # older ones only emulate it
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
+    def read(sample):
+        if data.kitti and calibration_of(sample.image).is_file():
+            homography(calibration_of(sample.image))
+        label = reader(sample)[1]
+        return label.shape, int((label != IGNORE).sum())
 
-
-def run_folder(options) -> tuple[Path, dict | None]:
-    """The folder of this run and, with --resume, the checkpoint in it. A run never writes over another."""
-    if options["resume"] and not options["out"]:
-        raise InputError("--resume: say which run with --out runs/NAME")
-    if options["out"]:
-        out = Path(options["out"])
-    else:
-        stem = Path(options["data"]).resolve().name if options["data"] else "synthetic"
-        names = [stem] + [f"{stem}-{i}" for i in range(2, 10000)]
-        out = next(folder for folder in (Path("runs") / name for name in names) if not folder.exists())
-    if options["resume"]:
-        saved = read_tensors(out / "last.pt")
-        if not {"settings", "config", "classes", "model", "optimizer", "epoch", "best", "log"} <= saved.keys():
-            raise InputError(f"{out / 'last.pt'}: is not a checkpoint of train.py")
-        return out, saved
-    if (out / "last.pt").exists() or (out / "log.csv").exists():
-        raise InputError(f"{out}: holds a run already; go on with --resume, or choose another --out")
-    return out, None
+    with ThreadPoolExecutor() as pool:
+        futures = [pool.submit(read, sample) for sample in samples]
+        try:
+            for i, future in enumerate(futures):
+                (height, width), pixels = future.result()
+                counting["training" if i < len(data.train) else "held-out"] += pixels
+                largest = max(largest[0], height), max(largest[1], width)
+                if progress.due(1):
+                    progress.show(f"reading {i + 1}/{len(samples)} images")
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error: do not read what nobody will use
+    progress.line(f"{len(samples)} images read, the largest {largest[1]}x{largest[0]}")
+    for part, pixels in counting.items():
+        if not pixels:
+            raise InputError(f"{samples[0].label.parent}: no pixel of a {part} image has a class that counts; compare the "
+                             "ids in the masks with classes.txt")
+    if crop and min(crop[0] - largest[0], crop[1] - largest[1]) > 0:
+        raise InputError(f"--crop {crop[0]}x{crop[1]}: every image is smaller, the largest {largest[0]}x{largest[1]}; "
+                         "leave it out for whole images")
 
 
 def settle(options, saved) -> dict:
@@ -350,6 +374,7 @@ def parse(argv) -> dict:
     parser.add_argument("--data", metavar="DIR", help="KITTI Road, or images and masks (default: synthetic roads)")
     parser.add_argument("--out", metavar="DIR", help="folder of this run (default runs/NAME, the first free)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.pt")
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     add("task", "KITTI ground truth", choices=("road", "lane"))
     add("weights", "ImageNet weights: a converted file, auto (weights/vgg16.pth, else download) or none", metavar="PATH")
     add("epochs", "passes over the training images", type=whole, metavar="N")
@@ -358,6 +383,7 @@ def parse(argv) -> dict:
         metavar="HxW")
     add("lr", "peak learning rate", type=positive)
     add("seed", "of everything random but the split", type=natural, metavar="N")
+    add("save_every", "steps between checkpoints: at most so many are lost", type=whole, metavar="N")
     add("split_seed", "of the held-out images, where the folder does not name them", type=natural, metavar="N")
     add("device", "auto, cpu, cuda or cuda:N", metavar="NAME")
     add("amp", "bf16 arithmetic", choices=("auto", "bf16", "off"))
@@ -365,6 +391,7 @@ def parse(argv) -> dict:
     add("stride", "FCN-8s, FCN-16s or FCN-32s", type=int, choices=(8, 16, 32))
     add("width", "factor on the channels of VGG16", type=positive)
     add("fc_channels", "channels of fc6 and fc7", type=whole, metavar="N")
+    add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
     add("skip_scale", "factors on pool4 and pool3: A,B or auto (as large as fc7)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
     add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)
@@ -375,47 +402,6 @@ def parse(argv) -> dict:
 def size(text: str) -> tuple[int, int] | None:
     """"HxW" to (H, W), "none" to None."""
     return None if text == "none" else tuple(int(side) for side in text.split("x"))
-
-
-def like(pattern: str, what: str, kind=str):
-    """For argparse: a text of this form, as `kind`; else one line that says what it should be."""
-    def convert(text):
-        if not re.fullmatch(pattern, text):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return kind(text)
-    return convert
-
-
-# ---- what is said and written ---------------------------------------------------------------------------------------
-
-class Progress:
-    """One line that moves on a terminal; elsewhere a plain line every half minute. Counts images."""
-
-    def __init__(self, total: int, done: int = 0):
-        self.total, self.done, self.first = total, done, done
-        self.start = self.shown = time.time()
-        self.live = sys.stdout.isatty()
-
-    def due(self, images: int) -> bool:
-        """Counts them as done; whether it is time to show something."""
-        self.done += images
-        return time.time() - self.shown >= (0.5 if self.live else 30)
-
-    def show(self, text: str):
-        self.shown = time.time()
-        each = (self.shown - self.start) / (self.done - self.first)
-        text += f"  {1 / each:.2f} images/s  {timedelta(seconds=round(each * (self.total - self.done)))} left"
-        print(f"\r{text}\033[K" if self.live else text, end="" if self.live else "\n", flush=True)
-
-    def line(self, text: str):
-        print(f"\r\033[K{text}" if self.live else text, flush=True)
-
-
-def write_log(path: Path, rows: list[dict]):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,12 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 # its arithmetic. PyTorch reads this when it first allocates; whoever has set it already keeps the last word.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-DROPOUT = 0.5  # after fc6 and fc7, as in VGG16 and FCN: single elements, not whole channels
-
 
 class InputError(Exception):
     """Something given by the user cannot be used. The message is one line: what, where, and how to mend it."""
+
+    def __str__(self):
+        return super().__str__().replace("\n", "\\n").replace("\r", "\\r")  # a file's name may have them
 
 
 class Grid(NamedTuple):
@@ -69,7 +70,7 @@ IMAGE = Grid(stride=1, offset=0, reach=0)
 
 
 class Dense(nn.Conv2d):
-    """A dense layer applied at every position: [N, C, H, W] to [N, O, H', W'], the very numbers of nn.Conv2d.
+    """A dense layer applied at every position: what nn.Conv2d of stride 1 computes, [N, C, H, W] to [N, O, H', W'].
 
     A convolution is a matrix product: one row for each position, holding the window seen from there, times the
     weights. For fc6 that is also the fast way to compute it: its 102 million weights meet only a few hundred
@@ -91,6 +92,7 @@ class VGG16(nn.Module):
                  With pad=1 fc6 has padding 3 instead, and computes one cell for each cell of pool5.
     width        factor on the channels of the thirteen convolutions (64 ... 512), for tests and small machines
     fc_channels  channels of fc6 and fc7
+    dropout      share of the single elements (not whole channels) after fc6 and fc7 that training sets to zero
 
     `grid` maps each layer's name to the Grid of its output:
 
@@ -107,8 +109,9 @@ class VGG16(nn.Module):
     or a width or fc_channels that leaves no channel.
     """
 
-    def __init__(self, pad: int = 1, width: float = 1.0, fc_channels: int = 4096):
+    def __init__(self, pad: int = 1, width: float = 1.0, fc_channels: int = 4096, dropout: float = 0.5):
         super().__init__()
+        self.dropout = dropout
         if pad != 1 and pad < 97:
             raise ValueError(f"pad is {pad}: it must be 1 (no border) or at least 97 (fc6 fits the smallest image)")
         if not width > 0 or fc_channels < 1:
@@ -178,9 +181,9 @@ class VGG16(nn.Module):
         pool5 = self.pool5(x)
 
         x = F.relu(self.fc6(pool5), inplace=True)
-        x = F.dropout(x, DROPOUT, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         x = F.relu(self.fc7(x), inplace=True)
-        fc7 = F.dropout(x, DROPOUT, self.training)
+        fc7 = F.dropout(x, self.dropout, self.training)
         return pool3, pool4, fc7
 
 
@@ -204,11 +207,12 @@ def read_tensors(path) -> dict:
     return content
 
 
-def save_tensors(content: dict, path: Path):
+def save_tensors(content: dict, path: Path, before: Path | None = None):
     """Write a dictionary that read_tensors reads, all or nothing: the same content gives the same bytes.
 
-    Written beside, flushed to the disk, renamed: whatever happens, the file under this name is a whole one. Raises
-    InputError if that cannot be done; what was there before is then still there.
+    Written beside, flushed to the disk, renamed: whatever happens, the file under this name is a whole one. What it
+    replaces is kept under the name `before`, if there is one. Raises InputError if that cannot be done; what was there
+    before is then still there.
     """
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # in the same folder, where a rename is atomic
     try:
@@ -216,6 +220,8 @@ def save_tensors(content: dict, path: Path):
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
+        if before and path.exists():
+            os.replace(path, before)
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

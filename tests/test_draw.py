@@ -15,14 +15,16 @@ from fcn import IGNORE
 
 @given(st.integers(1, 255))
 def test_every_class_has_a_colour_that_never_changes(classes):
-    colours = colours_for(classes)
-    assert colours.shape == (classes, 3) and np.array_equal(colours, colours_for(classes))
+    colours = colours_for(["x"] * classes)
+    assert colours.shape == (classes, 3) and np.array_equal(colours, colours_for(["y"] * 255)[:classes])
     assert len({tuple(c) for c in colours[:12].tolist()}) == min(classes, 12)
+    assert colours[0].tolist() == [128, 128, 128] and colours[1:2].tolist() in ([], [[214, 39, 40]])
 
 
 def test_tint_shows_road_and_leaves_the_rest_of_the_picture():
     image = np.full((1, 3, 3), 100, np.uint8)
-    shown = tint(image, np.array([[0, 1, IGNORE]], np.uint8), 2)
+    shown = tint(image, np.array([[0, 1, IGNORE]], np.uint8), ["not road", "road"])
+    assert np.array_equal(shown, tint(image, np.array([[1, 0, IGNORE]], np.uint8), ["road", "background"]))
     assert shown[0, 0].tolist() == [100, 100, 100]
     assert shown[0, 1, 0] > 120 > 80 > shown[0, 1, 1]  # magenta
     assert shown[0, 2].max() < 40
@@ -67,8 +69,8 @@ def test_an_overlay_has_the_size_of_its_picture(height, width, classes):
 def test_an_overlay_of_several_classes_names_those_that_are_in_it_and_leaves_the_upper_half():
     image, label = np.full((360, 480, 3), 90, np.uint8), np.zeros((360, 480), np.uint8)
     label[:, 240:] = 7
-    plain = tint(image, label, 11)
-    shown = np.asarray(overlay(image, label, [f"class {i}" for i in range(11)]))
+    names = [f"class {i}" for i in range(11)]
+    plain, shown = tint(image, label, names), np.asarray(overlay(image, label, names))
     assert np.array_equal(shown[:180], plain[:180]) and (shown[330:] == 255).any() and not (plain[330:] == 255).any()
 
 
@@ -76,5 +78,13 @@ def test_an_overlay_of_several_classes_names_those_that_are_in_it_and_leaves_the
 def test_a_mask_reads_back_as_the_ids_it_was_made_of(tmp_path_factory, classes, height, width):
     label = np.random.default_rng(0).integers(0, classes, (height, width)).astype(np.uint8)
     path = tmp_path_factory.mktemp("mask") / "m.png"
-    palette_mask(label, classes).save(path)
+    palette_mask(label, ["x"] * classes).save(path)
     assert Image.open(path).mode == "P" and np.array_equal(read_mask(path), label)
+
+
+def test_two_classes_without_a_road_are_both_coloured_and_named():
+    image, label = np.full((200, 300, 3), 90, np.uint8), np.zeros((200, 300), np.uint8)
+    label[:, 150:] = 1
+    shown = np.asarray(overlay(image, label, ["cat", "dog"]))
+    assert (shown[0, 0] != 90).any() and (shown[0, 299] != 90).any() and (shown[0, 0] != shown[0, 299]).any()
+    assert (shown[170:] == 255).any()

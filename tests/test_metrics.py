@@ -132,6 +132,12 @@ def test_pixels_of_all_images_are_pooled_not_averaged(first, second):
     assert a == pytest.approx(b, nan_ok=True)
 
 
+def test_urban_is_not_said_of_a_part_of_its_sets():
+    found = RoadScores()
+    found.add("image", "um_road", torch.tensor([255]).byte(), torch.tensor([1]).byte())
+    assert list(found.results()) == [("image", "um_road")] and found.pooled()["MaxF"] == 1
+
+
 def test_urban_pools_the_three_road_sets_and_not_the_lane():
     found, right, wrong = RoadScores(), torch.tensor([255, 0]).byte(), torch.tensor([0, 255]).byte()
     labels = torch.tensor([1, 0]).byte()
@@ -179,6 +185,17 @@ def test_a_real_road_seen_from_above_keeps_its_width_and_uncovered_cells_are_not
     widths = (above[200:700] == 1).sum(1) * 0.05
     assert 5 < widths.median() < 12, "two lanes are some eight metres wide, near and far alike"
     assert above[-1, 0] == IGNORE
+
+
+def test_a_picture_from_above_has_the_colours_of_the_pixels_it_is_seen_at(kitti_sample):
+    image = torch.tensor(np.asarray(Image.open(kitti_sample / "training/image_2/um_000000.png")))
+    cells = bird_cells(kitti_sample / "training/calib/um_000000.txt", *image.shape[:2])
+    above = bird_view(image, cells, 0)
+    assert above.shape == (800, 400, 3) and above.dtype == torch.uint8
+    for channel in range(3):
+        assert torch.equal(above[..., channel], bird_view(image[..., channel], cells, 0))
+    row, column = divmod(cells[400, 200].item(), image.shape[1])
+    assert torch.equal(above[400, 200], image[row, column]) and not above[cells < 0].any()
 
 
 def test_truth_of_synthetic_scenes_from_above_is_the_road_they_were_drawn_from(tmp_path):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vgg import IMAGE, VGG16, Grid, InputError, load_imagenet, read_tensors
+from vgg import IMAGE, VGG16, Dense, Grid, InputError, load_imagenet, read_tensors
 
 LAYERS = ["conv1_1", "conv1_2", "pool1", "conv2_1", "conv2_2", "pool2", "conv3_1", "conv3_2", "conv3_3", "pool3",
           "conv4_1", "conv4_2", "conv4_3", "pool4", "conv5_1", "conv5_2", "conv5_3", "pool5", "fc6", "fc7"]
@@ -192,3 +192,17 @@ def test_a_file_that_is_no_state_dict_is_one_line_and_runs_nothing(tmp_path, con
 def test_a_missing_file_is_said_by_name(tmp_path):
     with pytest.raises(InputError, match="none.pth"):
         read_tensors(tmp_path / "none.pth")
+
+
+@given(n=st.integers(1, 2), height=st.integers(1, 12), width=st.integers(1, 12), kernel=st.sampled_from([(1, 0), (7, 3), (7, 0)]))
+def test_a_dense_layer_computes_the_convolution_of_its_weights_and_its_gradients(n, height, width, kernel):
+    size, padding = kernel
+    if min(height, width) + 2 * padding < size:
+        height = width = size
+    layer, conv = Dense(5, 4, size, padding=padding), torch.nn.Conv2d(5, 4, size, padding=padding)
+    conv.load_state_dict(layer.state_dict())
+    x = torch.randn(n, 5, height, width)
+    torch.testing.assert_close(layer(x), conv(x), rtol=1e-4, atol=1e-5)
+    for each in (layer, conv):
+        each(x).pow(2).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, conv.weight.grad, rtol=1e-3, atol=1e-3)

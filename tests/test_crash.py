@@ -1,0 +1,267 @@
+"""Pull the plug, fill the disk, start it twice: nothing is lost, and the run ends as if nothing had happened."""
+
+import csv
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import roads
+import run as running
+import train
+from fcn import loss
+from vgg import InputError, read_tensors
+
+ROOT = Path(__file__).resolve().parents[1]
+KILLS = int(os.environ.get("KILLS", 21))  # make soak sets more
+TINY = ["--epochs", "3", "--width", "0.03125", "--fc-channels", "8", "--crop", "none", "--weights", "none", "--workers", "0",
+        "--device", "cpu", "--amp", "off", "--save-every", "2"]
+
+# Runs train.py with every chance to be killed counted: a step, and the moments inside the write of a file. At a given
+# one the process kills itself, with no chance to clean up; half of what it is writing is on the disk. Each line of input
+# is such a run, in a process of its own that need not import PyTorch again; each line of output is its exit status.
+KILLER = """
+import io, json, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+import train
+left = 0
+
+def chance():
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def watched(function):
+    def call(*args, **kwargs):
+        chance()
+        return function(*args, **kwargs)
+    return call
+
+def half_saved(content, file, save=torch.save):
+    if left == 1:
+        whole = io.BytesIO()
+        save(content, whole)
+        file.write(whole.getvalue()[:len(whole.getvalue()) // 2])
+        file.flush()
+    chance()
+    save(content, file)
+
+torch.save = half_saved
+os.fsync, os.replace = watched(os.fsync), watched(os.replace)
+torch.optim.SGD.step = watched(torch.optim.SGD.step)
+for line in sys.stdin:
+    left, *arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(2, 1)
+        os._exit(train.main(arguments))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that can be killed and forked")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crash") / "scenes"
+    roads.write(folder, train=9, test=0, height=32, width=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed_at(scenes, tmp_path_factory):
+    """killed_at(moment, out) begins or goes on with the run in `out`; 0 if it came to its end, -9 if it was killed."""
+    errors = open(tmp_path_factory.mktemp("crash") / "stderr", "w+")
+    killer = subprocess.Popen([sys.executable, "-c", KILLER, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=errors, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def call(moment, out):
+        go_on = any((out / name).exists() for name in ("last.pt", "before.pt"))
+        if out.exists() and not go_on:  # killed before its first checkpoint: there is nothing to go on from
+            shutil.rmtree(out)
+        arguments = ["--resume", "--out", str(out)] if go_on else ["--data", str(scenes), "--out", str(out), *TINY]
+        killer.stdin.write(json.dumps([moment, *arguments]) + "\n")
+        killer.stdin.flush()
+        status = int(killer.stdout.readline())
+        assert status in (0, -signal.SIGKILL), Path(errors.name).read_text()[-2000:]
+        return status
+
+    yield call
+    killer.stdin.close()
+    killer.wait()
+    errors.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(killed_at, tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("crash") / "undisturbed"
+    assert killed_at(0, out) == 0
+    return out
+
+
+def log_of(out):
+    with open(out / "log.csv", newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same_end(out, other):
+    assert log_of(out) == log_of(other)
+    for name in ("last.pt", "best.pt"):
+        a, b = (torch.load(folder / name, weights_only=True)["model"] for folder in (out, other))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_at_any_moments_ends_with_the_weights_of_one_that_was_not(killed_at, undisturbed, tmp_path, seed):
+    rng, kills, out = random.Random(seed), 0, tmp_path / "run"
+    while kills < KILLS // 3:
+        if killed_at(rng.randint(1, 24), out) == 0:  # it was through before its moment came: begin again
+            assert_same_end(out, undisturbed)
+            shutil.rmtree(out)
+        else:
+            kills += 1
+    assert killed_at(0, out) == 0
+    assert_same_end(out, undisturbed)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("during", ["loss", "classify"])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(scenes, tmp_path, monkeypatch, capsys, number, status, during):
+    def begin(out):
+        return train.main(["--data", str(scenes), "--out", str(out), *TINY, "--save-every", "1000"])
+
+    assert begin(tmp_path / "whole") == 0
+    function, calls = getattr(train, during), []
+
+    def disturbed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            signal.raise_signal(number)
+            assert signal.getsignal(number) == signal.SIG_DFL  # a second one would end it at once
+        return function(*args, **kwargs)
+
+    usual = signal.getsignal(number)
+    monkeypatch.setattr(train, during, disturbed)
+    assert begin(tmp_path / "cut") == status
+    monkeypatch.undo()
+    assert signal.getsignal(number) == usual
+    assert f"--resume --out {tmp_path / 'cut'}" in capsys.readouterr().out
+    if during == "loss":
+        assert read_tensors(tmp_path / "cut/last.pt")["step"] == 4
+    assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_full_disk_is_said_in_one_line_and_leaves_a_checkpoint_to_go_on_from(scenes, tmp_path, monkeypatch, capsys, broken):
+    function, calls = getattr(os, broken), []
+
+    def full(*args):
+        calls.append(1)
+        if len(calls) > 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return function(*args)
+
+    monkeypatch.setattr(os, broken, full)
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 2
+    monkeypatch.undo()
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "No space left" in error and str(tmp_path) in error
+    assert not list(tmp_path.glob("*.part"))
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    assert len(log_of(tmp_path)) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make a disk to fill")
+def test_a_really_full_disk_leaves_a_checkpoint_to_go_on_from(scenes, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        out, filler = disk / "run", disk / "filler"
+        assert train.main(["--data", str(scenes), "--out", str(out), *TINY, "--epochs", "1"]) == 0
+        with open(filler, "wb", buffering=0) as file, pytest.raises(OSError):
+            while True:
+                file.write(bytes(4096))
+        before = (out / "last.pt").read_bytes()
+        assert train.main(["--resume", "--out", str(out), "--epochs", "3"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert (out / "last.pt").read_bytes() == before
+        filler.unlink()
+        assert train.main(["--resume", "--out", str(out), "--epochs", "3"]) == 0
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed", "gone"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(scenes, tmp_path, capsys, damage):
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path / "whole"), *TINY]) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    last = tmp_path / "run/last.pt"
+    content = last.read_bytes()
+    last.write_bytes({"cut": content[:len(content) // 2], "empty": b"", "changed": b"x" * len(content), "gone": b""}[damage])
+    if damage == "gone":
+        last.unlink()
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr()
+    assert "last.pt" in said.err and "before.pt" in said.err and "going on after step" in said.out
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    for name in ("last.pt", "before.pt"):
+        (tmp_path / "run" / name).write_bytes(b"")
+    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_two_runs_at_once_into_one_folder_are_refused(scenes, tmp_path, capsys):
+    with running.open_run(tmp_path):
+        assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 2
+        assert "another process" in capsys.readouterr().err
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 0  # the lock goes with its holder
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nothing_that_is_not_finite_reaches_the_disk_and_the_step_is_said(scenes, tmp_path, monkeypatch, capsys, where):
+    calls = []
+
+    def broken(scores, labels):
+        calls.append(1)
+        value = loss(scores, labels)
+        if len(calls) == 5:
+            value = value * float("nan") if where == "loss" else (value - value.detach()).sqrt() + value.detach()
+        return value
+
+    monkeypatch.setattr(train, "loss", broken)
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 2
+    error = capsys.readouterr().err
+    assert "at step 5" in error and "--lr" in error and error.count("\n") == 1
+    saved = read_tensors(tmp_path / "last.pt")
+    assert saved["step"] == 4 and all(value.isfinite().all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")])
+def test_out_of_memory_is_one_line_that_names_what_needs_less(scenes, tmp_path, monkeypatch, capsys, error):
+    def full(*args):
+        raise error
+
+    monkeypatch.setattr(train, "loss", full)
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--crop" in said and "--batch-size" in said
+
+
+def test_debug_shows_where_an_error_arose(tmp_path):
+    with pytest.raises(InputError):
+        train.main(["--data", str(tmp_path / "none"), "--debug"])
