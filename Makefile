@@ -22,9 +22,9 @@ $(VENV)/test: requirements-dev.txt $(VENV)/run
 	$(VENV)/bin/python -m pip install -r requirements-dev.txt
 	touch $@
 
-# Some minutes of killing and resuming a small run, ten times as often as the test suite does it.
+# Some minutes, an hour at most, of killing and resuming a small run, ten times as often as the test suite does it.
 soak: $(VENV)/test
-	KILLS=210 $(VENV)/bin/python -m pytest tests/test_crash.py -k killed $(ARGS)
+	KILLS=210 timeout 3600 $(VENV)/bin/python -m pytest tests/test_crash.py -k killed $(ARGS)
 
 clean:
 	rm -rf $(VENV)

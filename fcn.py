@@ -65,7 +65,7 @@ class FCN8s(nn.Module):
     learn_upsampling   False: the transposed convolutions stay bilinear, as in the authors' networks
     skip_scale         factors on pool4 and pool3 before they are scored; (1, 1), the default, leaves them as they are.
                        The authors' at-once network has (0.01, 0.0001): Caffe's VGG16 has activations of tens and hundreds
-                       there, which would swamp score_fr. balanced_skip_scale measures them instead
+                       there, which would swamp score_fr. `balance` measures them instead
     dropout            share of the elements of fc6 and fc7 that training sets to zero, as in VGG16
 
     Where the crops come from. Cell i of a map lies at pixel stride*i + offset of the image (class Grid in vgg.py), and
@@ -226,12 +226,20 @@ def classify(compute: Callable, image: torch.Tensor, reach: float, tile: int = T
 
 
 @torch.no_grad()
-def balanced_skip_scale(net: FCN8s, image: torch.Tensor) -> tuple[float, float]:
-    """The skip_scale that makes pool4 and pool3 as large as fc7 on `image` [N, 3, H, W], by root mean square."""
+def balance(net: FCN8s, image: torch.Tensor):
+    """Scale what the score layers see, fc7, pool4 and pool3, to a root mean square of 1 on `image` [N, 3, H, W].
+
+    A step of a score layer changes the scores by the square of its input's size: with Caffe's VGG16, whose pool3 has
+    activations of hundreds and whose fresh fc7 has five, a rate that suits one layer is far too large for another, and
+    with other weights all is different again. For the pools this is skip_scale. For fc7 it is in the weights: ReLU
+    passes factors on, so that dividing fc6's weights and both biases by one divides fc7 by it and changes nothing else.
+    """
     pool3, pool4, fc7 = (features.pow(2).mean().sqrt().item() for features in net.eval().vgg(image))
     if min(pool3, pool4, fc7) == 0:  # nothing passes, as may happen in a very narrow network: nothing to go by
-        return 1.0, 1.0
-    return fc7 / pool4, fc7 / pool3
+        return
+    for scaled in (net.vgg.fc6.weight, net.vgg.fc6.bias, net.vgg.fc7.bias):
+        scaled /= fc7
+    net.set_skip_scale(1 / pool4, 1 / pool3)
 
 
 def loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -321,6 +321,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--space", choices=("image", "bev"),
                         help="where to score: in the image (default for maps of its size), or from above as the server")
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write the table there, too, as fractions")
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     options = parser.parse_args(argv)
     try:
         results = score_folder(options.results, options.training, options.space).results()
@@ -332,6 +333,8 @@ def main(argv: list[str] | None = None) -> int:
                 writer.writeheader()
                 writer.writerows(rows)
     except (InputError, OSError) as error:
+        if options.debug:
+            raise
         print(f"metrics.py: error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -29,7 +29,7 @@ from data import IMAGE_ENDINGS, Reader, Sample, calibration_of, files_in, find, 
 from draw import overlay, palette_mask
 from fcn import TILE, FCN8s, classify, halo
 from metrics import RoadScores, bird_cells, bird_view, confusion, homography, report, scores
-from run import Progress, like, pick_device, use_bf16
+from run import Progress, like, one_line, pick_device, use_bf16
 from vgg import InputError, read_tensors
 
 OUT = "predictions"
@@ -51,10 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         predict(options, failed)
     except (InputError, OSError, MemoryError, RuntimeError) as error:
-        memory = "memory" in repr(error).lower()  # PyTorch says so in several ways, with and without a class of its own
-        if options.debug or isinstance(error, RuntimeError) and not memory:
+        message = one_line(error, f"a smaller --tile than {options.tile} needs less")
+        if options.debug or not message:
             raise
-        failed.append(f"out of memory: a smaller --tile than {options.tile} needs less" if memory else str(error))
+        failed.append(message)
         return 2
     finally:
         for message in failed:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import re
 import signal
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,7 +29,9 @@ except ImportError:  # Windows has other locks
     import msvcrt
     fcntl = None
 
-PARTS = {"settings", "config", "classes", "model", "optimizer", "step", "loss_sum", "best", "log"}
+# What a checkpoint holds, and of what kind.
+PARTS = {"settings": dict, "config": dict, "classes": list, "images": list, "model": dict, "optimizer": dict, "step": int,
+         "loss_sum": torch.Tensor, "best": float, "log": list}
 
 
 # ---- command line and device ----------------------------------------------------------------------------------------
@@ -41,6 +45,26 @@ def like(pattern: str, what: str, kind=str):
     return convert
 
 
+def size(text: str) -> tuple[int, int] | None:
+    """"HxW" to (H, W), "none" to None."""
+    return None if text == "none" else tuple(int(side) for side in text.split("x"))
+
+
+def one_line(error: Exception, needs_less: str) -> str:
+    """What to say of an error that a user can mend, `needs_less` being the mend for want of memory; "" of any other."""
+    if isinstance(error, (InputError, OSError)):
+        return str(error).replace("\n", "\\n")
+    if out_of_memory(error):
+        return f"out of memory: {needs_less} ({(str(error) or 'no room').splitlines()[0]})"
+    return ""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error is want of memory. PyTorch says so in several ways, with and without a class of its own."""
+    return isinstance(error, MemoryError) or bool(
+        re.search("out of memory|can't allocate|not enough memory|ALLOC_FAILED", str(error)))
+
+
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -49,7 +73,9 @@ def pick_device(name: str) -> torch.device:
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):  # AssertionError: a PyTorch built without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without CUDA
+        if out_of_memory(error):
+            raise  # there is one, but others have filled it
         raise InputError(f"--device {name}: PyTorch has no such device here; use --device cpu") from None
     return device
 
@@ -100,19 +126,27 @@ def choose_folder(out: str | None, resume: bool, data: str | None) -> Path:
     if resume and not out:
         raise InputError("--resume: say which run with --out runs/NAME")
     if out:
-        if not resume and any((Path(out) / name).exists() for name in ("last.pt", "before.pt", "log.csv")):
-            raise InputError(f"{out}: holds a run already; go on with --resume, or choose another --out")
+        if not resume:
+            refuse_run(Path(out))
         return Path(out)
     stem = Path(data).resolve().name if data else "synthetic"
     names = [stem] + [f"{stem}-{i}" for i in range(2, 10000)]
     return next(folder for folder in (Path("runs") / name for name in names) if not folder.exists())
 
 
-def open_run(out: Path):
-    """Make the folder of a run and lock it until the process ends, however it ends. Raises InputError.
+def refuse_run(out: Path):
+    """Raise InputError if there is a run in the folder that could be resumed."""
+    if (out / "last.pt").exists() or (out / "before.pt").exists():
+        raise InputError(f"{out}: holds a run already; go on with --resume, or choose another --out")
+
+
+def open_run(out: Path, resume: bool):
+    """Lock the folder of a run, made if it is a new one, until the process ends, however it ends. Raises InputError.
 
     Returns the open lock file; the lock is gone when it is closed.
     """
+    if resume and not out.is_dir():
+        raise InputError(f"{out / 'last.pt'}: there is no such run to resume")
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = open(out / ".lock", "a+")
@@ -123,27 +157,46 @@ def open_run(out: Path):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         lock.close()
         raise InputError(f"{out}: another process is training in this folder; wait for it, or choose another --out") from None
+    except OSError as error:  # some network file systems have no locks
+        print(f"warning: {out} cannot be locked ({error.strerror}); do not train twice in it", file=sys.stderr)
+    if not resume:
+        refuse_run(out)  # again: another process may have been quicker
+    for left in out.glob("*.part"):  # of writes that were killed
+        left.unlink()
     return lock
 
 
 def load(out: Path) -> dict:
-    """The newest whole checkpoint in a folder. One that is damaged is reported, and the one before it taken."""
+    """The newest whole checkpoint in a folder. One that is damaged is reported, and the one before it taken.
+
+    The damaged file gets another name, lest the next checkpoint push the whole one out for it. Raises InputError.
+    """
     reasons = []
     for name in ("last.pt", "before.pt"):
         try:
             saved = read_tensors(out / name)
-            if not PARTS <= saved.keys():
+            if not all(isinstance(saved.get(name), kind) for name, kind in PARTS.items()):
                 raise InputError(f"{out / name}: is not a checkpoint of train.py")
         except InputError as error:
             reasons.append(str(error))
             continue
         for reason in reasons:
             print(f"train.py: warning: {reason}; going on from {out / name}", file=sys.stderr)
+            if (out / "last.pt").exists():
+                os.replace(out / "last.pt", out / "damaged.pt")
         return saved
     raise InputError(reasons[0] if not (out / "before.pt").exists() else "; ".join(reasons))
+
+
+def readable(checkpoint: Path) -> bool:
+    """Whether there is a whole checkpoint of a network."""
+    try:
+        return "model" in read_tensors(checkpoint)
+    except InputError:
+        return False
 
 
 def save(content: dict, out: Path):
@@ -152,16 +205,24 @@ def save(content: dict, out: Path):
 
 
 def write_log(path: Path, rows: list[dict]):
-    """log.csv from its rows, all or nothing. Raises InputError."""
-    beside = path.with_suffix(".part")
+    """log.csv from its rows. Raises InputError."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str):
+    """Write a file, all or nothing. Raises InputError."""
+    beside = path.with_name(f"{path.name}.part")
     try:
         with open(beside, "w", newline="", encoding="utf-8") as file:
-            names = dict.fromkeys(name for row in rows for name in row)  # calibration may have been added meanwhile
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
+            file.write(text)
         os.replace(beside, path)
     except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
@@ -175,15 +236,21 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Between enter and exit, the first SIGINT or SIGTERM only sets `asked` to its number; the second ends at once."""
+    """From `listen` to the end of the with block, the first SIGINT or SIGTERM only sets `asked` to its number.
+
+    Who looks at it can end in good order. The second signal has its usual effect.
+    """
 
     def __enter__(self) -> Stop:
-        self.asked = 0
-        self.usual = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.asked, self.usual = 0, {}
         return self
+
+    def listen(self):
+        self.usual = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(self, number, frame):
         self.asked = number
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once, without\n")
         for each in self.usual:
             signal.signal(each, signal.SIG_DFL)
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import platform
+import shlex
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,10 +28,10 @@ from torch import nn
 import roads
 from data import Reader, augment, batches, calibration_of, collate, find, normalise, on_device
 from draw import draw_curves, draw_samples
-from fcn import IGNORE, FCN8s, balanced_skip_scale, classify, loss
+from fcn import IGNORE, FCN8s, balance, classify, loss
 from metrics import TITLES, RoadScores, columns, confusion, homography, report, scores
-from run import (Progress, Stop, Stopped, choose_folder, like, load, open_run, pick_device, save, use_bf16,
-                 write_log)
+from run import (Progress, Stop, Stopped, choose_folder, like, load, one_line, open_run, pick_device, readable, save,
+                 size, use_bf16, write_log, write_text)
 from vgg import InputError, load_imagenet, read_tensors, save_tensors
 from weights.convert import convert, download
 
@@ -49,7 +50,7 @@ DEFAULTS = {
     "fc_channels": (4096,       256),       # channels of fc6 and fc7
     "weights":     ("auto",     "none"),    # ImageNet is worth many thousand labelled roads; the demo needs no download
     "dropout":     (0.1,        0.1),       # with VGG16's 0.5 fresh fc6 and fc7 score otherwise in training than without
-    "skip_scale":  ("auto",     "auto"),    # factors on pool4 and pool3, see build
+    "skip_scale":  ("auto",     "auto"),    # factors on pool4 and pool3, see fcn.balance
     "task":        ("road",     "road"),    # KITTI's ground truth: road or lane
     "pad":         (1,          1),         # no border: the same network with a third less work (fcn.py)
     "stride":      (8,          8),         # FCN-8s
@@ -67,8 +68,8 @@ WEIGHT_DECAY = 5e-4    # of weights; biases are not decayed and learn at twice t
 WARMUP = 0.05          # share of all steps in which the rate grows from 0: fresh layers start with huge gradients
 POWER = 0.9            # then it falls as (1 - progress) ** POWER
 CLIP = 5.0             # largest norm of the gradient
-# What --resume may change: how long and where, not what is learnt.
-FREE_ON_RESUME = {"epochs", "device", "amp", "workers", "save_every", "data"}
+# What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
+FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data"}
 SYNTHETIC = HERE / "runs" / "synthetic-roads"  # drawn there once, read from there by every run without --data
 
 
@@ -79,15 +80,17 @@ def main(argv: list[str] | None = None) -> int:
         with Stop() as stop:
             train(options, stop)
     except Stopped as stopped:
-        print(f"\nstopped by {Signals(stopped.signal).name}; go on with: python train.py --resume --out {stopped.out}")
+        print(f"stopped by {Signals(stopped.signal).name}; go on with: python train.py --resume --out "
+              f"{shlex.quote(str(stopped.out))}", file=sys.stderr)
         return 128 + stopped.signal
-    except (InputError, MemoryError, RuntimeError) as error:
-        memory = "memory" in repr(error).lower()  # PyTorch says so in several ways, with and without a class of its own
-        if options["debug"] or not (memory or isinstance(error, InputError)):
+    except KeyboardInterrupt:  # while setting up: nothing has been learnt that could be lost
+        print("stopped before the first step", file=sys.stderr)
+        return 130
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
+        message = one_line(error, "a smaller --crop or --batch-size needs less, and so does --fc-channels 1024")
+        if options["debug"] or not message:
             raise
-        print("train.py: error: " + (f"out of memory: a smaller --crop or --batch-size needs less, and so does "
-                                     f"--fc-channels 1024 ({(str(error) or 'MemoryError').splitlines()[0]})" if memory else str(error)),
-              file=sys.stderr)
+        print(f"train.py: error: {message}", file=sys.stderr)
         return 2
     return 0
 
@@ -95,10 +98,12 @@ def main(argv: list[str] | None = None) -> int:
 def train(options: dict, stop: Stop):
     """The whole of training, top to bottom. `options` are the command line's, None where nothing was said."""
     out = choose_folder(options["out"], options["resume"], options["data"])
+    lock = open_run(out, resume=True) if options["resume"] else None
     saved = load(out) if options["resume"] else None
     settings = settle(options, saved)
     device = pick_device(settings["device"])
     amp = use_bf16(settings["amp"], device)
+    settings["amp"] = "bf16" if amp else "off"  # a run goes on as it began, on whatever machine
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if amp else nullcontext
     torch.manual_seed(settings["seed"])
 
@@ -106,8 +111,12 @@ def train(options: dict, stop: Stop):
     folder = settings["data"] or synthetic_roads(SYNTHETIC)
     data = find(folder, settings["task"], settings["split_seed"])
     print(data.found)
+    images = [[sample.image.name for sample in part] for part in (data.train, data.val)]
     if saved and data.classes != saved["classes"]:
         raise InputError(f"{folder}: has the classes {data.classes}, the run to resume {saved['classes']}")
+    if saved and images != saved["images"]:
+        raise InputError(f"{folder}: has {len(images[0])} + {len(images[1])} images, the run to resume "
+                         f"{len(saved['images'][0])} + {len(saved['images'][1])}, or others; begin a new run with these")
     reader = Reader(data.read_label)
     crop = size(settings["crop"])
     check(data, reader, crop if options["crop"] else None)
@@ -127,14 +136,17 @@ def train(options: dict, stop: Stop):
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
         step, best, log, loss_sum = saved["step"], saved["best"], saved["log"], saved["loss_sum"].to(device)
+        if log and not readable(out / "best.pt"):
+            print(f"{out / 'best.pt'}: is lost; the best of the epochs to come takes its place")
+            best = -1.0
         print(f"{out}: going on after step {step}")
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
                 "pillow": PIL.__version__}
     recipe = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warmup": WARMUP, "power": POWER, "clip": CLIP}
-    about = {"config": net.config, "classes": data.classes, "settings": settings, "recipe": recipe,
-             "versions": versions}
-    lock = open_run(out)  # only now: a mistyped command leaves nothing behind
-    (out / "config.json").write_text(json.dumps({**about, "device": str(device), "bf16": amp}, indent=2) + "\n")
+    about = {"config": net.config, "classes": data.classes, "images": images, "settings": settings,
+             "recipe": recipe, "versions": versions}
+    lock = lock or open_run(out, resume=False)  # only now: a mistyped command leaves nothing behind
+    write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
     print(f"{sum(p.numel() for _, p in trained):,} trainable parameters on {device}{', bf16' if amp else ''}; "
           f"{settings['epochs']} epochs of {steps_per_epoch} steps; results in {out}")
 
@@ -143,8 +155,9 @@ def train(options: dict, stop: Stop):
     def keep():
         """Save last.pt; end the run here if a signal asked for it. Nothing that is not finite reaches the disk."""
         if diverged.item():
-            raise InputError(f"the loss was not finite at step {diverged.item()}, at a rate of {rate:.2g}; {out} keeps the "
-                             f"checkpoint before. Start again with a smaller --lr than {settings['lr']:g}")
+            rate = learning_rate(diverged.item() - 1, total_steps, settings["lr"])
+            raise InputError(f"the loss was not finite at step {diverged.item()}, at a rate of {rate:.2g}; nothing of it is "
+                             f"saved. Start again with a smaller --lr than {settings['lr']:g} and another --out")
         save({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best,
               "log": log, "loss_sum": loss_sum}, out)
         if stop.asked:
@@ -152,6 +165,7 @@ def train(options: dict, stop: Stop):
 
     shown = sorted({i * len(data.val) // 4 for i in range(4)})
     progress = Progress(settings["epochs"] * len(data.train), step * settings["batch_size"])
+    stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):
         net.train()
         started = time.time()
@@ -173,10 +187,10 @@ def train(options: dict, stop: Stop):
             step += 1
             loss_sum += value.detach()
             diverged = torch.where(torch.isfinite(value.detach() + norm) | (diverged > 0), diverged, step)
-            if progress.due(len(images)):  # seldom: reading the loss makes the device wait
-                progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {value.item():.4f}  rate {rate:.2e}")
             if stop.asked or step % settings["save_every"] == 0:
                 keep()
+            if progress.due(len(images)):  # seldom: reading the loss makes the device wait
+                progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {value.item():.4f}  rate {rate:.2e}")
 
         result, pictures = evaluate(net, data, data.val, reader, device, autocast, settings["workers"], shown, stop)
         if stop.asked or diverged.item():
@@ -205,7 +219,9 @@ def train(options: dict, stop: Stop):
     checkpoint = read_tensors(out / "best.pt")
     net.load_state_dict(checkpoint["model"])
     some = data.train[::math.ceil(len(data.train) / 100)]
-    known, _ = evaluate(net, data, some, reader, device, autocast, settings["workers"])
+    known, _ = evaluate(net, data, some, reader, device, autocast, settings["workers"], stop=stop)
+    if stop.asked:
+        raise Stopped(stop.asked, out)
     print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
           f"{report({'held out': checkpoint['result'], 'training': known}, data.classes)}\n"
           f"pictures: {out / 'samples.png'} and {out / 'curves.png'}; weights: {out / 'best.pt'}")
@@ -274,8 +290,11 @@ def evaluate(net, data, samples, reader, device, autocast, workers, shown=(), st
 def build(settings, data, reader, saved) -> FCN8s:
     """The network: as it was saved, or fresh with ImageNet weights where the settings say so."""
     if saved:
-        net = FCN8s(**saved["config"])
-        net.load_state_dict(saved["model"])
+        try:
+            net = FCN8s(**saved["config"])
+            net.load_state_dict(saved["model"])
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"the checkpoint's weights are not those of its settings ({str(error).splitlines()[0]})") from None
         return net
     try:
         net = FCN8s(len(data.classes), settings["pad"], settings["stride"], settings["width"], settings["fc_channels"],
@@ -291,10 +310,8 @@ def build(settings, data, reader, saved) -> FCN8s:
     elif settings["weights"] != "none":
         print(load_imagenet(net.vgg, settings["weights"]))
     if settings["skip_scale"] == "auto":
-        # How large the pools are depends on the weights: around 600 at pool3 in Caffe's VGG16, 1 in a fresh network.
-        # Both are brought to the size of fc7, so that one rate suits the three score layers.
         image, _ = collate([reader(data.train[0])])
-        net.set_skip_scale(*balanced_skip_scale(net, normalise(image)))
+        balance(net, normalise(image))
     else:
         net.set_skip_scale(*map(float, settings["skip_scale"].split(",")))
     print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
@@ -392,16 +409,11 @@ def parse(argv) -> dict:
     add("width", "factor on the channels of VGG16", type=positive)
     add("fc_channels", "channels of fc6 and fc7", type=whole, metavar="N")
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
-    add("skip_scale", "factors on pool4 and pool3: A,B or auto (as large as fc7)", metavar="A,B",
+    add("skip_scale", "factors on pool4 and pool3: A,B or auto (all of size 1)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
     add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)
     add("workers", "threads that read images", type=natural, metavar="N")
     return vars(parser.parse_args(argv))
-
-
-def size(text: str) -> tuple[int, int] | None:
-    """"HxW" to (H, W), "none" to None."""
-    return None if text == "none" else tuple(int(side) for side in text.split("x"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -196,10 +197,16 @@ def read_tensors(path) -> dict:
         # An open file, since torch.load would go by the ending of a path; and no warnings on bytes that it then refuses.
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # PyTorch does not compare the checksums in the file: a block that the disk has lost would load as zeros.
+            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
+                raise ValueError
+            file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception:  # a cut, foreign or crafted file raises nearly anything: zip, pickle, struct, runtime errors
+    except Exception as error:  # a cut, foreign or crafted file raises nearly anything: zip, pickle, struct, runtime errors
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise  # nothing is wrong with the file
         raise InputError(f"{path}: is not a whole file of torch.save with tensors and numbers alone; "
                          "fetch or make it again") from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
@@ -211,8 +218,8 @@ def save_tensors(content: dict, path: Path, before: Path | None = None):
     """Write a dictionary that read_tensors reads, all or nothing: the same content gives the same bytes.
 
     Written beside, flushed to the disk, renamed: whatever happens, the file under this name is a whole one. What it
-    replaces is kept under the name `before`, if there is one. Raises InputError if that cannot be done; what was there
-    before is then still there.
+    replaces is kept under the name `before`, if there is one; between the two renames only that is there. Raises
+    InputError if the file cannot be written; what was there before is then still there, under one name or the other.
     """
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # in the same folder, where a rename is atomic
     try:
@@ -224,6 +231,7 @@ def save_tensors(content: dict, path: Path, before: Path | None = None):
             os.replace(path, before)
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        error = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{path}: cannot be written ({reason})") from None
     finally:

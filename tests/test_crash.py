@@ -86,8 +86,6 @@ def killed_at(scenes, tmp_path_factory):
 
     def call(moment, out):
         go_on = any((out / name).exists() for name in ("last.pt", "before.pt"))
-        if out.exists() and not go_on:  # killed before its first checkpoint: there is nothing to go on from
-            shutil.rmtree(out)
         arguments = ["--resume", "--out", str(out)] if go_on else ["--data", str(scenes), "--out", str(out), *TINY]
         killer.stdin.write(json.dumps([moment, *arguments]) + "\n")
         killer.stdin.flush()
@@ -115,6 +113,7 @@ def log_of(out):
 
 
 def assert_same_end(out, other):
+    assert not list(out.glob("*.part"))
     assert log_of(out) == log_of(other)
     for name in ("last.pt", "best.pt"):
         a, b = (torch.load(folder / name, weights_only=True)["model"] for folder in (out, other))
@@ -155,20 +154,29 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(scenes, tmp_path
     assert begin(tmp_path / "cut") == status
     monkeypatch.undo()
     assert signal.getsignal(number) == usual
-    assert f"--resume --out {tmp_path / 'cut'}" in capsys.readouterr().out
+    assert f"--resume --out {tmp_path / 'cut'}" in capsys.readouterr().err
     if during == "loss":
         assert read_tensors(tmp_path / "cut/last.pt")["step"] == 4
     assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_full_disk_is_said_in_one_line_and_leaves_a_checkpoint_to_go_on_from(scenes, tmp_path, monkeypatch, capsys, broken):
+@pytest.fixture(scope="module")
+def here_undisturbed(scenes, tmp_path_factory):
+    """A run in this process that nothing happened to."""
+    out = tmp_path_factory.mktemp("crash") / "here"
+    assert train.main(["--data", str(scenes), "--out", str(out), *TINY]) == 0
+    return out
+
+
+@pytest.mark.parametrize("broken, good", [("fsync", 4), *(("replace", good) for good in range(4, 12))])
+def test_a_full_disk_is_said_in_one_line_and_leaves_a_checkpoint_to_go_on_from(scenes, here_undisturbed, tmp_path, monkeypatch,
+                                                                               capsys, broken, good):
     function, calls = getattr(os, broken), []
 
     def full(*args):
         calls.append(1)
-        if len(calls) > 6:
+        if len(calls) > good:
             raise OSError(errno.ENOSPC, "No space left on device")
         return function(*args)
 
@@ -179,7 +187,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_a_checkpoint_to_go_on_from(s
     assert error.count("\n") == 1 and "No space left" in error and str(tmp_path) in error
     assert not list(tmp_path.glob("*.part"))
     assert train.main(["--resume", "--out", str(tmp_path)]) == 0
-    assert len(log_of(tmp_path)) == 3
+    assert_same_end(tmp_path, here_undisturbed)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make a disk to fill")
@@ -204,13 +212,14 @@ def test_a_really_full_disk_leaves_a_checkpoint_to_go_on_from(scenes, tmp_path, 
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "changed", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "gone"])
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(scenes, tmp_path, capsys, damage):
     assert train.main(["--data", str(scenes), "--out", str(tmp_path / "whole"), *TINY]) == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     last = tmp_path / "run/last.pt"
     content = last.read_bytes()
-    last.write_bytes({"cut": content[:len(content) // 2], "empty": b"", "changed": b"x" * len(content), "gone": b""}[damage])
+    last.write_bytes({"cut": content[:len(content) // 2], "empty": b"", "zeros": content[:len(content) // 2] + bytes(64)
+                      + content[len(content) // 2 + 64:], "gone": b""}[damage])
     if damage == "gone":
         last.unlink()
     capsys.readouterr()
@@ -218,6 +227,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(scenes, tmp
     said = capsys.readouterr()
     assert "last.pt" in said.err and "before.pt" in said.err and "going on after step" in said.out
     assert_same_end(tmp_path / "run", tmp_path / "whole")
+    assert (tmp_path / "run/damaged.pt").exists() == (damage != "gone")
     for name in ("last.pt", "before.pt"):
         (tmp_path / "run" / name).write_bytes(b"")
     assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
@@ -225,7 +235,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(scenes, tmp
 
 
 def test_two_runs_at_once_into_one_folder_are_refused(scenes, tmp_path, capsys):
-    with running.open_run(tmp_path):
+    with running.open_run(tmp_path, resume=False):
         assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 2
         assert "another process" in capsys.readouterr().err
     assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 0  # the lock goes with its holder
@@ -250,7 +260,7 @@ def test_nothing_that_is_not_finite_reaches_the_disk_and_the_step_is_said(scenes
     assert saved["step"] == 4 and all(value.isfinite().all() for value in saved["model"].values())
 
 
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+@pytest.mark.parametrize("error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
                                    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")])
 def test_out_of_memory_is_one_line_that_names_what_needs_less(scenes, tmp_path, monkeypatch, capsys, error):
     def full(*args):
@@ -265,3 +275,26 @@ def test_out_of_memory_is_one_line_that_names_what_needs_less(scenes, tmp_path, 
 def test_debug_shows_where_an_error_arose(tmp_path):
     with pytest.raises(InputError):
         train.main(["--data", str(tmp_path / "none"), "--debug"])
+
+
+def test_a_run_is_not_resumed_on_other_images(scenes, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "data")
+    assert train.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *TINY]) == 0
+    for file in (tmp_path / "data/training").rglob("uu_*000002.*"):
+        file.unlink()
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--epochs", "4"]) == 2
+    assert "other" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_a_lost_best_network_is_said_at_once_and_replaced(scenes, tmp_path, capsys):
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 0
+    (tmp_path / "best.pt").unlink()
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "4"]) == 0
+    assert "best.pt: is lost" in capsys.readouterr().out and (tmp_path / "best.pt").exists()
+
+
+def test_an_illegal_memory_access_is_no_want_of_memory():
+    assert not running.out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert running.one_line(InputError("/data/out of memory: no such folder"), "") == "/data/out of memory: no such folder"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fcn import IGNORE, FCN8s, bilinear_kernel, classify, fuse, halo, loss, tiled
+from fcn import IGNORE, FCN8s, balance, bilinear_kernel, classify, fuse, halo, loss, tiled
 from test_vgg import reference as vgg_reference
 
 SIZES = st.integers(1, 200)
@@ -295,3 +295,19 @@ def test_classes_confidence_and_loss_of_a_tiled_image_are_those_of_its_scores():
 def test_an_image_that_fits_the_tile_is_computed_in_one_piece():
     parts = list(tiled(lambda image: image, torch.zeros(1, 3, 600, 600), 245, 600))
     assert [(rows, columns) for rows, columns, _ in parts] == [(slice(0, 600), slice(0, 600))]
+
+
+@given(st.integers(0, 20), st.floats(0.01, 1000))
+def test_balance_brings_all_that_is_scored_to_size_1_and_changes_the_features_by_a_factor_alone(seed, size):
+    torch.manual_seed(seed)
+    net = lively(1, 8)
+    net.vgg.conv3_3.weight.data *= size  # weights of another size, as Caffe's are
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        before = net.vgg(image)
+        balance(net, image)
+        pool3, pool4, fc7 = net.vgg(image)
+    for features in (pool3 * net.scale_pool3, pool4 * net.scale_pool4, fc7):
+        assert features.pow(2).mean().sqrt().item() == pytest.approx(1, rel=1e-3)
+    assert torch.equal(pool3, before[0]) and torch.equal(pool4, before[1])
+    torch.testing.assert_close(fc7 * before[2].norm() / fc7.norm(), before[2], rtol=1e-3, atol=1e-4 * before[2].max().item())
