@@ -227,19 +227,21 @@ def classify(compute: Callable, image: torch.Tensor, reach: float, tile: int = T
 
 @torch.no_grad()
 def balance(net: FCN8s, image: torch.Tensor):
-    """Scale what the score layers see, fc7, pool4 and pool3, to a root mean square of 1 on `image` [N, 3, H, W].
+    """Scale what the score layers see: fc7 to a root mean square of 1 on `image` [N, 3, H, W], pool4 and pool3 to its length.
 
-    A step of a score layer changes the scores by the square of its input's size: with Caffe's VGG16, whose pool3 has
-    activations of hundreds and whose fresh fc7 has five, a rate that suits one layer is far too large for another, and
-    with other weights all is different again. For the pools this is skip_scale. For fc7 it is in the weights: ReLU
-    passes factors on, so that dividing fc6's weights and both biases by one divides fc7 by it and changes nothing else.
+    A step of a score layer changes the scores by the squared length of its input, the sum over channels. With Caffe's
+    VGG16 that is some 80,000 for a fresh fc7 and 80,000,000 for pool3; with other weights it is other numbers; and the
+    largest sets the rate that all have to bear. Of one length, all three learn at one pace. For the pools the factor is
+    skip_scale. For fc7 it is in the weights: ReLU passes factors on, so that dividing fc6's weights and both biases by
+    one divides fc7 by it and changes nothing else.
     """
-    pool3, pool4, fc7 = (features.pow(2).mean().sqrt().item() for features in net.eval().vgg(image))
+    pool3, pool4, fc7 = (features.pow(2).sum(1).mean().sqrt().item() for features in net.eval().vgg(image))
     if min(pool3, pool4, fc7) == 0:  # nothing passes, as may happen in a very narrow network: nothing to go by
         return
+    length = math.sqrt(net.vgg.channels["fc7"])
     for scaled in (net.vgg.fc6.weight, net.vgg.fc6.bias, net.vgg.fc7.bias):
-        scaled /= fc7
-    net.set_skip_scale(1 / pool4, 1 / pool3)
+        scaled /= fc7 / length
+    net.set_skip_scale(length / pool4, length / pool3)
 
 
 def loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -409,7 +409,7 @@ def parse(argv) -> dict:
     add("width", "factor on the channels of VGG16", type=positive)
     add("fc_channels", "channels of fc6 and fc7", type=whole, metavar="N")
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
-    add("skip_scale", "factors on pool4 and pool3: A,B or auto (all of size 1)", metavar="A,B",
+    add("skip_scale", "factors on pool4 and pool3: A,B or auto (as long as fc7)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
     add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)
     add("workers", "threads that read images", type=natural, metavar="N")
