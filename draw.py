@@ -19,10 +19,16 @@ COLOURS = [(128, 128, 128), (214, 39, 40), (255, 210, 60), (148, 80, 200), (64, 
 ROAD = (230, 0, 230)
 
 
+def road_or_not(classes: list[str]) -> int | None:
+    """The class that is the road, where the only other one is what is not road."""
+    return road_class(classes) if len(classes) == 2 else None
+
+
 def colours_for(classes: list[str]) -> np.ndarray:
     """uint8 [C, 3], the colour of each class: the same at every call; beyond the fixed ones, hues turn further."""
-    if len(classes) == 2 and road_class(classes) is not None:
-        return np.array([ROAD if c == road_class(classes) else (70, 70, 70) for c in (0, 1)], np.uint8)
+    road = road_or_not(classes)
+    if road is not None:
+        return np.array([ROAD if c == road else (70, 70, 70) for c in (0, 1)], np.uint8)
     more = [tuple(Image.new("HSV", (1, 1), (i * 67 % 256, 160 + i % 3 * 40, 230 - i % 4 * 40)).convert("RGB")
                   .getpixel((0, 0))) for i in range(len(COLOURS), len(classes))]
     return np.array((COLOURS + more)[:len(classes)], np.uint8)
@@ -36,8 +42,9 @@ def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray
     colours, opacity = np.zeros((256, 3), np.float32), np.full(256, 0.65, np.float32)
     colours[:len(classes)] = colours_for(classes)
     opacity[IGNORE] = 0.8
-    if len(classes) == 2 and road_class(classes) is not None:
-        opacity[road_class(classes)], opacity[1 - road_class(classes)] = 0.5, 0
+    road = road_or_not(classes)
+    if road is not None:
+        opacity[road], opacity[1 - road] = 0.5, 0
     shown = np.empty_like(image)
     for rows in (slice(top, top + 256) for top in range(0, len(image), 256)):  # floats of a large picture fill memories
         weight = opacity[label[rows]][..., None]
@@ -57,7 +64,7 @@ def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.I
     shown = Image.fromarray(tint(image, label, classes))
     counts = np.bincount(label.ravel(), minlength=256)[:len(classes)]
     present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
-    if len(classes) == 2 and road_class(classes) is not None or not present:
+    if road_or_not(classes) is not None or not present:
         return shown
     height, width = label.shape
     text = font(max(11, min(28, round(min(height, width) / 28))))

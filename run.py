@@ -1,8 +1,9 @@
 """What surrounds training and prediction and is not learning: options, device, progress, checkpoints, signals.
 
-A run can be stopped at any moment and loses little. last.pt is the newest checkpoint and before.pt the one before it: whatever happens while one is written, the other is
-whole. A lock keeps a second process out of the folder. A first Ctrl-C (or SIGTERM, which machines that are taken away
-send) ends the run after the step under way, with a checkpoint; a second one ends it at once.
+A run can be stopped at any moment and loses little. last.pt is the newest checkpoint and before.pt the one before it:
+whatever happens while one is written, the other is whole. A lock keeps a second process out of the folder. A first
+Ctrl-C (or SIGTERM, which machines that are taken away send) ends the run after the step under way, with a checkpoint; a
+second one ends it at once.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def size(text: str) -> tuple[int, int] | None:
 def one_line(error: Exception, needs_less: str) -> str:
     """What to say of an error that a user can mend, `needs_less` being the mend for want of memory; "" of any other."""
     if isinstance(error, (InputError, OSError)):
-        return str(error).replace("\n", "\\n")
+        return str(error)  # both show a file's name without line ends
     if out_of_memory(error):
         return f"out of memory: {needs_less} ({(str(error) or 'no room').splitlines()[0]})"
     return ""

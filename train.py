@@ -111,11 +111,11 @@ def train(options: dict, stop: Stop):
     folder = settings["data"] or synthetic_roads(SYNTHETIC)
     data = find(folder, settings["task"], settings["split_seed"])
     print(data.found)
-    images = [[sample.image.name for sample in part] for part in (data.train, data.val)]
+    names = [[sample.image.name for sample in part] for part in (data.train, data.val)]
     if saved and data.classes != saved["classes"]:
         raise InputError(f"{folder}: has the classes {data.classes}, the run to resume {saved['classes']}")
-    if saved and images != saved["images"]:
-        raise InputError(f"{folder}: has {len(images[0])} + {len(images[1])} images, the run to resume "
+    if saved and names != saved["images"]:
+        raise InputError(f"{folder}: has {len(names[0])} + {len(names[1])} images, the run to resume "
                          f"{len(saved['images'][0])} + {len(saved['images'][1])}, or others; begin a new run with these")
     reader = Reader(data.read_label)
     crop = size(settings["crop"])
@@ -143,7 +143,7 @@ def train(options: dict, stop: Stop):
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
                 "pillow": PIL.__version__}
     recipe = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warmup": WARMUP, "power": POWER, "clip": CLIP}
-    about = {"config": net.config, "classes": data.classes, "images": images, "settings": settings,
+    about = {"config": net.config, "classes": data.classes, "images": names, "settings": settings,
              "recipe": recipe, "versions": versions}
     lock = lock or open_run(out, resume=False)  # only now: a mistyped command leaves nothing behind
     write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
