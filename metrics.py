@@ -190,8 +190,8 @@ def read_calibration(path: Path) -> dict[str, np.ndarray]:
         lines = Path(path).read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
         raise InputError(f"{path}: no such calibration file") from None
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{path}: cannot be read as a calibration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a calibration file ({getattr(error, 'strerror', 'not text')})") from None
     matrices = {}
     for line in filter(str.strip, lines):
         name, colon, numbers = line.partition(":")

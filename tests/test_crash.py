@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ TINY = ["--epochs", "3", "--width", "0.03125", "--fc-channels", "8", "--crop", "
         "--device", "cpu", "--amp", "off", "--save-every", "2"]
 
 # Runs train.py with every chance to be killed counted: a step, and the moments inside the write of a file. At a given
-# one the process kills itself, with no chance to clean up; half of what it is writing is on the disk. Each line of input
-# is such a run, in a process of its own that need not import PyTorch again; each line of output is its exit status.
+# one the process kills itself, with no chance to clean up; half of what it is writing is on the disk. A moment with a
+# decimal point is a time in seconds instead, after which the kernel kills it wherever it is. Each line of input is such a
+# run, in a process of its own that need not import PyTorch again; each line of output is its exit status.
 KILLER = """
 import io, json, os, signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -64,6 +66,8 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         os.dup2(2, 1)
+        if isinstance(left, float):
+            signal.setitimer(signal.ITIMER_REAL, left)
         os._exit(train.main(arguments))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -79,19 +83,19 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed_at(scenes, tmp_path_factory):
-    """killed_at(moment, out) begins or goes on with the run in `out`; 0 if it came to its end, -9 if it was killed."""
+    """killed_at(moment, out, *options) begins or goes on with the run in `out`: False if it came to its end unharmed."""
     errors = open(tmp_path_factory.mktemp("crash") / "stderr", "w+")
     killer = subprocess.Popen([sys.executable, "-c", KILLER, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                               stderr=errors, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
-    def call(moment, out):
+    def call(moment, out, *options):
         go_on = any((out / name).exists() for name in ("last.pt", "before.pt"))
-        arguments = ["--resume", "--out", str(out)] if go_on else ["--data", str(scenes), "--out", str(out), *TINY]
+        arguments = ["--resume", "--out", str(out)] if go_on else ["--data", str(scenes), "--out", str(out), *TINY, *options]
         killer.stdin.write(json.dumps([moment, *arguments]) + "\n")
         killer.stdin.flush()
         status = int(killer.stdout.readline())
-        assert status in (0, -signal.SIGKILL), Path(errors.name).read_text()[-2000:]
-        return status
+        assert status in (0, -signal.SIGKILL, -signal.SIGALRM), Path(errors.name).read_text()[-2000:]
+        return status < 0
 
     yield call
     killer.stdin.close()
@@ -100,10 +104,10 @@ def killed_at(scenes, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(killed_at, tmp_path_factory):
-    """The folder of a run that nothing happened to."""
-    out = tmp_path_factory.mktemp("crash") / "undisturbed"
-    assert killed_at(0, out) == 0
+def here_undisturbed(scenes, tmp_path_factory):
+    """A run in this process that nothing happened to."""
+    out = tmp_path_factory.mktemp("crash") / "here"
+    assert train.main(["--data", str(scenes), "--out", str(out), *TINY]) == 0
     return out
 
 
@@ -120,17 +124,49 @@ def assert_same_end(out, other):
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_run_killed_at_any_moments_ends_with_the_weights_of_one_that_was_not(killed_at, undisturbed, tmp_path, seed):
-    rng, kills, out = random.Random(seed), 0, tmp_path / "run"
+@pytest.mark.parametrize("seed, by_the_clock, options", [
+    (0, False, ()), (1, False, ("--workers", "2", "--batch-size", "4")), (2, True, ("--workers", "2", "--batch-size", "4"))])
+def test_a_run_killed_at_any_moments_ends_with_the_weights_of_one_that_was_not(killed_at, tmp_path, seed, by_the_clock, options):
+    rng, kills, out, undisturbed = random.Random(seed), 0, tmp_path / "run", tmp_path / "undisturbed"
+    started = time.monotonic()
+    assert not killed_at(0, undisturbed, *options)
+    moments = (lambda: rng.uniform(0.001, time_it_takes)) if by_the_clock else (lambda: rng.randint(1, 24))
+    time_it_takes = time.monotonic() - started
     while kills < KILLS // 3:
-        if killed_at(rng.randint(1, 24), out) == 0:  # it was through before its moment came: begin again
+        if killed_at(moments(), out, *options):
+            kills += 1
+        else:  # it was through before its moment came: begin again
             assert_same_end(out, undisturbed)
             shutil.rmtree(out)
-        else:
-            kills += 1
-    assert killed_at(0, out) == 0
+    assert not killed_at(0, out, *options)
     assert_same_end(out, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_run_at_once_and_it_goes_on_from_the_checkpoint_before(scenes, here_undisturbed, tmp_path, number):
+    """The step in which both come is never ended; that each has its usual effect can only be seen from outside."""
+    twice = f"""
+import signal, sys
+sys.path.insert(0, sys.argv[1])
+import train
+function, calls = train.loss, []
+def disturbed(*args):
+    calls.append(1)
+    if len(calls) == 6:
+        signal.raise_signal({int(number)})
+        signal.raise_signal({int(number)})
+        raise AssertionError("the second signal had no effect")
+    return function(*args)
+train.loss = disturbed
+sys.exit(train.main(sys.argv[2:]))
+"""
+    process = subprocess.run([sys.executable, "-c", twice, str(ROOT), "--data", str(scenes), "--out", str(tmp_path), *TINY],
+                             capture_output=True, text=True)
+    assert process.returncode == -number, process.stderr
+    assert "once more stops at once" in process.stderr
+    assert read_tensors(tmp_path / "last.pt")["step"] == 4  # --save-every 2
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    assert_same_end(tmp_path, here_undisturbed)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -159,14 +195,6 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(scenes, tmp_path
         assert read_tensors(tmp_path / "cut/last.pt")["step"] == 4
     assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
-
-
-@pytest.fixture(scope="module")
-def here_undisturbed(scenes, tmp_path_factory):
-    """A run in this process that nothing happened to."""
-    out = tmp_path_factory.mktemp("crash") / "here"
-    assert train.main(["--data", str(scenes), "--out", str(out), *TINY]) == 0
-    return out
 
 
 @pytest.mark.parametrize("broken, good", [("fsync", 4), *(("replace", good) for good in range(4, 12))])

@@ -1,5 +1,6 @@
 """What people get wrong, one row each: one line on standard error that names the file and the mend, and status 2."""
 
+import os
 import pickle
 import shutil
 
@@ -99,6 +100,27 @@ def test_a_file_that_cannot_be_used_is_named_before_the_first_step(originals, tm
     assert any(f"{path}:" in error or f"{path} is" in error for path in named) or (
         f"{tmp_path / 'set'}: no data set" in error and spoil is shutil.rmtree)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read and write everything")
+@pytest.mark.parametrize("layout, name", [("kitti", TRUTH), ("kitti", PICTURE), ("kitti", CALIB), ("own", "classes.txt"),
+                                          ("own", "masks"), ("own", "images/1.png")])
+def test_what_may_not_be_read_is_named(originals, tmp_path, capsys, layout, name):
+    shutil.copytree(originals / layout, tmp_path / "set")
+    (tmp_path / "set" / name).chmod(0)
+    assert train.main(["--data", str(tmp_path / "set"), "--out", str(tmp_path / "out"), *OPTIONS]) == 2
+    (tmp_path / "set" / name).chmod(0o700)
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: error: ") and error.count("\n") == 1 and name in error and "ermi" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read and write everything")
+def test_a_folder_that_may_not_be_written_to_is_named(originals, tmp_path, capsys):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert train.main(["--data", str(originals / "own"), "--out", str(tmp_path / "locked/run"), *OPTIONS]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "locked" in error and "choose another --out" in error
 
 
 def test_masks_without_a_class_that_counts_are_refused(originals, tmp_path, capsys):
