@@ -21,6 +21,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 
 from fcn import IGNORE
@@ -342,22 +343,21 @@ def collate(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, t
     return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
 
-def batches(samples: list, load: Callable, batch_size: int, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Collated batches of load(sample), in order; the last may be smaller.
+def batches(groups: list[list], load: Callable, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A collated batch of load(item) for each group of items, in order.
 
     With workers > 0, that many threads load ahead, two batches at most. Threads, not processes: Pillow and numpy work
     outside Python's lock, and one cache serves all. The result is the same for any number of workers.
     """
-    groups = [samples[i:i + batch_size] for i in range(0, len(samples), batch_size)]
     if workers == 0:
         for group in groups:
-            yield collate([load(sample) for sample in group])
+            yield collate([load(item) for item in group])
         return
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         try:
             for group in groups:
-                waiting.append([pool.submit(load, sample) for sample in group])
+                waiting.append([pool.submit(load, item) for item in group])
                 if len(waiting) > 2:
                     yield collate([future.result() for future in waiting.popleft()])
             while waiting:
@@ -367,11 +367,12 @@ def batches(samples: list, load: Callable, batch_size: int, workers: int) -> Ite
                 future.cancel()
 
 
-def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def on_device(source: Iterable, device: torch.device, fill: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of bytes to what the network takes: images float32 normalised, labels long, both on the device.
 
     On CUDA the next batch is copied on a stream of its own while the present one is computed: from pinned memory, as
-    bytes (a quarter of the floats), normalised over there.
+    bytes (a quarter of the floats), normalised over there. And there height and width are filled up to multiples of
+    `fill`, as in `collate`: cuDNN looks for its fastest algorithms anew for each size, so there had better be few.
     """
     if device.type != "cuda":
         for images, labels in source:
@@ -393,7 +394,8 @@ def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Te
             computing.wait_event(copied)
             for tensor in (images, labels):
                 tensor.record_stream(computing)  # its memory must not be reused before the computation is done
-            yield normalise(images), labels.long()
+            more = (0, -images.shape[3] % fill, 0, -images.shape[2] % fill)
+            yield F.pad(normalise(images), more), F.pad(labels, more, value=IGNORE).long()
         ahead = following
 
 

@@ -244,14 +244,16 @@ def balance(net: FCN8s, image: torch.Tensor):
     net.set_skip_scale(length / pool4, length / pool3)
 
 
-def loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def loss(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor | None = None) -> torch.Tensor:
     """Mean cross-entropy over the valid pixels: scores [N, C, H, W] float, labels [N, H, W] long in 0..C-1 or IGNORE.
+
+    pixels    by how many to divide, where this is a part of a larger batch; else the valid pixels are counted
 
     A batch without a valid pixel gives 0, with gradients of 0. The authors sum over pixels instead, with rates
     smaller by the number of pixels.
     """
     total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
+    return total / ((labels != IGNORE).sum() if pixels is None else pixels).clamp(min=1)
 
 
 if __name__ == "__main__":

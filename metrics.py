@@ -126,7 +126,7 @@ class RoadScores:
 
     def add(self, space: str, category: str, confidence: torch.Tensor, labels: torch.Tensor):
         key = space, category
-        self.counts[key] = self.counts.get(key, 0) + histogram(confidence, labels)
+        self.counts[key] = self.counts.get(key, 0) + histogram(confidence, labels).cpu()
         self.images[key] = self.images.get(key, 0) + 1
 
     def add_sample(self, sample: Sample, confidence: torch.Tensor, labels: torch.Tensor):
@@ -136,6 +136,13 @@ class RoadScores:
         if calibration.is_file():
             cells = bird_cells(calibration, *labels.shape).to(labels.device)
             self.add("bev", category, bird_view(confidence, cells, 0), bird_view(labels, cells, IGNORE))
+
+    def __add__(self, other: RoadScores) -> RoadScores:
+        """The scores of the images of both."""
+        both = RoadScores()
+        for total, a, b in ((both.counts, self.counts, other.counts), (both.images, self.images, other.images)):
+            total.update({key: a.get(key, 0) + b.get(key, 0) for key in a | b})
+        return both
 
     def pooled(self, space: str = "image") -> dict:
         """`benchmark` of all that was added in a space."""

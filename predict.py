@@ -77,7 +77,8 @@ def predict(options, failed: list[str]):
         raise InputError(f"--tile {options.tile}: at least {2 * halo(net.reach) + 32} are needed, most of it halo")
     device = pick_device(options.device)
     bf16 = use_bf16(options.amp, device)
-    net.to(device).eval()
+    # Autocast would turn the weights to bf16 for each picture again, and keep both.
+    net.to(device, torch.bfloat16 if bf16 else None).eval()
 
     data, read = None, lambda job: (read_image(job.picture), None)
     if options.kitti:
@@ -107,7 +108,7 @@ def predict(options, failed: list[str]):
     with ThreadPoolExecutor(2) as pool:
         writing = deque()
         for job, picture in ahead(pool, read, jobs):
-            due = progress.due(1)
+            due = progress.due()
             if isinstance(picture, str):
                 failed.append(picture)
                 continue

@@ -66,14 +66,17 @@ def out_of_memory(error: Exception) -> bool:
         re.search("out of memory|can't allocate|not enough memory|ALLOC_FAILED", str(error)))
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local: int = 0) -> torch.device:
+    """The device of this name; of "auto" or "cuda" the GPU with the number `local`. Raises InputError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{local}" if name == "cuda" else name)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError
         torch.zeros(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # for what asks for no device by name, as communication between processes
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without CUDA
         if out_of_memory(error):
             raise  # there is one, but others have filled it
@@ -94,23 +97,41 @@ def use_bf16(amp: str, device: torch.device) -> bool:
     return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
 
 
-class Progress:
-    """One line that moves on a terminal; elsewhere a plain line every half minute. Counts images."""
+class Waiting:
+    """What `source` yields; `seconds` is how long it has been waited for."""
 
-    def __init__(self, total: int, done: int = 0):
-        self.total, self.done, self.first = total, done, done
+    def __init__(self, source):
+        self.source, self.seconds = iter(source), 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        started = time.time()
+        try:
+            return next(self.source)
+        finally:
+            self.seconds += time.time() - started
+
+
+class Progress:
+    """One line that moves on a terminal; elsewhere a plain line every half minute. Counts steps of some images each."""
+
+    def __init__(self, total: int, done: int = 0, images: int = 1):
+        self.total, self.done, self.first, self.images = total, done, done, images
         self.start = self.shown = time.time()
         self.live = sys.stdout.isatty()
 
-    def due(self, images: int) -> bool:
-        """Counts them as done; whether it is time to show something."""
-        self.done += images
+    def due(self) -> bool:
+        """One more step is done; whether it is time to show something."""
+        self.done += 1
         return time.time() - self.shown >= (0.5 if self.live else 30)
 
     def show(self, text: str):
         self.shown = time.time()
         each = (self.shown - self.start) / (self.done - self.first)
-        text += f"  {1 / each:.2f} images/s  {timedelta(seconds=round(each * (self.total - self.done)))} left"
+        left = timedelta(seconds=round(each * (self.total - self.done)))
+        text += f"  {self.images / each:.2f} images/s  {left} left"
         print(f"\r{text}\033[K" if self.live else text, end="" if self.live else "\n", flush=True)
 
     def line(self, text: str):

@@ -30,8 +30,9 @@ from data import Reader, augment, batches, calibration_of, collate, find, normal
 from draw import draw_curves, draw_samples
 from fcn import IGNORE, FCN8s, balance, classify, loss
 from metrics import TITLES, RoadScores, columns, confusion, homography, report, scores
-from run import (Progress, Stop, Stopped, choose_folder, like, load, one_line, open_run, pick_device, readable, save,
-                 size, use_bf16, write_log, write_text)
+from ranks import Ranks
+from run import (Progress, Stop, Stopped, Waiting, choose_folder, like, load, one_line, open_run, pick_device, readable,
+                 save, size, use_bf16, write_log, write_text)
 from vgg import InputError, load_imagenet, read_tensors, save_tensors
 from weights.convert import convert, download
 
@@ -59,7 +60,9 @@ DEFAULTS = {
     "device":      ("auto",     "auto"),    # CUDA if there is one
     "workers":     (2,          2),         # threads that read and augment
     "seed":        (0,          0),         # initialisation, order, augmentation, dropout
-    "save_every":  (500,        500),       # steps; besides after each epoch. The full network's takes some seconds
+    "save_every":  (500,        500),       # steps; besides every SAVE_SECONDS. The full network's takes some seconds
+    "recompute":   (False,      False),     # less memory in training for a third more time (vgg.py)
+    "compile":     (False,      False),     # torch.compile; needs a C++ compiler, and minutes before the first step
     "split_seed":  (0,          0),         # held-out images: not `seed`, so that runs are scored on the same images
 }
 # The recipe behind the options.
@@ -68,18 +71,21 @@ WEIGHT_DECAY = 5e-4    # of weights; biases are not decayed and learn at twice t
 WARMUP = 0.05          # share of all steps in which the rate grows from 0: fresh layers start with huge gradients
 POWER = 0.9            # then it falls as (1 - progress) ** POWER
 CLIP = 5.0             # largest norm of the gradient
+SAVE_SECONDS = 300     # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
 # What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
-FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data"}
+FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
 SYNTHETIC = HERE / "runs" / "synthetic-roads"  # drawn there once, read from there by every run without --data
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (above). What went wrong is one line on stderr."""
-    options = parse(argv)
+    options, ranks = parse(argv), Ranks()
     try:
         with Stop() as stop:
-            train(options, stop)
+            train(options, stop, ranks)
+        ranks.leave()
     except Stopped as stopped:
+        ranks.leave()
         print(f"stopped by {Signals(stopped.signal).name}; go on with: python train.py --resume --out "
               f"{shlex.quote(str(stopped.out))}", file=sys.stderr)
         return 128 + stopped.signal
@@ -87,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
         print("stopped before the first step", file=sys.stderr)
         return 130
     except (InputError, OSError, MemoryError, RuntimeError) as error:
-        message = one_line(error, "a smaller --crop or --batch-size needs less, and so does --fc-channels 1024")
+        message = one_line(error, "a smaller --crop or --batch-size needs less, and so do --recompute and --fc-channels 1024")
+        if not message and not ranks.first:
+            message = f"process {ranks.rank} lost the others ({str(error).splitlines()[0]})"
         if options["debug"] or not message:
             raise
         print(f"train.py: error: {message}", file=sys.stderr)
@@ -95,13 +103,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def train(options: dict, stop: Stop):
-    """The whole of training, top to bottom. `options` are the command line's, None where nothing was said."""
+def train(options: dict, stop: Stop, ranks: Ranks):
+    """The whole of training, top to bottom. `options` are the command line's, None where nothing was said.
+
+    `ranks` are the processes in which it runs at the same time, usually one.
+    """
+    ranks.join(first=False)
     out = choose_folder(options["out"], options["resume"], options["data"])
-    lock = open_run(out, resume=True) if options["resume"] else None
+    lock = open_run(out, resume=True) if options["resume"] and ranks.first else None
     saved = load(out) if options["resume"] else None
     settings = settle(options, saved)
-    device = pick_device(settings["device"])
+    if settings["batch_size"] < ranks.size:
+        raise InputError(f"--batch-size {settings['batch_size']}: is divided among {ranks.size} processes, each needs an image")
+    device = pick_device(settings["device"], ranks.local)
     amp = use_bf16(settings["amp"], device)
     settings["amp"] = "bf16" if amp else "off"  # a run goes on as it began, on whatever machine
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if amp else nullcontext
@@ -119,16 +133,15 @@ def train(options: dict, stop: Stop):
                          f"{len(saved['images'][0])} + {len(saved['images'][1])}, or others; begin a new run with these")
     reader = Reader(data.read_label)
     crop = size(settings["crop"])
-    check(data, reader, crop if options["crop"] else None)
+    if ranks.first:
+        check(data, reader, crop if options["crop"] else None)
 
     # Network and optimizer
     net = build(settings, data, reader, saved).to(device)  # weights stay contiguous; the images are channels_last
-    trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for name, p in trained if name.endswith("weight")], "times": 1, "weight_decay": WEIGHT_DECAY},
-        {"params": [p for name, p in trained if name.endswith("bias")], "times": 2, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, fused=True)  # one pass over 134 M numbers, not five
+    net.vgg.recompute = settings["recompute"]
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    optimizer = sgd(net)
+    torch.backends.cudnn.benchmark = True  # GPU: try all algorithms for each size of input; there are few (on_device)
 
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
     total_steps = settings["epochs"] * steps_per_epoch
@@ -145,87 +158,129 @@ def train(options: dict, stop: Stop):
     recipe = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warmup": WARMUP, "power": POWER, "clip": CLIP}
     about = {"config": net.config, "classes": data.classes, "images": names, "settings": settings,
              "recipe": recipe, "versions": versions}
-    lock = lock or open_run(out, resume=False)  # only now: a mistyped command leaves nothing behind
-    write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
-    print(f"{sum(p.numel() for _, p in trained):,} trainable parameters on {device}{', bf16' if amp else ''}; "
+    if ranks.first:
+        lock = lock or open_run(out, resume=False)  # only now: a mistyped command leaves nothing behind
+        write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
+    ranks.join(first=True)
+    out = ranks.gather(out)[0]
+    model = torch.compile(net) if settings["compile"] else net
+    if ranks.size > 1:
+        model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    where = f"{ranks.size} times {device.type}" if ranks.size > 1 else device
+    print(f"{trained:,} trainable parameters on {where}{', bf16' if amp else ''}; "
           f"{settings['epochs']} epochs of {steps_per_epoch} steps; results in {out}")
 
     diverged = torch.zeros((), dtype=torch.int64, device=device)  # the step at which something was not finite
 
-    def keep():
-        """Save last.pt; end the run here if a signal asked for it. Nothing that is not finite reaches the disk."""
+    def keep(asked: int):
+        """Save last.pt; end the run here if the signal `asked` asks for it. Nothing that is not finite reaches the disk."""
         if diverged.item():
             rate = learning_rate(diverged.item() - 1, total_steps, settings["lr"])
             raise InputError(f"the loss was not finite at step {diverged.item()}, at a rate of {rate:.2g}; nothing of it is "
                              f"saved. Start again with a smaller --lr than {settings['lr']:g} and another --out")
-        save({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best,
-              "log": log, "loss_sum": loss_sum}, out)
-        if stop.asked:
-            raise Stopped(stop.asked, out)
+        if ranks.first:
+            save({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best,
+                  "log": log, "loss_sum": loss_sum}, out)
+        if asked:
+            raise Stopped(asked, out)
 
     shown = sorted({i * len(data.val) // 4 for i in range(4)})
-    progress = Progress(settings["epochs"] * len(data.train), step * settings["batch_size"])
+    progress = Progress(total_steps, step, images=settings["batch_size"])
+    saved_at = time.time()
     stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):
         net.train()
         started = time.time()
         done = step - (epoch - 1) * steps_per_epoch  # not 0 in an epoch that was interrupted
-        for images, labels in on_device(training_batches(reader, data.train, epoch, crop, settings, done), device):
-            torch.manual_seed(seed_of(settings["seed"], step))  # dropout follows from it: no random state to save
+        waiting = Waiting(on_device(training_batches(reader, data.train, epoch, crop, settings, ranks, done), device, fill=32))
+        for images, labels in waiting:
+            # Dropout follows from the step: there is no random state to save.
+            torch.manual_seed(seed_of(settings["seed"], step, ranks.rank))
             rate = learning_rate(step, total_steps, settings["lr"])
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["times"]
 
-            with autocast():
-                output = net(images)
-            value = loss(output, labels)
-            optimizer.zero_grad()
-            value.backward()
-            norm = nn.utils.clip_grad_norm_([p for _, p in trained], CLIP)
-            optimizer.step()
+            value, norm = learn(model, optimizer, images, labels, autocast, ranks)
 
             step += 1
-            loss_sum += value.detach()
-            diverged = torch.where(torch.isfinite(value.detach() + norm) | (diverged > 0), diverged, step)
-            if stop.asked or step % settings["save_every"] == 0:
-                keep()
-            if progress.due(len(images)):  # seldom: reading the loss makes the device wait
+            loss_sum += value
+            diverged = torch.where(torch.isfinite(value + norm) | (diverged > 0), diverged, step)
+            asked = ranks.largest(stop.asked)
+            if asked or step % settings["save_every"] == 0 or time.time() > saved_at + SAVE_SECONDS:
+                keep(asked)
+                saved_at = time.time()
+            if progress.due():  # seldom: reading the loss makes the device wait
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {value.item():.4f}  rate {rate:.2e}")
 
-        result, pictures = evaluate(net, data, data.val, reader, device, autocast, settings["workers"], shown, stop)
-        if stop.asked or diverged.item():
-            keep()  # which does not return
+        trained_at = time.time()
+        result, pictures = evaluate(net, data, data.val, reader, device, autocast, settings["workers"], ranks, shown, stop)
+        asked = ranks.largest(stop.asked)
+        if asked or diverged.item():
+            keep(asked)  # which does not return
         rate = learning_rate(step - 1, total_steps, settings["lr"])
         row = {"epoch": epoch, "step": step, "lr": rate, "seconds": round(time.time() - started, 1),
+               "evaluation_seconds": round(time.time() - trained_at, 1),
+               "data_wait": round(waiting.seconds / (trained_at - started), 4),
                "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": result["loss"],
                **columns(result, data.classes)}
         log.append(row)
-        write_log(out / "log.csv", log)
-        draw_curves(out / "curves.png", log, data.classes)
+        loss_sum = torch.zeros((), device=device)
         progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, held out: loss "
                       f"{row['val_loss']:.4f}, {TITLES.get(result['goal'], result['goal'])} {100 * result[result['goal']]:.2f} %")
-
-        if len(log) == 1 or result[result["goal"]] > best:
+        better = len(log) == 1 or result[result["goal"]] > best
+        if better:
             best = result[result["goal"]]
             progress.line(report({"held out": result}, data.classes))
-            draw_samples(out / "samples.png", pictures, data.classes, f"held out, epoch {epoch}")
-            save_tensors({**about, "model": net.state_dict(), "epoch": epoch, "best": best,
-                          "result": result}, out / "best.pt")
-        loss_sum = torch.zeros((), device=device)
-        keep()
+        if ranks.first:
+            write_log(out / "log.csv", log)
+            draw_curves(out / "curves.png", log, data.classes)
+            if better:
+                draw_samples(out / "samples.png", pictures, data.classes, f"held out, epoch {epoch}")
+                save_tensors({**about, "model": net.state_dict(), "epoch": epoch, "best": best, "result": result},
+                             out / "best.pt")
+    keep(0)
 
     # The final word is the best network's: on the held-out images and, to show how much of it is memory, on some of
     # those it was trained on.
+    ranks.largest(0)  # wait until the first has written it
     checkpoint = read_tensors(out / "best.pt")
     net.load_state_dict(checkpoint["model"])
     some = data.train[::math.ceil(len(data.train) / 100)]
-    known, _ = evaluate(net, data, some, reader, device, autocast, settings["workers"], stop=stop)
-    if stop.asked:
-        raise Stopped(stop.asked, out)
+    known, _ = evaluate(net, data, some, reader, device, autocast, settings["workers"], ranks, stop=stop)
+    asked = ranks.largest(stop.asked)
+    if asked:
+        raise Stopped(asked, out)
     print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
           f"{report({'held out': checkpoint['result'], 'training': known}, data.classes)}\n"
           f"pictures: {out / 'samples.png'} and {out / 'curves.png'}; weights: {out / 'best.pt'}")
-    lock.close()
+    if ranks.first:
+        lock.close()
+
+
+def sgd(net: FCN8s) -> torch.optim.SGD:
+    """The optimizer: each group's rate is `times` the schedule's."""
+    trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in trained if name.endswith("weight")], "times": 1, "weight_decay": WEIGHT_DECAY},
+        {"params": [p for name, p in trained if name.endswith("bias")], "times": 2, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, fused=True)  # one pass over 134 M numbers, not five
+
+
+def learn(model, optimizer, images, labels, autocast, ranks) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step: (loss of the whole batch, norm of its gradient before clipping), on the device, which nobody waits for.
+
+    images, labels    this process's share of the batch, as `on_device` gives them
+    """
+    optimizer.zero_grad()
+    with autocast():
+        output = model(images)
+    pixels = ranks.sum((labels != IGNORE).sum())
+    value = loss(output, labels, pixels)  # this share's part in the mean over all valid pixels of the batch
+    (ranks.size * value).backward()       # DistributedDataParallel takes the mean of the shares' gradients, not the sum
+    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
+    optimizer.step()
+    return ranks.sum(value.detach()), norm
 
 
 def learning_rate(step: int, total: int, peak: float) -> float:
@@ -241,22 +296,27 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.default_rng(numbers).integers(2 ** 63))
 
 
-def training_batches(reader, samples, epoch: int, crop, settings, done: int = 0):
-    """The batches of one epoch but the first `done`: every sample once, in a random order, each seen in a random way.
+def training_batches(reader, samples, epoch: int, crop, settings, ranks, done: int = 0):
+    """This process's share of each batch of one epoch but the first `done`.
 
-    All that is random here follows from (seed, epoch, sample) alone, so it needs no state to be saved, and is the
-    same for any number of workers.
+    Every sample comes once, in a random order, seen in a random way. All that is random here follows from (seed, epoch,
+    sample) alone, so it needs no state to be saved, and is the same for any number of workers and processes.
     """
-    seed = settings["seed"]
-    order = np.random.default_rng([seed, epoch]).permutation(len(samples))
+    seed, size = settings["seed"], settings["batch_size"]
+    order = np.random.default_rng([seed, epoch]).permutation(len(samples)).tolist()
+    groups = [order[i:i + size] for i in range(done * size, len(order), size)]
 
-    def load(i):
-        return augment(*reader(samples[i]), np.random.default_rng([seed, epoch, i]), crop)
+    def load(task):
+        i, counts = task
+        image, label = augment(*reader(samples[i]), np.random.default_rng([seed, epoch, i]), crop)
+        return image, label if counts else np.full_like(label, IGNORE)
 
-    return batches(order[done * settings["batch_size"]:].tolist(), load, settings["batch_size"], settings["workers"])
+    # Where the last batch has fewer images than there are processes, some get one that does not count: all must take part.
+    shares = [ranks.share([(i, True) for i in group]) or [(group[0], False)] for group in groups]
+    return batches(shares, load, settings["workers"])
 
 
-def evaluate(net, data, samples, reader, device, autocast, workers, shown=(), stop=None) -> tuple[dict, list]:
+def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown=(), stop=None) -> tuple[dict, list]:
     """(result, pictures) over whole images at their own size, one at a time; of as many as there was time for, if `stop`.
 
     result    `scores` of the pooled confusion matrix; `loss`, the mean over images; for KITTI `road`, the results of
@@ -265,24 +325,28 @@ def evaluate(net, data, samples, reader, device, autocast, workers, shown=(), st
     """
     net.eval()
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64, device=device)
-    loss_sum, road, pictures = torch.zeros((), device=device), RoadScores(), []
-    for i, (images, labels) in enumerate(on_device(batches(samples, reader, 1, workers), device)):
-        with autocast():
-            predicted, confidence, value = classify(net, images, net.reach, road=1 if data.kitti else None,
-                                                    labels=labels)
-        matrix += confusion(predicted, labels[0], len(data.classes))
-        loss_sum += value
-        if data.kitti:
-            road.add_sample(samples[i], confidence, labels[0])
-        if i in shown:
-            pictures.append((*reader(samples[i]), predicted.cpu().numpy()))
-        if stop and stop.asked:
-            break
-    result = {**scores(matrix), "loss": loss_sum.item() / len(samples), "goal": "mean_iou"}
+    loss_sum, road, pictures = torch.zeros((), device=device), RoadScores(), {}
+    mine = ranks.share(list(range(len(samples))))
+    with autocast():  # around all images: so the weights are turned to bf16 once
+        for i, (images, labels) in zip(mine, on_device(batches([[samples[i]] for i in mine], reader, workers), device)):
+            predicted, confidence, value = classify(net, images, net.reach, road=1 if data.kitti else None, labels=labels)
+            matrix += confusion(predicted, labels[0], len(data.classes))
+            loss_sum += value
+            if data.kitti:
+                road.add_sample(samples[i], confidence, labels[0])
+            if i in shown:
+                pictures[i] = (*reader(samples[i]), predicted.cpu().numpy())
+            if stop and stop.asked:
+                break
+    parts = ranks.gather((matrix.cpu(), loss_sum.item(), road, pictures))
+    matrix, loss_sum = sum(part[0] for part in parts), sum(part[1] for part in parts)
+    road = sum((part[2] for part in parts), RoadScores())
+    pictures = dict(sorted(item for part in parts for item in part[3].items()))
+    result = {**scores(matrix), "loss": loss_sum / len(samples), "goal": "mean_iou"}
     if data.kitti:
         result.update(road=road.results(), MaxF=road.pooled()["MaxF"])
         result["goal"] = "mean_iou" if math.isnan(result["MaxF"]) else "MaxF"  # nan: no pixel is road
-    return result, pictures
+    return result, list(pictures.values())
 
 
 # ---- setting up -----------------------------------------------------------------------------------------------------
@@ -348,7 +412,7 @@ def check(data, reader, crop):
                 (height, width), pixels = future.result()
                 counting["training" if i < len(data.train) else "held-out"] += pixels
                 largest = max(largest[0], height), max(largest[1], width)
-                if progress.due(1):
+                if progress.due():
                     progress.show(f"reading {i + 1}/{len(samples)} images")
         finally:
             pool.shutdown(cancel_futures=True)  # after an error: do not read what nobody will use
@@ -411,6 +475,8 @@ def parse(argv) -> dict:
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
     add("skip_scale", "factors on pool4 and pool3: A,B or auto (as long as fc7)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
+    add("recompute", "compute activations twice instead of keeping them", action="store_const", const=True)
+    add("compile", "compile the network with torch.compile", action="store_const", const=True)
     add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)
     add("workers", "threads that read images", type=natural, metavar="N")
     return vars(parser.parse_args(argv))

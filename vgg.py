@@ -15,11 +15,12 @@ import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 # What the ImageNet weights expect: RGB in 0..1, minus this mean, divided by this standard deviation.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -95,6 +96,9 @@ class VGG16(nn.Module):
     fc_channels  channels of fc6 and fc7
     dropout      share of the single elements (not whole channels) after fc6 and fc7 that training sets to zero
 
+    Setting the attribute `recompute` to True trades time for memory in training: each block is computed a second time in
+    the backward pass, so that only the pools have to be kept until then. The gradients are the same.
+
     `grid` maps each layer's name to the Grid of its output:
 
         layer             pad=1         pad=100
@@ -112,7 +116,7 @@ class VGG16(nn.Module):
 
     def __init__(self, pad: int = 1, width: float = 1.0, fc_channels: int = 4096, dropout: float = 0.5):
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.recompute = dropout, False
         if pad != 1 and pad < 97:
             raise ValueError(f"pad is {pad}: it must be 1 (no border) or at least 97 (fc6 fits the smallest image)")
         if not width > 0 or fc_channels < 1:
@@ -157,35 +161,55 @@ class VGG16(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        # ReLU works in place: a convolution does not need its own output to learn, and the maps are large.
-        x = F.relu(self.conv1_1(x), inplace=True)
+        compute = recomputed if self.recompute and torch.is_grad_enabled() else lambda block, x: block(x)
+        pool1 = compute(self.block1, x)
+        pool2 = compute(self.block2, pool1)
+        pool3 = compute(self.block3, pool2)
+        pool4 = compute(self.block4, pool3)
+        pool5 = compute(self.block5, pool4)
+        fc7 = compute(self.dense, pool5)
+        return pool3, pool4, fc7
+
+    # ReLU works in place: a convolution does not need its own output to learn, and the maps are large.
+
+    def block1(self, image: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv1_1(image), inplace=True)
         x = F.relu(self.conv1_2(x), inplace=True)
-        x = self.pool1(x)
+        return self.pool1(x)
 
-        x = F.relu(self.conv2_1(x), inplace=True)
+    def block2(self, pool1: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv2_1(pool1), inplace=True)
         x = F.relu(self.conv2_2(x), inplace=True)
-        x = self.pool2(x)
+        return self.pool2(x)
 
-        x = F.relu(self.conv3_1(x), inplace=True)
+    def block3(self, pool2: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv3_1(pool2), inplace=True)
         x = F.relu(self.conv3_2(x), inplace=True)
         x = F.relu(self.conv3_3(x), inplace=True)
-        pool3 = self.pool3(x)
+        return self.pool3(x)
 
+    def block4(self, pool3: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.conv4_1(pool3), inplace=True)
         x = F.relu(self.conv4_2(x), inplace=True)
         x = F.relu(self.conv4_3(x), inplace=True)
-        pool4 = self.pool4(x)
+        return self.pool4(x)
 
+    def block5(self, pool4: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.conv5_1(pool4), inplace=True)
         x = F.relu(self.conv5_2(x), inplace=True)
         x = F.relu(self.conv5_3(x), inplace=True)
-        pool5 = self.pool5(x)
+        return self.pool5(x)
 
+    def dense(self, pool5: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.fc6(pool5), inplace=True)
         x = F.dropout(x, self.dropout, self.training)
         x = F.relu(self.fc7(x), inplace=True)
-        fc7 = F.dropout(x, self.dropout, self.training)
-        return pool3, pool4, fc7
+        return F.dropout(x, self.dropout, self.training)
+
+
+def recomputed(block: Callable, x: torch.Tensor) -> torch.Tensor:
+    """block(x), of which nothing but x is kept for the backward pass: what else that needs is computed once more then."""
+    return checkpoint(block, x, use_reentrant=False)
 
 
 def read_tensors(path) -> dict:

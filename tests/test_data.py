@@ -278,9 +278,9 @@ def test_batches_bring_every_sample_once_in_order_for_any_number_of_workers(coun
     def load(i):
         return np.full((1, 1, 3), i, np.uint8), np.full((1, 1), i, np.uint8)
 
-    loaded = [labels.flatten().tolist() for _, labels in batches(list(range(count)), load, batch_size, workers)]
-    assert [i for group in loaded for i in group] == list(range(count))
-    assert all(len(group) == batch_size for group in loaded[:-1])
+    groups = [list(range(count))[i:i + batch_size] for i in range(0, count, batch_size)]
+    loaded = [labels.flatten().tolist() for _, labels in batches(groups, load, workers)]
+    assert loaded == groups
 
 
 def test_an_error_in_a_worker_reaches_the_loop():
@@ -288,7 +288,7 @@ def test_an_error_in_a_worker_reaches_the_loop():
         raise InputError(f"sample {i}")
 
     with pytest.raises(InputError, match="sample 0"):
-        list(batches([0, 1, 2, 3], load, 1, 2))
+        list(batches([[0], [1], [2], [3]], load, 2))
 
 
 @pytest.mark.parametrize("room, kept", [(10**6, 12), (0, 0), (3 * 6 * 9 * 4, 3)])

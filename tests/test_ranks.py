@@ -1,0 +1,147 @@
+"""Two processes on the CPU do what one does: the same steps, the same counts, one writer, and they stop and resume together."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import roads
+import train
+from fcn import IGNORE, FCN8s, loss
+from ranks import Ranks
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ["--width", "0.0625", "--fc-channels", "16", "--crop", "16x32", "--weights", "none", "--workers", "0", "--device", "cpu",
+        "--amp", "off", "--dropout", "0", "--batch-size", "4", "--epochs", "2", "--lr", "0.02", "--save-every", "2"]
+TIMES = {"seconds", "evaluation_seconds", "data_wait"}
+
+# What torchrun starts twice: train.py, whose exit status goes into a file. At the step `at` SIGTERM reaches one process
+# only, and not the one that writes.
+SCRIPT = """
+import os, signal, sys
+root, out, at, *argv = sys.argv[1:]
+sys.path.insert(0, root)
+import train
+learn, calls = train.learn, []
+def disturbed(*args):
+    calls.append(1)
+    if len(calls) == int(at) and os.environ["RANK"] == "1":
+        signal.raise_signal(signal.SIGTERM)
+    return learn(*args)
+train.learn = disturbed
+status = train.main(["--out", out, *argv])
+with open(f"{out}/status of {os.environ['RANK']}", "w") as file:
+    file.write(str(status))
+"""
+
+
+class Share(Ranks):
+    """One of several processes, without the others."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size, self.first = rank, size, rank == 0
+
+
+def log_of(out):
+    with open(out / "log.csv", newline="") as file:
+        return [{name: float(value) for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks") / "scenes"
+    roads.write(folder, train=12, test=0, height=32, width=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(scenes, tmp_path_factory):
+    """A folder with two runs in two processes, `whole` and `cut`; of the latter what it printed until and after the cut."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "script.py").write_text(SCRIPT)
+
+    def launch(name, at, *argv):
+        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                               str(folder / "script.py"), str(ROOT), str(folder / name), str(at), *argv],
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [(folder / name / f"status of {rank}").read_text() for rank in (0, 1)], done.stdout
+
+    assert launch("whole", 0, "--data", str(scenes), *TINY)[0] == ["0", "0"]
+    return folder, launch("cut", 4, "--data", str(scenes), *TINY), launch("cut", 0, "--resume")
+
+
+def test_two_processes_take_the_steps_of_one_with_the_same_batch(scenes, two, tmp_path):
+    """Nine images in batches of four: in the last there is none for the second process."""
+    out, *_ = two
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 0
+    for ours, alone in zip(log_of(out / "whole"), log_of(tmp_path), strict=True):
+        for name in ("epoch", "step", "lr"):
+            assert ours[name] == alone[name]
+        assert ours["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
+        assert ours == pytest.approx(alone, abs=5e-3)  # of classes near a tie rounding may turn a few
+    a, b = (torch.load(folder / "last.pt", weights_only=True)["model"] for folder in (out / "whole", tmp_path))
+    assert all(torch.allclose(a[name], b[name], rtol=1e-2, atol=1e-4) for name in a)
+
+
+def test_two_processes_stop_together_and_resume_to_the_same_weights(two):
+    out, (stopped, _), (ended, printed) = two
+    assert stopped == ["143", "143"] and ended == ["0", "0"]
+    assert log_of(out / "cut") == log_of(out / "whole")
+    a, b = (torch.load(out / name / "last.pt", weights_only=True)["model"] for name in ("cut", "whole"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert printed.count("going on after step 4") == printed.count("best network") == 1  # one speaks
+
+
+def test_fewer_images_in_a_batch_than_processes_are_refused(scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "Ranks", lambda: Share(0, 8))
+    monkeypatch.setattr(Share, "join", lambda self, first: None)
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path / "run"), *TINY]) == 2
+    error = capsys.readouterr().err
+    assert "--batch-size 4" in error and "8 processes" in error and not (tmp_path / "run").exists()
+
+
+@given(st.integers(1, 30), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 3))
+def test_each_image_is_used_once_per_epoch_and_every_process_takes_every_step(count, size, batch_size, done, epoch):
+    """For any numbers of images, processes and images in a batch, from any step on."""
+    settings = {"seed": 3, "batch_size": batch_size, "workers": 0}
+
+    def reader(i):
+        return np.full((8, 8, 3), i, np.uint8), np.full((8, 8), i, np.uint8)
+
+    def labels_of(ranks):
+        return [labels for _, labels in train.training_batches(reader, list(range(count)), epoch, None, settings, ranks, done)]
+
+    alone = labels_of(Share(0, 1))
+    shares = [labels_of(Share(rank, size)) for rank in range(size)]
+    assert all(len(share) == len(alone) for share in shares)
+    used = [[[int(label.min()) for label in batch] for batch in share] for share in [alone, *shares]]  # the rest is filled
+    for whole, *parts in zip(*used, strict=True):
+        assert sorted(i for part in parts for i in part if i != IGNORE) == sorted(whole)
+    if not done:
+        assert sorted(i for whole in used[0] for i in whole) == list(range(count))
+
+
+@given(st.integers(1, 4), st.integers(0, 2 ** 31))
+def test_gradients_of_the_shares_of_a_batch_add_up_to_those_of_the_batch(size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    net = FCN8s(3, width=1 / 32, fc_channels=4, dropout=0).double()
+    torch.nn.init.normal_(net.score_fr.weight, generator=generator)
+    images = torch.randn(4, 3, 16, 24, generator=generator).double()
+    labels = torch.randint(0, 3, (4, 16, 24), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORE
+    labels[3] = IGNORE  # a share without a pixel that counts
+    pixels = (labels != IGNORE).sum()
+    loss(net(images), labels).backward()
+    whole = [p.grad.clone() for p in net.parameters() if p.requires_grad]
+    net.zero_grad()
+    for rank in range(size):
+        loss(net(images[rank::size]), labels[rank::size], pixels).backward()
+    for a, p in zip(whole, (p for p in net.parameters() if p.requires_grad), strict=True):
+        assert torch.allclose(a, p.grad, rtol=1e-4, atol=1e-6)
