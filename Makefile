@@ -1,17 +1,22 @@
 # make demo: train on synthetic roads and show where the pictures are. make test: run the test suite.
-# Both make a virtual environment first; nothing has to be installed but Python 3.10 or later.
+# make bench: time it beside the network as published; on a GPU with DEVICE=cuda.
+# Each makes a virtual environment first; nothing has to be installed but Python 3.10 or later.
 
 PYTHON ?= python3
 VENV ?= .venv
+DEVICE ?= cpu
 ARGS ?=
 
-.PHONY: demo test soak clean
+.PHONY: demo test bench soak clean
 
 demo: $(VENV)/run
 	$(VENV)/bin/python train.py $(ARGS)
 
 test: $(VENV)/test
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+bench: $(VENV)/run
+	$(VENV)/bin/python bench.py --device $(DEVICE) $(ARGS)
 
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)

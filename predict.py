@@ -19,7 +19,7 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -76,9 +76,7 @@ def predict(options, failed: list[str]):
     if options.tile < 2 * halo(net.reach) + 32:
         raise InputError(f"--tile {options.tile}: at least {2 * halo(net.reach) + 32} are needed, most of it halo")
     device = pick_device(options.device)
-    bf16 = use_bf16(options.amp, device)
-    # Autocast would turn the weights to bf16 for each picture again, and keep both.
-    net.to(device, torch.bfloat16 if bf16 else None).eval()
+    compute = prepared(net, options.amp, device)
 
     data, read = None, lambda job: (read_image(job.picture), None)
     if options.kitti:
@@ -95,10 +93,6 @@ def predict(options, failed: list[str]):
         read = lambda job: reader(job.sample)  # noqa: E731
     else:
         jobs = picture_jobs(options.inputs, options.out)
-
-    def compute(pixels):
-        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-            return net(normalise(pixels))  # part by part: as floats a large picture is four times its bytes
 
     archive = options.out / "submission.zip"
     if options.kitti:
@@ -155,6 +149,18 @@ def load(path: Path) -> tuple[FCN8s, dict]:
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: the weights are not those of its own settings ({str(error).splitlines()[0]})") from None
     return net, saved
+
+
+def prepared(net: FCN8s, amp: str, device: torch.device) -> Callable:
+    """The function from pixels, uint8 [N, 3, H, W], to scores [N, C, H, W]. It changes `net`: device, mode and type."""
+    bf16 = use_bf16(amp, device)
+    net.to(device, torch.bfloat16 if bf16 else None).eval()  # autocast alone would turn the weights for each picture again
+
+    def compute(pixels):
+        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+            return net(normalise(pixels))  # part by part: as floats a large picture is four times its bytes
+
+    return compute
 
 
 # ---- which pictures -------------------------------------------------------------------------------------------------

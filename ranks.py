@@ -59,6 +59,12 @@ class Ranks:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
+    def spread(self, net: torch.nn.Module):
+        """Give all processes the first one's weights."""
+        if self.size > 1:
+            for tensor in net.state_dict().values():
+                dist.broadcast(tensor, 0)
+
     def gather(self, item) -> list:
         """The items of all processes, by rank. Tensors in them must not be on a GPU."""
         items = [item] * self.size

@@ -242,18 +242,19 @@ def train(options: dict, stop: Stop, ranks: Ranks):
 
     # The final word is the best network's: on the held-out images and, to show how much of it is memory, on some of
     # those it was trained on.
-    ranks.largest(0)  # wait until the first has written it
-    checkpoint = read_tensors(out / "best.pt")
-    net.load_state_dict(checkpoint["model"])
+    if ranks.first:
+        checkpoint = read_tensors(out / "best.pt")
+        net.load_state_dict(checkpoint["model"])
+    ranks.spread(net)
     some = data.train[::math.ceil(len(data.train) / 100)]
     known, _ = evaluate(net, data, some, reader, device, autocast, settings["workers"], ranks, stop=stop)
     asked = ranks.largest(stop.asked)
     if asked:
         raise Stopped(asked, out)
-    print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
-          f"{report({'held out': checkpoint['result'], 'training': known}, data.classes)}\n"
-          f"pictures: {out / 'samples.png'} and {out / 'curves.png'}; weights: {out / 'best.pt'}")
     if ranks.first:
+        print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
+              f"{report({'held out': checkpoint['result'], 'training': known}, data.classes)}\n"
+              f"pictures: {out / 'samples.png'} and {out / 'curves.png'}; weights: {out / 'best.pt'}")
         lock.close()
 
 

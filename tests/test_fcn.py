@@ -1,11 +1,14 @@
 """FCN-8s: output size equals input size, grids that meet, and an independent reference."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from fcn import IGNORE, FCN8s, balance, bilinear_kernel, classify, fuse, halo, loss, tiled
 from test_vgg import reference as vgg_reference
@@ -36,6 +39,49 @@ def randomise_scores(net):
 def test_output_shape_equals_input_shape(n, height, width, classes, pad, stride):
     output = small(classes, pad, stride)(torch.zeros(n, 3, height, width))
     assert output.shape == (n, classes, height, width)
+
+
+def test_a_kitti_image_takes_no_more_operations_than_its_layers_have_weights_times_positions():
+    """The published network takes 618.7 GFLOP for it. Counted without doing them."""
+    def operations(pad):
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            assert FCN8s(2, pad=pad)(torch.empty(1, 3, 375, 1242)).shape == (1, 2, 375, 1242)
+        return counter.get_total_flops()
+
+    assert operations(100) == pytest.approx(618.7e9, rel=1e-4)
+    assert operations(1) <= 405.2e9
+    # By hand: two operations for each weight at each position of the map that a layer computes, and of the transposed
+    # convolutions at each of the map that they read. Those have C x C kernels of which C are used: the only surplus.
+    sizes = [(375, 1242)]
+    while len(sizes) < 6:
+        sizes.append(tuple(math.ceil(side / 2) for side in sizes[-1]))
+    cells = [height * width for height, width in sizes]
+    channels = [[3, 64, 64], [64, 128, 128], [128, 256, 256, 256], [256, 512, 512, 512], [512, 512, 512, 512]]
+    least = sum(9 * a * b * count for block, count in zip(channels, cells)
+                for a, b in zip(block[:-1], block[1:], strict=True))
+    least += (49 * 512 * 4096 + 4096 * 4096 + 4096 * 2) * cells[5] + 512 * 2 * cells[4] + 256 * 2 * cells[3]
+    least += 2 * (16 * cells[5] + 16 * cells[4] + 256 * cells[3])
+    assert operations(1) / (2 * least) == pytest.approx(1, abs=2e-4)
+
+
+@given(seed=st.integers(0, 2 ** 31), height=st.integers(1, 70), width=st.integers(1, 70), pad=PADS)
+@settings(max_examples=15)
+def test_recomputing_activations_gives_the_same_gradients(seed, height, width, pad):
+    """Bit for bit, with dropout too."""
+    torch.manual_seed(seed)
+    net = randomise_scores(FCN8s(2, pad, width=1 / 32, fc_channels=16)).train()
+    image, labels = torch.randn(1, 3, height, width), torch.randint(0, 2, (1, height, width))
+
+    def gradients(recompute):
+        torch.manual_seed(seed)
+        net.vgg.recompute = recompute
+        net.zero_grad()
+        loss(net(image), labels).backward()
+        return [p.grad for p in net.parameters() if p.requires_grad]
+
+    kept = gradients(False)
+    assert any(gradient.any() for gradient in kept)
+    assert all(torch.equal(a, b) for a, b in zip(kept, gradients(True), strict=True))
 
 
 @pytest.mark.parametrize("pad, crops", [(1, (0, 0, 0)), (100, (5, 9, 31)), (97, (5, 9, 28)), (120, (5, 9, 51))])

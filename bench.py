@@ -1,0 +1,262 @@
+"""python bench.py: how fast this project trains and predicts here, beside the network as it was published.
+
+Prints one table. The image is 375x1242, KITTI's, with two classes; the weights are fresh, the time does not depend on them.
+On a GPU (--device cuda) steps take 8 images of 352x1216. `published` is the authors' network: border of 100, fp32, a plain
+convolution for fc6, memory as PyTorch asks for it, an update that goes over the weights one by one.
+
+Machines differ, and the same one from minute to minute: what counts is the ratio. All cases take turns, round by round,
+each in a process of its own, so that its memory is known, and each share and ratio is the median of those of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+ROUNDS = 7          # counted ones; one more before them is not, in which memory is fetched and algorithms are chosen
+WAITING = 1800      # seconds; a case that takes longer for a round hangs
+CASES = ("published", "fp32", "bf16", "bf16 --recompute")  # arithmetic and options of this project, after the published
+
+
+def main():
+    options = parse()
+    if options.worker:
+        return work(options)
+    cases = [f"{task}: {case}" for task in ("prediction", "training") for case in CASES
+             if task == "training" or "recompute" not in case]
+    if options.compile:
+        cases += ["prediction: bf16 --compile", "training: bf16 --compile"]
+    workers = {case: start(case, options.device) for case in ["ceiling", *cases]}
+    about = {case: answer(worker, case) for case, worker in workers.items()}  # what it is, once it is set up
+    rounds = []
+    for i in range(ROUNDS + 1):
+        rounds.append({case: ask(worker, case) for case, worker in workers.items()})
+        print(f"\rround {i} of {ROUNDS}", end="", file=sys.stderr, flush=True)
+    print("\r\033[K", end="", file=sys.stderr)
+    print(table(cases, about, rounds[1:]))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+
+
+def table(cases: list[str], about: dict, rounds: list[dict]) -> str:
+    ceilings = {kind: median(row["ceiling"][kind] for row in rounds) for kind in ("fp32", "bf16")}
+    lines = [about["ceiling"]["machine"],
+             f"median of {len(rounds)} rounds (fastest to slowest); ceiling: {about['ceiling']['what']}, "
+             + ", ".join(f"{kind} {ceiling / 1e9:,.0f} GFLOP/s" for kind, ceiling in ceilings.items()), "",
+             f"{'':30} {'seconds':^24} {'GFLOP':>8} {'of ceiling':>11} {'memory':>9} {'against published':>18}"]
+    for case in cases:
+        seconds = [row[case]["seconds"] for row in rounds]
+        kind = "bf16" if "bf16" in case else "fp32"
+        share = median(about[case]["flop"] / row[case]["seconds"] / row["ceiling"][kind] for row in rounds)
+        published = case.split(":")[0] + ": published"
+        ratio = median(row[published]["seconds"] / row[case]["seconds"] for row in rounds)
+        spread = f"{median(seconds):.4g} ({min(seconds):.4g} to {max(seconds):.4g})"
+        lines.append(f"{case:30} {spread:^24} {about[case]['flop'] / 1e9:8.1f} {share:11.0%} "
+                     f"{rounds[-1][case]['memory'] / 2 ** 30:5.2f} GiB {ratio:17.2f}x")
+    return "\n".join(lines)
+
+
+# ---- the processes --------------------------------------------------------------------------------------------------
+
+def start(case: str, device: str) -> subprocess.Popen:
+    environment = dict(os.environ)
+    if "published" in case:
+        environment["THP_MEM_ALLOC_ENABLE"] = "0"  # no huge pages, see vgg.py
+    return subprocess.Popen([sys.executable, __file__, "--worker", case, "--device", device], env=environment,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(worker: subprocess.Popen, case: str) -> dict:
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    return answer(worker, case)
+
+
+def answer(worker: subprocess.Popen, case: str) -> dict:
+    line = worker.stdout.readline()
+    if not line:
+        sys.exit(f"bench.py: error: {case} has ended; what it said is above")
+    return json.loads(line)
+
+
+def work(options):
+    """One case: say what it is, then for each line that is read do it once, and say how long it took."""
+    import torch
+
+    from run import pick_device
+
+    device = pick_device(options.device)
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(0)
+    task, _, case = options.worker.partition(": ")
+    about, once = {"ceiling": ceiling, "prediction": prediction, "training": training}[task](case, device)
+    print(json.dumps(about), flush=True)
+    for _ in sys.stdin:
+        print(json.dumps({**once(), "memory": memory(device)}), flush=True)
+
+
+def timed(do, device) -> float:
+    """Seconds that `do` takes; on a GPU a few in a row, as they come in a loop."""
+    import torch
+
+    times = 1 if device.type == "cpu" else 10
+    torch.cuda.synchronize() if device.type == "cuda" else None
+    started = time.perf_counter()
+    for _ in range(times):
+        do()
+    torch.cuda.synchronize() if device.type == "cuda" else None
+    return (time.perf_counter() - started) / times
+
+
+def memory(device) -> int:
+    """The most memory that this process has had, in bytes: on a GPU its tensors, else all that is resident."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ---- the cases: each gives what it is, and what to do once a round ---------------------------------------------------
+
+def ceiling(case, device):
+    """The best that this machine does with what the network mostly consists of: on a CPU two of its 3x3 convolutions, on a
+    GPU a large matrix product."""
+    import torch
+    import torch.nn.functional as F
+
+    def rate(kind):
+        with torch.no_grad():
+            if device.type == "cuda":
+                a = torch.randn(8192, 8192, device=device, dtype=kind)
+                return 2 * 8192 ** 3 / timed(lambda: a @ a, device)
+            best = 0
+            for channels, height, width in ((256, 94, 311), (512, 47, 156)):
+                maps = torch.randn(1, channels, height, width, dtype=kind).to(memory_format=torch.channels_last)
+                weight = torch.randn(channels, channels, 3, 3, dtype=kind).to(memory_format=torch.channels_last)
+                flop = 2 * channels * channels * 9 * height * width
+                best = max([best] + [flop / timed(lambda: F.conv2d(maps, weight, padding=1), device) for _ in range(5)])
+            return best
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        names = [line.partition(":")[2].strip() for line in (cpuinfo.read_text() if cpuinfo.exists() else "").splitlines()
+                 if line.startswith("model name")]
+        name = f"{(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads"
+    return ({"machine": f"{name}, {platform.system()}, Python {platform.python_version()}, PyTorch {torch.__version__}",
+             "what": "8192 x 8192 matrix product" if device.type == "cuda" else "the faster of two 3x3 convolutions of VGG16"},
+            lambda: {"fp32": rate(torch.float32), "bf16": rate(torch.bfloat16)})
+
+
+def network(case):
+    """The network with two classes: ours, or as published."""
+    from torch import nn
+
+    from fcn import FCN8s
+
+    net = FCN8s(2, pad=100 if case == "published" else 1, dropout=0.1)
+    if case == "published":
+        net.vgg.fc6 = nn.Conv2d(512, 4096, kernel_size=7)
+        net.vgg.fc7 = nn.Conv2d(4096, 4096, kernel_size=1)
+    return net
+
+
+def operations(case, shape, learning) -> int:
+    """Floating point operations of a forward pass, or of that and the backward pass. Counted without doing them."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        net, image = network(case), torch.empty(shape)
+    with torch.set_grad_enabled(learning), FlopCounterMode(display=False) as counter:
+        scores = net(image)
+        if learning:
+            scores.sum().backward()
+    return counter.get_total_flops()
+
+
+def prediction(case, device):
+    """A picture as bytes to its classes and confidences as bytes, as predict.py does it."""
+    import torch
+
+    import predict
+    from data import normalise
+    from fcn import classify
+
+    picture = torch.randint(0, 256, (1, 3, 375, 1242), dtype=torch.uint8)
+    net = network(case)
+    if case == "published":
+        net.to(device).eval()
+        compute = lambda pixels: net(normalise(pixels))  # noqa: E731
+    else:
+        compute = predict.prepared(net, "bf16" if "bf16" in case else "off", device)
+        compute = torch.compile(compute) if "compile" in case else compute
+
+    def once():
+        classes, confidence, _ = classify(compute, picture.to(device), net.reach, road=1)
+        return classes.cpu(), confidence.cpu()
+
+    return {"flop": operations(case, picture.shape, False)}, lambda: {"seconds": timed(once, device)}
+
+
+def training(case, device):
+    """A step from bytes to new weights, as train.py does it."""
+    from contextlib import nullcontext
+
+    import torch
+
+    import train
+    from data import normalise, on_device
+    from fcn import loss
+    from ranks import Ranks
+
+    shape = (1, 375, 1242) if device.type == "cpu" else (8, 352, 1216)
+    images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    labels = torch.randint(0, 2, shape, dtype=torch.uint8)
+    net = network(case).to(device).train()
+    about = {"flop": operations(case, images.shape, True)}
+    if case == "published":
+        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 1e-5, 0.9, foreach=False)
+
+        def once():
+            optimizer.zero_grad()
+            loss(net(normalise(images.to(device)).contiguous()), labels.to(device).long()).backward()
+            optimizer.step()
+
+        return about, lambda: {"seconds": timed(once, device)}
+
+    net.vgg.recompute = "recompute" in case
+    model = torch.compile(net) if "compile" in case else net
+    optimizer, ranks = train.sgd(net), Ranks()
+    autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if "bf16" in case else nullcontext
+
+    def batches():
+        while True:
+            yield images, labels
+
+    source = on_device(batches(), device, fill=32)
+    return about, lambda: {"seconds": timed(lambda: train.learn(model, optimizer, *next(source), autocast, ranks), device)}
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
