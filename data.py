@@ -40,26 +40,25 @@ Image.MAX_IMAGE_PIXELS = 2**28
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 LAYOUTS = ("KITTI Road: DIR/training/image_2 and gt_image_2; or DIR/train and DIR/val, each with images and masks; "
-           "or DIR/images and DIR/masks")
+           "or DIR/images and DIR/masks; or PASCAL VOC: DIR/JPEGImages, SegmentationClass and ImageSets/Segmentation")
+VOC_CLASSES = ("background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+               "pottedplant sheep sofa train tvmonitor").split()
 
 
 class Sample(NamedTuple):
-    """One labelled picture: its files, and the group in whose proportion images are held out."""
+    """One labelled picture: its files, and the group in whose proportion images are held out and by which road is scored.
+
+    For KITTI Road that is the benchmark's set: um_lane, um_road, umm_road or uu_road.
+    """
     image: Path
     label: Path
     group: str
-
-    @property
-    def category(self) -> str:
-        """The benchmark's set, for KITTI Road: um_lane, um_road, umm_road or uu_road."""
-        return self.label.stem.rpartition("_")[0]
 
 
 class DataSet(NamedTuple):
     """What was found: a line that says it, the names of classes 0 ... C-1, the split, and the reader of label files.
 
-    read_label(path) gives uint8 [H, W] class ids and raises InputError. kitti: class 1 is KITTI's road or lane, and
-    the benchmark's measures apply.
+    read_label(path) gives uint8 [H, W] class ids and raises InputError. kitti: the layout is KITTI Road's.
     """
     found: str
     classes: list[str]
@@ -68,23 +67,48 @@ class DataSet(NamedTuple):
     read_label: Callable[[Path], np.ndarray]
     kitti: bool = False
 
+    @property
+    def road(self) -> int | None:
+        """1 where the classes are all else and one thing sought, as KITTI's road or lane: the benchmark's measures apply."""
+        return 1 if len(self.classes) == 2 and road_class(self.classes) == 1 else None
+
 
 # ---- finding a data set ---------------------------------------------------------------------------------------------
 
-def find(root, task: str = "road", split_seed: int = 0) -> DataSet:
+def find(root, task: str = "road", split_seed: int = 0, keep: str = "all") -> DataSet:
     """Look at folder `root` and return its DataSet. Raises InputError in one line if nothing known is there.
 
     task        "road" or "lane": which ground truth of KITTI Road; other layouts have only one
     split_seed  draws the held-out images where the folder has no split of its own
+    keep        "all", or names of classes with commas between: the others become one, background
     """
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     if (root / "training" / "image_2").is_dir():
-        return find_kitti(root, task, split_seed)
+        return kept(find_kitti(root, task, split_seed), keep)
     if (root / "train" / "images").is_dir() or (root / "images").is_dir():
-        return find_masks(root, split_seed)
+        return kept(find_masks(root, split_seed), keep)
+    if (root / "JPEGImages").is_dir():
+        return kept(find_voc(root), keep)
     raise InputError(f"{root}: no data set found here; known layouts are {LAYOUTS}")
+
+
+def kept(data: DataSet, keep: str) -> DataSet:
+    """The data set with only the named classes; all others are class 0, background. Raises InputError."""
+    if keep == "all":
+        return data
+    names = list(dict.fromkeys(keep.split(",")))
+    for name in names:
+        if name not in data.classes:
+            raise InputError(f"--classes {keep}: there is no class {name!r}; there are {', '.join(data.classes)}")
+    classes = ["background", *(name for name in names if name != "background")]
+    new = np.zeros(256, np.uint8)
+    new[IGNORE] = IGNORE
+    for i, name in enumerate(data.classes):
+        new[i] = classes.index(name) if name in names else 0
+    return data._replace(found=f"{data.found}; of these {', '.join(classes[1:])}, the others are background",
+                         classes=classes, read_label=lambda path: new[data.read_label(path)])
 
 
 def find_kitti(root: Path, task: str, split_seed: int) -> DataSet:
@@ -102,18 +126,21 @@ def find_kitti(root: Path, task: str, split_seed: int) -> DataSet:
             image = root / "training" / "image_2" / f"{category}_{number}.png"
             if not image.is_file():
                 raise InputError(f"{label}: its image {image} is missing")
-            samples.append(Sample(image, label, category))
+            samples.append(Sample(image, label, f"{category}_{task}"))
     if not samples:
         raise InputError(f"{root / 'training' / 'gt_image_2'}: no ground truth named "
                          f"{' or '.join(f'{c}_{task}_000000.png' for c in categories)} for --task {task}")
     train, val = hold_out(samples, split_seed)
-    parts = ", ".join(f"{c} {sum(s.group == c for s in train)}+{sum(s.group == c for s in val)}" for c in categories)
+    parts = ", ".join(f"{c} " + "+".join(str(sum(s.group == f"{c}_{task}" for s in part)) for part in (train, val))
+                      for c in categories)
     found = f"{root}: KITTI Road, task {task}: {len(train)} training + {len(val)} held-out images ({parts})"
     return DataSet(found, [f"not {task}", task], train, val, read_kitti_label, kitti=True)
 
 
 def road_class(classes: list[str]) -> int | None:
-    """The class that is the road, by its name."""
+    """The class that is the road, by its name; or whatever there is besides background, if it is one class."""
+    if len(classes) == 2 and classes[0] == "background":
+        return 1
     return next((classes.index(name) for name in ("road", "lane") if name in classes), None)
 
 
@@ -159,6 +186,49 @@ def find_masks(root: Path, split_seed: int) -> DataSet:
     found = (f"{root}: images and masks, {len(classes)} classes {named}: "
              f"{len(train)} training + {len(val)} held-out images")
     return DataSet(found, classes, train, val, read_label)
+
+
+def find_voc(root: Path) -> DataSet:
+    """PASCAL VOC 2012 (a folder VOCdevkit/VOC2012), and with it the masks of SBD (Hariharan et al. 2011) as PNGs.
+
+    val.txt names the held-out images. trainaug.txt those to train on, if it is there: the 10,582 of both collections, less
+    val's, that results are mostly given for; else train.txt, 1,464. A mask that VOC has not is SegmentationClassAug's.
+    """
+    lists = root / "ImageSets" / "Segmentation"
+
+    def named(split):
+        try:
+            stems = (lists / f"{split}.txt").read_text(encoding="ascii").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{lists / split}.txt: cannot be read as a list of images "
+                             f"({getattr(error, 'strerror', 'not text')})") from None
+        samples = []
+        for stem in stems:
+            masks = [root / folder / f"{stem}.png" for folder in ("SegmentationClass", "SegmentationClassAug")]
+            mask = next((file for file in masks if file.is_file()), None)
+            if "/" in stem or "\\" in stem or not mask:
+                raise InputError(f"{lists / split}.txt: names {stem[:60]!r}, but there is no {masks[0].name[:60]!r} in "
+                                 f"{masks[0].parent} (a list with its own paths has to be cut down to names)")
+            samples.append(Sample(root / "JPEGImages" / f"{stem}.jpg", mask, ""))
+        if not samples:
+            raise InputError(f"{lists / split}.txt: names no images")
+        return samples
+
+    split = "trainaug" if (lists / "trainaug.txt").is_file() else "train"
+    train, val = named(split), named("val")
+    if both := {s.image for s in train} & {s.image for s in val}:
+        raise InputError(f"{lists / split}.txt: {len(both)} of its images are in val.txt too, as {min(both).stem}; take them "
+                         "out, or what is held out is what was learnt")
+
+    def read_label(path):
+        mask = read_mask(path)
+        odd = (mask >= len(VOC_CLASSES)) & (mask != IGNORE)
+        if odd.any():
+            raise InputError(f"{path}: has the class {mask[odd][0]}; VOC has 0 to 20, and 255 at the borders")
+        return mask
+
+    found = f"{root}: PASCAL VOC, 21 classes: {len(train)} training ({split}) + {len(val)} held-out images (val)"
+    return DataSet(found, list(VOC_CLASSES), train, val, read_label)
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -131,7 +131,7 @@ class RoadScores:
 
     def add_sample(self, sample: Sample, confidence: torch.Tensor, labels: torch.Tensor):
         """The maps [H, W] of a sample: in the image and, where its calibration file exists, in bird's-eye view."""
-        category, calibration = sample.category, calibration_of(sample.image)
+        category, calibration = sample.group or "all", calibration_of(sample.image)
         self.add("image", category, confidence, labels)
         if calibration.is_file():
             cells = bird_cells(calibration, *labels.shape).to(labels.device)
@@ -157,8 +157,9 @@ class RoadScores:
                 counts[space, "URBAN"] = sum(counts[key] for key in keys)
                 images[space, "URBAN"] = sum(images[key] for key in keys)
         order = ("um_lane", *URBAN, "URBAN")
+        place = {category: i for i, category in enumerate(order)}  # others, as of own classes, come first
         return {key: {**benchmark(counts[key]), "images": images[key]}
-                for key in sorted(counts, key=lambda key: (key[0] != "image", order.index(key[1])))}
+                for key in sorted(counts, key=lambda key: (key[0] != "image", place.get(key[1], -1), key[1]))}
 
 
 SPACES = {"image": "image", "bev": "bird's eye"}

@@ -113,7 +113,7 @@ def predict(options, failed: list[str]):
             if data:
                 label = torch.from_numpy(label)
                 matrix = matrix + confusion(predicted, label, len(classes))
-                if data.kitti:
+                if data.road:
                     road_scores.add_sample(job.sample, confidence, label)
             writing.append(pool.submit(write, job, options, image, predicted, confidence, classes))
             if len(writing) > WAITING:
@@ -128,7 +128,7 @@ def predict(options, failed: list[str]):
         failed.append(f"{len(failed)} of {len(jobs)} pictures are missing, so there "
                       f"{'are no scores' if data else 'is nothing to upload'}")
     elif data:
-        result = {**scores(matrix), **({"road": road_scores.results()} if data.kitti else {})}
+        result = {**scores(matrix), **({"road": road_scores.results()} if data.road else {})}
         print(report({options.split or "val": result}, classes))
     elif options.kitti and options.split != "training":
         pack(archive, [options.out / "bev" / f"{job.name}.png" for job in jobs])
@@ -221,7 +221,8 @@ def kitti_jobs(root: Path, split: str, task: str) -> list[Job]:
 
 def data_set(root: Path, saved: dict):
     """The data set as train.py read it: the same task, the same split. Raises InputError if its classes are others."""
-    data = find(root, saved["settings"]["task"], saved["settings"]["split_seed"])
+    settings = saved["settings"]
+    data = find(root, settings["task"], settings["split_seed"], settings.get("classes", "all"))
     if data.classes != saved["classes"]:
         raise InputError(f"{root}: has the classes {', '.join(data.classes)}; the network knows "
                          f"{', '.join(saved['classes'])}")

@@ -53,6 +53,7 @@ DEFAULTS = {
     "dropout":     (0.1,        0.1),       # with VGG16's 0.5 fresh fc6 and fc7 score otherwise in training than without
     "skip_scale":  ("auto",     "auto"),    # factors on pool4 and pool3, see fcn.balance
     "task":        ("road",     "road"),    # KITTI's ground truth: road or lane
+    "classes":     ("all",      "all"),     # or names with commas between; the others become one, background
     "pad":         (1,          1),         # no border: the same network with a third less work (fcn.py)
     "stride":      (8,          8),         # FCN-8s
     "learn_upsampling": (False, False),     # bilinear and fixed, as in the authors' networks
@@ -123,7 +124,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
 
     # Data
     folder = settings["data"] or synthetic_roads(SYNTHETIC)
-    data = find(folder, settings["task"], settings["split_seed"])
+    data = find(folder, settings["task"], settings["split_seed"], settings["classes"])
     print(data.found)
     names = [[sample.image.name for sample in part] for part in (data.train, data.val)]
     if saved and data.classes != saved["classes"]:
@@ -320,8 +321,8 @@ def training_batches(reader, samples, epoch: int, crop, settings, ranks, done: i
 def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown=(), stop=None) -> tuple[dict, list]:
     """(result, pictures) over whole images at their own size, one at a time; of as many as there was time for, if `stop`.
 
-    result    `scores` of the pooled confusion matrix; `loss`, the mean over images; for KITTI `road`, the results of
-              RoadScores, and `MaxF` of all in the image; `goal`: which of them says that a network is better
+    result    `scores` of the pooled confusion matrix; `loss`, the mean over images; where one class is sought (KITTI's road) `road`, the
+              results of RoadScores, and `MaxF` of all in the image; `goal`: which of them says that a network is better
     pictures  (image, truth, prediction), uint8 arrays, of the samples with the indices in `shown`
     """
     net.eval()
@@ -330,10 +331,10 @@ def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown
     mine = ranks.share(list(range(len(samples))))
     with autocast():  # around all images: so the weights are turned to bf16 once
         for i, (images, labels) in zip(mine, on_device(batches([[samples[i]] for i in mine], reader, workers), device)):
-            predicted, confidence, value = classify(net, images, net.reach, road=1 if data.kitti else None, labels=labels)
+            predicted, confidence, value = classify(net, images, net.reach, road=data.road, labels=labels)
             matrix += confusion(predicted, labels[0], len(data.classes))
             loss_sum += value
-            if data.kitti:
+            if data.road:
                 road.add_sample(samples[i], confidence, labels[0])
             if i in shown:
                 pictures[i] = (*reader(samples[i]), predicted.cpu().numpy())
@@ -344,7 +345,7 @@ def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown
     road = sum((part[2] for part in parts), RoadScores())
     pictures = dict(sorted(item for part in parts for item in part[3].items()))
     result = {**scores(matrix), "loss": loss_sum / len(samples), "goal": "mean_iou"}
-    if data.kitti:
+    if data.road:
         result.update(road=road.results(), MaxF=road.pooled()["MaxF"])
         result["goal"] = "mean_iou" if math.isnan(result["MaxF"]) else "MaxF"  # nan: no pixel is road
     return result, list(pictures.values())
@@ -458,6 +459,7 @@ def parse(argv) -> dict:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.pt")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     add("task", "KITTI ground truth", choices=("road", "lane"))
+    add("classes", "names of the classes to tell apart, with commas between, the others as background; or all", metavar="A,B")
     add("weights", "ImageNet weights: a converted file, auto (weights/vgg16.pth, else download) or none", metavar="PATH")
     add("epochs", "passes over the training images", type=whole, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")

@@ -150,6 +150,88 @@ def test_camvid_has_eleven_classes_and_ignores_the_unlabelled():
     assert set(np.unique(label)) <= {*range(11), IGNORE} and (label == IGNORE).any()
 
 
+# ---- some of the classes ----
+
+@given(st.data())
+def test_classes_that_are_not_kept_become_background_and_ignored_pixels_stay_so(draw):
+    classes = [f"c{i}" for i in range(draw.draw(st.integers(1, 6)))] + draw.draw(st.sampled_from([[], ["background"]]))
+    names = draw.draw(st.lists(st.sampled_from(classes), min_size=1, max_size=4))
+    label = np.array(draw.draw(st.lists(st.sampled_from([*range(len(classes)), IGNORE]), min_size=1, max_size=20)), np.uint8)
+    all_of_them = data.DataSet("here", classes, [], [], lambda path: label)
+    some = data.kept(all_of_them, ",".join(names))
+    assert some.classes[0] == "background" and set(some.classes[1:]) == set(names) - {"background"}
+    assert len(set(some.classes)) == len(some.classes)
+    for old, new in zip(label.tolist(), some.read_label(None).tolist(), strict=True):
+        if old == IGNORE:
+            assert new == IGNORE
+        else:
+            assert some.classes[new] == (classes[old] if classes[old] in names else "background")
+    assert data.kept(all_of_them, "all") is all_of_them
+
+
+def test_one_kept_class_is_scored_as_the_road_is(tmp_path):
+    masks(tmp_path, "abcdef")
+    (tmp_path / "classes.txt").write_text("sky\ncar\nhouse\nhedge\n")
+    assert find(tmp_path).road is None and find(tmp_path, keep="car,sky").road is None
+    assert find(tmp_path, keep="car").road == 1 and find(kitti(tmp_path / "kitti")).road == 1
+    with pytest.raises(InputError, match="'cat'.*sky, car, house, hedge"):
+        find(tmp_path, keep="car,cat")
+
+
+# ---- PASCAL VOC ----
+
+def voc(root, **lists):
+    """A small PASCAL VOC tree; masks are palette PNGs with a border of 255, the stems with an x have theirs from SBD."""
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    for name, stems in lists.items():
+        (root / f"ImageSets/Segmentation/{name}.txt").write_text("\n".join(stems) + "\n")
+        for stem in stems:
+            picture(root / f"JPEGImages/{stem}.jpg", np.zeros((4, 5, 3)))
+            label = np.full((4, 5), 255, np.uint8)
+            label[1:-1, 1:-1] = [[0, 15, 20]] * 2
+            mask = Image.fromarray(label)
+            mask.putpalette(list(range(256)) * 3)
+            folder = root / ("SegmentationClassAug" if "x" in stem else "SegmentationClass")
+            folder.mkdir(exist_ok=True)
+            mask.save(folder / f"{stem}.png")
+    return root
+
+
+def test_voc_is_read_with_its_own_split_palette_masks_and_border(tmp_path):
+    root = voc(tmp_path, train=["2007_1", "2007_2"], val=["2007_3"], trainval=["2007_1", "2007_2", "2007_3"])
+    found = find(root)
+    assert [s.image.name for s in found.train] == ["2007_1.jpg", "2007_2.jpg"]
+    assert [s.label.name for s in found.val] == ["2007_3.png"]
+    assert len(found.classes) == 21 and found.classes[15] == "person"
+    image, label = data.Reader(found.read_label)(found.val[0])
+    assert image.shape == (4, 5, 3)
+    assert label.tolist() == [[255] * 5, [255, 0, 15, 20, 255], [255, 0, 15, 20, 255], [255] * 5]
+
+
+def test_masks_of_sbd_join_those_of_voc_where_the_list_names_them(tmp_path):
+    root = voc(tmp_path, train=["1"], val=["3"], trainaug=["1", "2x"])
+    found = find(root)
+    assert [s.label.parent.name for s in found.train] == ["SegmentationClass", "SegmentationClassAug"]
+    assert "2 training (trainaug)" in found.found
+
+
+@pytest.mark.parametrize("spoilt, says", [
+    (lambda root: (root / "ImageSets/Segmentation/val.txt").unlink(), "val.txt: cannot be read"),
+    (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text(""), "val.txt: names no images"),
+    (lambda root: (root / "ImageSets/Segmentation/val.txt").write_bytes(b"\xff"), "val.txt: cannot be read.*not text"),
+    (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("../1"), "val.txt: names '../1'"),
+    (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("1"), "1 of its images are in val.txt too, as 1"),
+    (lambda root: (root / "SegmentationClass/2.png").unlink(), "names '2', but there is no '2.png'"),
+    (lambda root: picture(root / "SegmentationClass/2.png", [[21]]), "2.png: has the class 21"),
+])
+def test_what_is_amiss_in_a_voc_tree_is_named(tmp_path, spoilt, says):
+    root = voc(tmp_path, train=["1"], val=["2"])
+    spoilt(root)
+    with pytest.raises(InputError, match=says):
+        found = find(root)
+        found.read_label(found.val[0].label)
+
+
 # ---- what cannot be used ----
 
 def spoil(root, how):
