@@ -192,7 +192,7 @@ def prediction(case, device):
     import torch
 
     import predict
-    from data import normalise
+    from batches import normalise
     from fcn import classify
 
     picture = torch.randint(0, 256, (1, 3, 375, 1242), dtype=torch.uint8)
@@ -218,7 +218,7 @@ def training(case, device):
     import torch
 
     import train
-    from data import normalise, on_device
+    from batches import normalise, on_device
     from fcn import loss
     from ranks import Ranks
 
@@ -230,16 +230,17 @@ def training(case, device):
     if case == "published":
         optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 1e-5, 0.9, foreach=False)
 
-        def once():
+        def published():
             optimizer.zero_grad()
             loss(net(normalise(images.to(device)).contiguous()), labels.to(device).long()).backward()
             optimizer.step()
 
-        return about, lambda: {"seconds": timed(once, device)}
+        return about, lambda: {"seconds": timed(published, device)}
 
     net.vgg.recompute = "recompute" in case
     model = torch.compile(net) if "compile" in case else net
-    optimizer, ranks = train.sgd(net), Ranks()
+    settings = {name: values[0] for name, values in train.DEFAULTS.items()}
+    optimizer, ranks = train.sgd(net, settings), Ranks()
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if "bf16" in case else nullcontext
 
     def batches():
@@ -247,7 +248,11 @@ def training(case, device):
             yield images, labels
 
     source = on_device(batches(), device, fill=32)
-    return about, lambda: {"seconds": timed(lambda: train.learn(model, optimizer, *next(source), autocast, ranks), device)}
+
+    def once():
+        train.learn(model, optimizer, *next(source), settings, autocast, ranks)
+
+    return about, lambda: {"seconds": timed(once, device)}
 
 
 def parse():

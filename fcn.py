@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vgg import IMAGE, VGG16, Grid
+from vgg import IMAGE, VGG16, Grid, InputError
 
 TILE = 1536   # images of more than TILE x TILE pixels are computed in parts of at most as many, see `tiled`
 IGNORE = 255  # label of pixels that neither train nor count
@@ -242,6 +242,40 @@ def balance(net: FCN8s, image: torch.Tensor):
     for scaled in (net.vgg.fc6.weight, net.vgg.fc6.bias, net.vgg.fc7.bias):
         scaled /= fc7 / length
     net.set_skip_scale(length / pool4, length / pool3)
+
+
+def take_over(net: FCN8s, content: dict, path) -> str:
+    """Begin where another training ended: the authors' stages 32s, 16s, 8s (section 4.2), or one data set after another.
+
+    content    of a checkpoint of train.py, as read_tensors gives it; `path` is for messages
+
+    VGG16 comes with the factors on the skips; the score layers too where the classes are as many, and learnt upsampling
+    where the stride is the same. Returns one line on it. Raises InputError, and leaves `net` as it was, if the networks
+    differ in size or something is missing.
+    """
+    state, config = content.get("model"), content.get("config")
+    if not isinstance(state, dict) or not isinstance(config, dict) or len(config.get("skip_scale", ())) != 2:
+        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
+    for name in ("pad", "width", "fc_channels"):
+        if config.get(name) != net.config[name]:
+            raise InputError(f"{path}: was trained with --{name.replace('_', '-')} {config.get(name)}, this network has "
+                             f"{net.config[name]}")
+    parts = ("vgg",)
+    if config.get("num_classes") == net.config["num_classes"]:
+        parts = ("vgg", "score", "upscore") if config.get("stride") == net.config["stride"] else ("vgg", "score")
+    wanted = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(parts)}
+    for name, tensor in wanted.items():
+        if name not in state and name.startswith("score"):
+            continue  # of a coarser stage
+        if not isinstance(state.get(name), torch.Tensor) or state[name].shape != tensor.shape:
+            raise InputError(f"{path}: {name} is missing or not {list(tensor.shape)}; the file is damaged")
+        if not torch.isfinite(state[name]).all():
+            raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged")
+    net.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
+    net.set_skip_scale(*config["skip_scale"])
+    fresh = sorted({name.partition(".")[0] for name in net.state_dict() if name.startswith("score")
+                    and not (name in wanted and name in state)})
+    return f"{path}: taken over from a trained network; {', '.join(fresh) or 'nothing'} starts fresh"
 
 
 def loss(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor | None = None) -> torch.Tensor:

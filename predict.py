@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data import IMAGE_ENDINGS, Reader, Sample, calibration_of, files_in, find, normalise, read_image, road_class
+from batches import normalise
+from data import IMAGE_ENDINGS, Reader, Sample, calibration_of, files_in, find, read_image, road_class
 from draw import overlay, palette_mask
 from fcn import TILE, FCN8s, classify, halo
 from metrics import RoadScores, bird_cells, bird_view, confusion, homography, report, scores

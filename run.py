@@ -1,4 +1,4 @@
-"""What surrounds training and prediction and is not learning: options, device, progress, checkpoints, signals.
+"""What surrounds training and prediction and is not learning: settings, device, progress, images, checkpoints, signals.
 
 A run can be stopped at any moment and loses little. last.pt is the newest checkpoint and before.pt the one before it:
 whatever happens while one is written, the other is whole. A lock keeps a second process out of the folder. A first
@@ -16,12 +16,16 @@ import re
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 
+from data import DataSet, Reader, calibration_of
+from fcn import IGNORE
+from metrics import homography
 from vgg import InputError, read_tensors, save_tensors
 
 try:
@@ -49,6 +53,23 @@ def like(pattern: str, what: str, kind=str):
 def size(text: str) -> tuple[int, int] | None:
     """"HxW" to (H, W), "none" to None."""
     return None if text == "none" else tuple(int(side) for side in text.split("x"))
+
+
+def settle(options: dict, saved: dict | None, defaults: dict[str, tuple], free: set[str]) -> dict:
+    """Settings in force: what was said, else (on resuming) what the run was started with, else the `defaults`.
+
+    Each has three: with --data, for synthetic roads, and for --recipe paper. Raises InputError if on resuming something
+    was said that is not `free` and not as it was.
+    """
+    column = 2 if options["recipe"] == "paper" else 0 if options["data"] else 1
+    settings = {"data": options["data"], **{name: values[column] for name, values in defaults.items()}}
+    settings.update(saved["settings"] if saved else {})
+    for name, value in options.items():
+        if name in settings and value is not None:
+            if saved and name not in free and value != settings[name]:
+                raise InputError(f"--{name.replace('_', '-')} {value}: the run to resume has {settings[name]}")
+            settings[name] = value
+    return settings
 
 
 def one_line(error: Exception, needs_less: str) -> str:
@@ -136,6 +157,45 @@ class Progress:
 
     def line(self, text: str):
         print(f"\r\033[K{text}" if self.live else text, flush=True)
+
+
+# ---- the images, before the first step --------------------------------------------------------------------------------
+
+def check(data: DataSet, reader: Reader, crop: tuple[int, int] | None):
+    """Read every file once: no run shall die in its third hour of one that could have been read at the start.
+
+    Raises InputError for what cannot be used: a picture, label or calibration; labels without a class that counts; a
+    `crop` larger than all images.
+    """
+    samples = data.train + data.val
+    progress, largest = Progress(len(samples)), (0, 0)
+    counting = {"training": 0, "held-out": 0}
+
+    def read(sample):
+        if data.kitti and calibration_of(sample.image).is_file():
+            homography(calibration_of(sample.image))
+        label = reader(sample)[1]
+        return label.shape, int((label != IGNORE).sum())
+
+    with ThreadPoolExecutor() as pool:
+        futures = [pool.submit(read, sample) for sample in samples]
+        try:
+            for i, future in enumerate(futures):
+                (height, width), pixels = future.result()
+                counting["training" if i < len(data.train) else "held-out"] += pixels
+                largest = max(largest[0], height), max(largest[1], width)
+                if progress.due():
+                    progress.show(f"reading {i + 1}/{len(samples)} images")
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error: do not read what nobody will use
+    progress.line(f"{len(samples)} images read, the largest {largest[1]}x{largest[0]}")
+    for part, pixels in counting.items():
+        if not pixels:
+            raise InputError(f"{samples[0].label.parent}: no pixel of a {part} image has a class that counts; compare the "
+                             "ids in the masks with classes.txt")
+    if crop and min(crop[0] - largest[0], crop[1] - largest[1]) > 0:
+        raise InputError(f"--crop {crop[0]}x{crop[1]}: every image is smaller, the largest {largest[0]}x{largest[1]}; "
+                         "leave it out for whole images")
 
 
 # ---- the folder of a run --------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import platform
 import shlex
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from signal import Signals
@@ -26,55 +25,60 @@ import torch
 from torch import nn
 
 import roads
-from data import Reader, augment, batches, calibration_of, collate, find, normalise, on_device
+from batches import augment, batches, collate, normalise, on_device
+from data import Reader, find
 from draw import draw_curves, draw_samples
-from fcn import IGNORE, FCN8s, balance, classify, loss
-from metrics import TITLES, RoadScores, columns, confusion, homography, report, scores
+from fcn import IGNORE, FCN8s, balance, classify, loss, take_over
+from metrics import TITLES, RoadScores, columns, confusion, report, scores
 from ranks import Ranks
-from run import (Progress, Stop, Stopped, Waiting, choose_folder, like, load, one_line, open_run, pick_device, readable,
-                 save, size, use_bf16, write_log, write_text)
+from run import (Progress, Stop, Stopped, Waiting, check, choose_folder, like, load, one_line, open_run, pick_device,
+                 readable, save, settle, size, use_bf16, write_log, write_text)
 from vgg import InputError, load_imagenet, read_tensors, save_tensors
 from weights.convert import convert, download
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "weights" / "vgg16.pth"
 
-# Every default, once. The first value holds with --data, the second for the synthetic roads, which must train from
-# scratch in a few minutes on a processor.
-#                 real        synthetic
+# Every default, once. The first value holds with --data. The second holds for the synthetic roads, which must train from
+# scratch in a few minutes on a processor. The third is that of the authors (section 4.3), for --recipe paper.
+#                     real        synthetic   paper
 DEFAULTS = {
-    "epochs":      (60,         20),        # KITTI Road: 60 x 231 steps
-    "batch_size":  (1,          2),         # 1, as the authors: least memory, and the most steps per epoch
-    "crop":        ("320x960",  "none"),    # largest part of an image to train on; evaluation is on whole images
-    "lr":          (2e-3,       2e-2),      # for the mean loss; a small fresh network bears more
-    "width":       (1.0,        0.25),      # factor on the channels of VGG16
-    "fc_channels": (4096,       256),       # channels of fc6 and fc7
-    "weights":     ("auto",     "none"),    # ImageNet is worth many thousand labelled roads; the demo needs no download
-    "dropout":     (0.1,        0.1),       # with VGG16's 0.5 fresh fc6 and fc7 score otherwise in training than without
-    "skip_scale":  ("auto",     "auto"),    # factors on pool4 and pool3, see fcn.balance
-    "task":        ("road",     "road"),    # KITTI's ground truth: road or lane
-    "classes":     ("all",      "all"),     # or names with commas between; the others become one, background
-    "pad":         (1,          1),         # no border: the same network with a third less work (fcn.py)
-    "stride":      (8,          8),         # FCN-8s
-    "learn_upsampling": (False, False),     # bilinear and fixed, as in the authors' networks
-    "amp":         ("auto",     "auto"),    # bf16 where the hardware computes in it
-    "device":      ("auto",     "auto"),    # CUDA if there is one
-    "workers":     (2,          2),         # threads that read and augment
-    "seed":        (0,          0),         # initialisation, order, augmentation, dropout
-    "save_every":  (500,        500),       # steps; besides every SAVE_SECONDS. The full network's takes some seconds
-    "recompute":   (False,      False),     # less memory in training for a third more time (vgg.py)
-    "compile":     (False,      False),     # torch.compile; needs a C++ compiler, and minutes before the first step
-    "split_seed":  (0,          0),         # held-out images: not `seed`, so that runs are scored on the same images
+    "recipe":        ("default", "default",  "paper"),
+    "epochs":        (60,         20,         12),         # KITTI Road: 60 x 231 steps; the paper: 100,000 of 8,498 images
+    "batch_size":    (1,          2,          1),          # 1: least memory, and the most steps per epoch
+    "crop":          ("320x960",  "none",     "none"),     # largest part of an image to train on; scores are of whole images
+    "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss; a small fresh network bears more. Paper: of the sum
+    "width":         (1.0,        0.25,       1.0),        # factor on the channels of VGG16
+    "fc_channels":   (4096,       256,        4096),       # channels of fc6 and fc7
+    "weights":       ("auto",     "none",     "auto"),     # ImageNet is worth many thousand labels; the demo needs no download
+    "dropout":       (0.1,        0.1,        0.5),        # with 0.5 fresh fc6 and fc7 score otherwise in training than without
+    "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3, see fcn.balance
+    "task":          ("road",     "road",     "road"),     # KITTI's ground truth: road or lane
+    "classes":       ("all",      "all",      "all"),      # or names with commas between; the others become background
+    "pad":           (1,          1,          100),        # 1, no border: the same network with a third less work (fcn.py)
+    "stride":        (8,          8,          8),          # FCN-8s
+    "learn_upsampling": (False,   False,      False),      # bilinear and fixed, as in the authors' networks
+    "amp":           ("auto",     "auto",     "off"),      # bf16 where the hardware computes in it
+    "device":        ("auto",     "auto",     "auto"),     # CUDA if there is one
+    "workers":       (2,          2,          2),          # threads that read and augment
+    "seed":          (0,          0,          0),          # initialisation, order, augmentation, dropout
+    "save_every":    (500,        500,        500),        # steps; besides every SAVE_SECONDS. A full network's takes seconds
+    "recompute":     (False,      False,      False),      # less memory in training for a third more time (vgg.py)
+    "compile":       (False,      False,      False),      # torch.compile; needs a C++ compiler, and minutes to begin with
+    "split_seed":    (0,          0,          0),          # held-out images: not `seed`, so that runs are scored on the same
+    # Not options, since they belong together:
+    "loss":          ("mean",     "mean",     "sum"),      # over the valid pixels
+    "momentum":      (0.9,        0.9,        0.99),
+    "weight_decay":  (5e-4,       5e-4,       5e-4),       # of weights; biases are not decayed and learn at twice the rate
+    "warmup":        (0.05,       0.05,       0.0),        # share of the steps in which the rate grows from 0: fresh layers
+                                                           # start with huge gradients
+    "power":         (0.9,        0.9,        0.0),        # then it falls as (1 - progress) ** power
+    "clip":          (5.0,        5.0,        0.0),        # largest norm of the gradient, 0: any
+    "augment":       (True,       True,       False),      # random views of the training images (batches.augment)
 }
-# The recipe behind the options.
-MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4    # of weights; biases are not decayed and learn at twice the rate (section 4.3)
-WARMUP = 0.05          # share of all steps in which the rate grows from 0: fresh layers start with huge gradients
-POWER = 0.9            # then it falls as (1 - progress) ** POWER
-CLIP = 5.0             # largest norm of the gradient
-SAVE_SECONDS = 300     # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
 # What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
 FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
+SAVE_SECONDS = 300  # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
 SYNTHETIC = HERE / "runs" / "synthetic-roads"  # drawn there once, read from there by every run without --data
 
 
@@ -113,7 +117,9 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     out = choose_folder(options["out"], options["resume"], options["data"])
     lock = open_run(out, resume=True) if options["resume"] and ranks.first else None
     saved = load(out) if options["resume"] else None
-    settings = settle(options, saved)
+    settings = settle(options, saved, DEFAULTS, FREE_ON_RESUME)
+    if settings["crop"] != "none" and not settings["augment"]:
+        raise InputError("--crop: --recipe paper trains on whole images; leave it out")
     if settings["batch_size"] < ranks.size:
         raise InputError(f"--batch-size {settings['batch_size']}: is divided among {ranks.size} processes, each needs an image")
     device = pick_device(settings["device"], ranks.local)
@@ -141,7 +147,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     net = build(settings, data, reader, saved).to(device)  # weights stay contiguous; the images are channels_last
     net.vgg.recompute = settings["recompute"]
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    optimizer = sgd(net)
+    optimizer = sgd(net, settings)
     torch.backends.cudnn.benchmark = True  # GPU: try all algorithms for each size of input; there are few (on_device)
 
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
@@ -156,9 +162,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         print(f"{out}: going on after step {step}")
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
                 "pillow": PIL.__version__}
-    recipe = {"momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY, "warmup": WARMUP, "power": POWER, "clip": CLIP}
     about = {"config": net.config, "classes": data.classes, "images": names, "settings": settings,
-             "recipe": recipe, "versions": versions}
+             "versions": versions}
     if ranks.first:
         lock = lock or open_run(out, resume=False)  # only now: a mistyped command leaves nothing behind
         write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
@@ -176,7 +181,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     def keep(asked: int):
         """Save last.pt; end the run here if the signal `asked` asks for it. Nothing that is not finite reaches the disk."""
         if diverged.item():
-            rate = learning_rate(diverged.item() - 1, total_steps, settings["lr"])
+            rate = learning_rate(diverged.item() - 1, total_steps, settings)
             raise InputError(f"the loss was not finite at step {diverged.item()}, at a rate of {rate:.2g}; nothing of it is "
                              f"saved. Start again with a smaller --lr than {settings['lr']:g} and another --out")
         if ranks.first:
@@ -197,11 +202,11 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         for images, labels in waiting:
             # Dropout follows from the step: there is no random state to save.
             torch.manual_seed(seed_of(settings["seed"], step, ranks.rank))
-            rate = learning_rate(step, total_steps, settings["lr"])
+            rate = learning_rate(step, total_steps, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["times"]
 
-            value, norm = learn(model, optimizer, images, labels, autocast, ranks)
+            value, norm = learn(model, optimizer, images, labels, settings, autocast, ranks)
 
             step += 1
             loss_sum += value
@@ -218,7 +223,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         asked = ranks.largest(stop.asked)
         if asked or diverged.item():
             keep(asked)  # which does not return
-        rate = learning_rate(step - 1, total_steps, settings["lr"])
+        rate = learning_rate(step - 1, total_steps, settings)
         row = {"epoch": epoch, "step": step, "lr": rate, "seconds": round(time.time() - started, 1),
                "evaluation_seconds": round(time.time() - trained_at, 1),
                "data_wait": round(waiting.seconds / (trained_at - started), 4),
@@ -259,18 +264,18 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         lock.close()
 
 
-def sgd(net: FCN8s) -> torch.optim.SGD:
-    """The optimizer: each group's rate is `times` the schedule's."""
+def sgd(net: FCN8s, settings: dict) -> torch.optim.SGD:
+    """The optimizer (section 4.3): each group's rate is `times` the schedule's."""
     trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for name, p in trained if name.endswith("weight")], "times": 1, "weight_decay": WEIGHT_DECAY},
+        {"params": [p for name, p in trained if name.endswith("weight")], "times": 1, "weight_decay": settings["weight_decay"]},
         {"params": [p for name, p in trained if name.endswith("bias")], "times": 2, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=0.0, momentum=MOMENTUM, fused=True)  # one pass over 134 M numbers, not five
+    return torch.optim.SGD(groups, lr=0.0, momentum=settings["momentum"], fused=True)  # one pass over 134 M numbers, not five
 
 
-def learn(model, optimizer, images, labels, autocast, ranks) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step: (loss of the whole batch, norm of its gradient before clipping), on the device, which nobody waits for.
+def learn(model, optimizer, images, labels, settings, autocast, ranks) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step: (mean loss of the whole batch, norm of the gradient before clipping), on the device, which nobody waits for.
 
     images, labels    this process's share of the batch, as `on_device` gives them
     """
@@ -279,18 +284,20 @@ def learn(model, optimizer, images, labels, autocast, ranks) -> tuple[torch.Tens
         output = model(images)
     pixels = ranks.sum((labels != IGNORE).sum())
     value = loss(output, labels, pixels)  # this share's part in the mean over all valid pixels of the batch
-    (ranks.size * value).backward()       # DistributedDataParallel takes the mean of the shares' gradients, not the sum
-    norm = nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
+    goal = value * pixels if settings["loss"] == "sum" else value
+    (ranks.size * goal).backward()        # DistributedDataParallel takes the mean of the shares' gradients, not the sum
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, settings["clip"] or math.inf)
     optimizer.step()
     return ranks.sum(value.detach()), norm
 
 
-def learning_rate(step: int, total: int, peak: float) -> float:
-    """Rate of step 0 ... total - 1: up in a straight line during the first WARMUP of them, then poly down to 0."""
-    warmup = max(1, round(WARMUP * total))
+def learning_rate(step: int, total: int, settings: dict) -> float:
+    """Rate of step 0 ... total - 1: up in a straight line during the `warmup` share of them, then poly down to 0."""
+    warmup = max(1, round(settings["warmup"] * total))
     if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (1 - (step - warmup) / max(1, total - warmup)) ** POWER
+        return settings["lr"] * (step + 1) / warmup
+    return settings["lr"] * (1 - (step - warmup) / max(1, total - warmup)) ** settings["power"]
 
 
 def seed_of(*numbers: int) -> int:
@@ -310,7 +317,9 @@ def training_batches(reader, samples, epoch: int, crop, settings, ranks, done: i
 
     def load(task):
         i, counts = task
-        image, label = augment(*reader(samples[i]), np.random.default_rng([seed, epoch, i]), crop)
+        image, label = reader(samples[i])
+        if settings["augment"]:
+            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), crop)
         return image, label if counts else np.full_like(label, IGNORE)
 
     # Where the last batch has fewer images than there are processes, some get one that does not count: all must take part.
@@ -367,19 +376,22 @@ def build(settings, data, reader, saved) -> FCN8s:
                     settings["learn_upsampling"], dropout=settings["dropout"])
     except ValueError as error:
         raise InputError(str(error)) from None
+    path = WEIGHTS if settings["weights"] == "auto" else settings["weights"]
     if settings["weights"] == "auto":
         if settings["width"] != 1:
             raise InputError("ImageNet weights have no reduced width; add --weights none, or leave out --width")
         if not WEIGHTS.is_file():
             print(convert(download(), WEIGHTS))
-        print(load_imagenet(net.vgg, WEIGHTS))
-    elif settings["weights"] != "none":
-        print(load_imagenet(net.vgg, settings["weights"]))
-    if settings["skip_scale"] == "auto":
+    content = {} if path == "none" else read_tensors(path)
+    if "model" in content:
+        print(take_over(net, content, path))
+    elif content:
+        print(load_imagenet(net.vgg, path))
+    if settings["skip_scale"] != "auto":
+        net.set_skip_scale(*map(float, settings["skip_scale"].split(",")))
+    elif "model" not in content:
         image, _ = collate([reader(data.train[0])])
         balance(net, normalise(image))
-    else:
-        net.set_skip_scale(*map(float, settings["skip_scale"].split(",")))
     print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
     return net
 
@@ -391,56 +403,6 @@ def synthetic_roads(folder: Path) -> Path:
     return folder
 
 
-def check(data, reader, crop):
-    """Read every file once: no run shall die in its third hour of one that could have been read at the start.
-
-    Raises InputError for what cannot be used: a picture, label or calibration; labels without a class that counts; a
-    `crop` larger than all images.
-    """
-    samples = data.train + data.val
-    progress, largest = Progress(len(samples)), (0, 0)
-    counting = {"training": 0, "held-out": 0}
-
-    def read(sample):
-        if data.kitti and calibration_of(sample.image).is_file():
-            homography(calibration_of(sample.image))
-        label = reader(sample)[1]
-        return label.shape, int((label != IGNORE).sum())
-
-    with ThreadPoolExecutor() as pool:
-        futures = [pool.submit(read, sample) for sample in samples]
-        try:
-            for i, future in enumerate(futures):
-                (height, width), pixels = future.result()
-                counting["training" if i < len(data.train) else "held-out"] += pixels
-                largest = max(largest[0], height), max(largest[1], width)
-                if progress.due():
-                    progress.show(f"reading {i + 1}/{len(samples)} images")
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error: do not read what nobody will use
-    progress.line(f"{len(samples)} images read, the largest {largest[1]}x{largest[0]}")
-    for part, pixels in counting.items():
-        if not pixels:
-            raise InputError(f"{samples[0].label.parent}: no pixel of a {part} image has a class that counts; compare the "
-                             "ids in the masks with classes.txt")
-    if crop and min(crop[0] - largest[0], crop[1] - largest[1]) > 0:
-        raise InputError(f"--crop {crop[0]}x{crop[1]}: every image is smaller, the largest {largest[0]}x{largest[1]}; "
-                         "leave it out for whole images")
-
-
-def settle(options, saved) -> dict:
-    """Settings in force: what was said, else (on resuming) what the run was started with, else DEFAULTS."""
-    column = 0 if options["data"] else 1
-    settings = {"data": options["data"], **{name: values[column] for name, values in DEFAULTS.items()}}
-    settings.update(saved["settings"] if saved else {})
-    for name, value in options.items():
-        if name in settings and value is not None:
-            if saved and name not in FREE_ON_RESUME and value != settings[name]:
-                raise InputError(f"--{name.replace('_', '-')} {value}: the run to resume has {settings[name]}")
-            settings[name] = value
-    return settings
-
-
 def parse(argv) -> dict:
     number = r"(?!0*\.?0*(e|,|$))\d*\.?\d+(e[+-]?\d{1,2})?"  # not nought, in any spelling
     whole = like(r"[1-9]\d{0,17}", "a whole number from 1 up", int)
@@ -450,22 +412,25 @@ def parse(argv) -> dict:
     parser.error = lambda message: parser.exit(2, f"train.py: error: {message}\n")  # one line, without the usage
 
     def add(name, help, **kind):
-        real, synthetic = DEFAULTS[name]
-        said = f"{real}" if real == synthetic else f"{real}; synthetic roads: {synthetic}"
+        real, synthetic, paper = DEFAULTS[name]
+        said = f"{real}" + (f"; synthetic roads: {synthetic}" if synthetic != real else "") + (
+            f"; paper: {paper}" if paper != real else "")
         parser.add_argument("--" + name.replace("_", "-"), default=None, help=f"{help} (default {said})", **kind)
 
     parser.add_argument("--data", metavar="DIR", help="KITTI Road, or images and masks (default: synthetic roads)")
     parser.add_argument("--out", metavar="DIR", help="folder of this run (default runs/NAME, the first free)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.pt")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    add("recipe", "values of the options that are not given", choices=("default", "paper"))
     add("task", "KITTI ground truth", choices=("road", "lane"))
     add("classes", "names of the classes to tell apart, with commas between, the others as background; or all", metavar="A,B")
-    add("weights", "ImageNet weights: a converted file, auto (weights/vgg16.pth, else download) or none", metavar="PATH")
+    add("weights", "to begin with: ImageNet's converted (auto: weights/vgg16.pth, else a download), a best.pt, or none",
+        metavar="PATH")
     add("epochs", "passes over the training images", type=whole, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
     add("crop", "largest training window, HxW, or none", type=like(r"none|[1-9]\d{0,6}x[1-9]\d{0,6}", "none or a size, HxW"),
         metavar="HxW")
-    add("lr", "peak learning rate", type=positive)
+    add("lr", "largest learning rate", type=positive)
     add("seed", "of everything random but the split", type=natural, metavar="N")
     add("save_every", "steps between checkpoints: at most so many are lost", type=whole, metavar="N")
     add("split_seed", "of the held-out images, where the folder does not name them", type=natural, metavar="N")

@@ -11,7 +11,8 @@ from PIL import Image
 
 import data
 from conftest import SHARED
-from data import Reader, augment, batches, collate, find, normalise, on_device
+from batches import augment, batches, collate, normalise, on_device
+from data import Reader, find
 from fcn import IGNORE
 from vgg import IMAGE_MEAN, IMAGE_STD, InputError
 

@@ -11,7 +11,8 @@ from PIL import Image
 import predict
 import roads
 import train
-from data import normalise, read_image, read_mask
+from batches import normalise
+from data import read_image, read_mask
 from fcn import FCN8s
 from vgg import read_tensors, save_tensors
 

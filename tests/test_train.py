@@ -3,23 +3,27 @@
 import csv
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import roads
 import train
 from data import read_kitti_label
-from fcn import FCN8s, loss
+from fcn import IGNORE, FCN8s, loss, take_over
+from ranks import Ranks
 from vgg import InputError
 
 TINY = ["--width", "0.03125", "--fc-channels", "8", "--crop", "none", "--weights", "none", "--workers", "0",
         "--device", "cpu", "--amp", "off"]
 
 
+DEFAULTS, PAPER = ({name: values[column] for name, values in train.DEFAULTS.items()} for column in (0, 2))
 TIMES = {"seconds", "evaluation_seconds", "data_wait"}  # columns of the log that no two runs share
 
 
@@ -191,17 +195,101 @@ def test_weights_learn_at_the_rate_and_are_decayed_biases_at_twice_the_rate_and_
     run(scenes, tmp_path)
     weights, biases = torch.load(tmp_path / "last.pt", weights_only=True)["optimizer"]["param_groups"]
     assert biases["lr"] == 2 * weights["lr"] > 0
-    assert (weights["weight_decay"], biases["weight_decay"]) == (train.WEIGHT_DECAY, 0)
+    assert (weights["weight_decay"], biases["weight_decay"]) == (5e-4, 0)
     assert (len(weights["params"]), len(biases["params"])) == (18, 18)  # 15 layers of VGG16 and 3 of scores
 
 
 @given(total=st.integers(1, 500), peak=st.floats(1e-6, 1))
 def test_the_rate_rises_to_its_peak_and_falls_towards_zero(total, peak):
-    rates = [train.learning_rate(step, total, peak) for step in range(total)]
+    settings = {**DEFAULTS, "lr": peak}
+    rates = [train.learning_rate(step, total, settings) for step in range(total)]
     top = rates.index(max(rates))
     assert all(rate > 0 for rate in rates) and max(rates) == pytest.approx(peak)
     assert rates[:top + 1] == sorted(rates[:top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert total < 20 or (top <= 0.05 * total + 1 and rates[-1] < 0.15 * peak)
+    paper = {**PAPER, "lr": peak}
+    assert {train.learning_rate(step, total, paper) for step in range(total)} == {peak}
+
+
+# ---- the authors' recipe, and beginning where another run ended ----
+
+@given(seed=st.integers(0, 2 ** 31), height=st.integers(8, 40), width=st.integers(8, 40))
+@hypothesis_settings(max_examples=10)
+def test_a_step_of_the_summed_loss_is_one_of_the_mean_loss_at_the_rate_times_the_pixels(seed, height, width):
+    """With the weight decay divided by them; with momentum, hence several steps. No clipping, which knows no scale."""
+    torch.manual_seed(seed)
+    images, labels = torch.randn(3, 1, 3, height, width).double(), torch.randint(0, 3, (1, height, width))
+    labels[torch.rand(labels.shape) < 0.2] = IGNORE
+    labels[0, 0, 0] = 0
+    pixels = int((labels != IGNORE).sum())
+    ends = []
+    for settings, rate, decay in ((PAPER, 1e-4, 0.01), ({**PAPER, "loss": "mean"}, 1e-4 * pixels, 0.01 / pixels)):
+        torch.manual_seed(seed)
+        net = FCN8s(3, pad=100, width=1 / 64, fc_channels=8, dropout=0).double()
+        optimizer = train.sgd(net, {**settings, "weight_decay": decay})
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["times"]
+        values = [train.learn(net, optimizer, image, labels, settings, nullcontext, Ranks())[0] for image in images]
+        ends.append((values, net.state_dict()))
+    (summed, a), (mean, b) = ends
+    assert torch.allclose(torch.stack(summed), torch.stack(mean), rtol=1e-5)
+    torch.manual_seed(seed)
+    start = FCN8s(3, pad=100, width=1 / 64, fc_channels=8).double().state_dict()
+    assert any((a[name] != start[name]).any() for name in start)
+    for name in start:
+        assert (a[name] - b[name]).norm() <= 1e-4 * (a[name] - start[name]).norm()  # of what was learnt
+
+
+def test_the_authors_recipe_is_theirs_and_options_still_count(scenes, tmp_path):
+    argv = ["--data", str(scenes), "--out", str(tmp_path), "--recipe", "paper", "--epochs", "1", "--width", "0.03125",
+            "--fc-channels", "8", "--weights", "none", "--device", "cpu", "--workers", "0"]
+    assert train.main(argv) == 0
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    for name, value in {"lr": 1e-10, "momentum": 0.99, "weight_decay": 5e-4, "loss": "sum", "batch_size": 1, "clip": 0.0,
+                        "augment": False, "amp": "off", "dropout": 0.5, "epochs": 1, "warmup": 0.0}.items():
+        assert saved["settings"][name] == value
+    assert saved["config"]["pad"] == 100 and saved["config"]["skip_scale"] == (0.01, 0.0001)
+    assert {group["momentum"] for group in saved["optimizer"]["param_groups"]} == {0.99}
+    assert {row["lr"] for row in log_of(tmp_path)} == {1e-10}
+
+
+def test_stages_32s_16s_8s_begin_where_the_one_before_ended(scenes, tmp_path, capsys):
+    """As the new score layers start at zero, a finer stage begins with the coarser one's scores, bilinearly upsampled."""
+    assert run(scenes, tmp_path / "32s", "--stride", "32", "--lr", "0.01") == 0
+    before = weights_of(tmp_path / "32s/best.pt")
+    for stride, fresh, coarser in (("16", "score_pool4", "32s"), ("8", "score_pool3", "16s")):
+        capsys.readouterr()
+        out = tmp_path / f"{stride}s"
+        assert run(scenes, out, "--epochs", "1", "--stride", stride, "--lr", "1e-30",
+                   "--weights", str(tmp_path / coarser / "best.pt")) == 0
+        assert f"taken over from a trained network; {fresh} starts fresh" in capsys.readouterr().out
+        after = weights_of(out / "best.pt")
+        assert all(torch.equal(after[name], before[name]) for name in before if not name.startswith("upscore"))
+        assert after[f"{fresh}.weight"].abs().max() < 1e-20
+        before = after
+    scale = [torch.load(tmp_path / name / "best.pt", weights_only=True)["config"]["skip_scale"] for name in ("32s", "8s")]
+    assert scale[0] == scale[1] != (1.0, 1.0)
+
+
+def test_a_network_of_other_classes_gives_its_vgg16_and_of_another_size_nothing(tmp_path):
+    def content(net):
+        return {"model": net.state_dict(), "config": net.config}
+
+    old, new = FCN8s(5, width=1 / 32, fc_channels=8, skip_scale=(0.5, 0.25)), FCN8s(2, width=1 / 32, fc_channels=8)
+    line = take_over(new, content(old), "best.pt")
+    assert "score_fr, score_pool3, score_pool4 starts fresh" in line and new.scale_pool4 == 0.5
+    assert same(old.vgg.state_dict(), new.vgg.state_dict())
+    for other, said in ((FCN8s(2, width=1 / 16, fc_channels=8), "--width 0.0625"),
+                        (FCN8s(2, width=1 / 32, fc_channels=9), "--fc-channels 9"),
+                        (FCN8s(2, pad=100, width=1 / 32, fc_channels=8), "--pad 100")):
+        with pytest.raises(InputError, match=f"best.pt: was trained with {said}"):
+            take_over(new, content(other), "best.pt")
+    broken = content(old)
+    broken["model"]["vgg.fc7.bias"] = torch.full((8,), float("nan"))
+    for wrong in (broken, {"model": {}, "config": old.config}, {"model": old.state_dict()}, {"model": 1, "config": {}}):
+        with pytest.raises(InputError, match="best.pt: "):
+            take_over(new, wrong, "best.pt")
+    assert same(old.vgg.state_dict() | {"fc7.bias": new.vgg.fc7.bias}, new.vgg.state_dict())
 
 
 def test_real_kitti_files_of_lane_train(kitti_sample, tmp_path):
