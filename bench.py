@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -67,11 +66,8 @@ def table(cases: list[str], about: dict, rounds: list[dict]) -> str:
 # ---- the processes --------------------------------------------------------------------------------------------------
 
 def start(case: str, device: str) -> subprocess.Popen:
-    environment = dict(os.environ)
-    if "published" in case:
-        environment["THP_MEM_ALLOC_ENABLE"] = "0"  # no huge pages, see vgg.py
-    return subprocess.Popen([sys.executable, __file__, "--worker", case, "--device", device], env=environment,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, __file__, "--worker", case, "--device", device], stdin=subprocess.PIPE,
+                            stdout=subprocess.PIPE, text=True)
 
 
 def ask(worker: subprocess.Popen, case: str) -> dict:
@@ -91,9 +87,11 @@ def work(options):
     """One case: say what it is, then for each line that is read do it once, and say how long it took."""
     import torch
 
-    from run import pick_device
+    from run import keep_memory, pick_device
 
     device = pick_device(options.device)
+    if "published" not in options.worker:
+        keep_memory()
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     task, _, case = options.worker.partition(": ")

@@ -30,7 +30,7 @@ from data import IMAGE_ENDINGS, Reader, Sample, calibration_of, files_in, find, 
 from draw import overlay, palette_mask
 from fcn import TILE, FCN8s, classify, halo
 from metrics import RoadScores, bird_cells, bird_view, confusion, homography, report, scores
-from run import Progress, like, one_line, pick_device, use_bf16
+from run import Progress, keep_memory, like, one_line, pick_device, use_bf16
 from vgg import InputError, read_tensors
 
 OUT = "predictions"
@@ -77,6 +77,7 @@ def predict(options, failed: list[str]):
     if options.tile < 2 * halo(net.reach) + 32:
         raise InputError(f"--tile {options.tile}: at least {2 * halo(net.reach) + 32} are needed, most of it halo")
     device = pick_device(options.device)
+    keep_memory()
     compute = prepared(net, options.amp, device)
 
     data, read = None, lambda job: (read_image(job.picture), None)

@@ -31,8 +31,8 @@ from draw import draw_curves, draw_samples
 from fcn import IGNORE, FCN8s, balance, classify, loss, take_over
 from metrics import TITLES, RoadScores, columns, confusion, report, scores
 from ranks import Ranks
-from run import (Progress, Stop, Stopped, Waiting, check, choose_folder, like, load, one_line, open_run, pick_device,
-                 readable, save, settle, size, use_bf16, write_log, write_text)
+from run import (Progress, Stop, Stopped, Waiting, check, choose_folder, keep_memory, like, load, one_line, open_run,
+                 pick_device, readable, save, settle, size, use_bf16, write_log, write_text)
 from vgg import InputError, load_imagenet, read_tensors, save_tensors
 from weights.convert import convert, download
 
@@ -46,7 +46,8 @@ DEFAULTS = {
     "recipe":        ("default", "default",  "paper"),
     "epochs":        (60,         20,         12),         # KITTI Road: 60 x 231 steps; the paper: 100,000 of 8,498 images
     "batch_size":    (1,          2,          1),          # 1: least memory, and the most steps per epoch
-    "crop":          ("320x960",  "none",     "none"),     # largest part of an image to train on; scores are of whole images
+    "crop":          ("384x1248", "none",     "none"),     # largest part of an image to train on: KITTI's whole, since what
+                                                           # their edges look like is part of what is learnt
     "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss; a small fresh network bears more. Paper: of the sum
     "width":         (1.0,        0.25,       1.0),        # factor on the channels of VGG16
     "fc_channels":   (4096,       256,        4096),       # channels of fc6 and fc7
@@ -123,6 +124,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     if settings["batch_size"] < ranks.size:
         raise InputError(f"--batch-size {settings['batch_size']}: is divided among {ranks.size} processes, each needs an image")
     device = pick_device(settings["device"], ranks.local)
+    keep_memory()
     amp = use_bf16(settings["amp"], device)
     settings["amp"] = "bf16" if amp else "off"  # a run goes on as it began, on whatever machine
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if amp else nullcontext

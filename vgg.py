@@ -20,15 +20,12 @@ from typing import Callable, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # What the ImageNet weights expect: RGB in 0..1, minus this mean, divided by this standard deviation.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-
-# Linux: huge pages for tensors. A network of half a gigabyte spends more time on asking for small ones than on some of
-# its arithmetic. PyTorch reads this when it first allocates; whoever has set it already keeps the last word.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 class InputError(Exception):
@@ -83,7 +80,35 @@ class Dense(nn.Conv2d):
         k, p = self.kernel_size[0], self.padding[0]
         windows = F.pad(x, (p, p, p, p)).unfold(2, k, 1).unfold(3, k, 1)        # [N, C, H', W', k, k]
         rows = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)                     # [N, H', W', C*k*k]
-        return F.linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        product = Product.apply(rows.flatten(0, 2), self.weight.flatten(1), self.bias)
+        return product.unflatten(0, rows.shape[:3]).permute(0, 3, 1, 2)
+
+
+class Product(torch.autograd.Function):
+    """rows [P, I] times weight [O, I], transposed, plus bias [O]: [P, O], and how that is differentiated.
+
+    F.linear computes the same. Here rows may be bf16 and the weight fp32, and only a part of the weight is turned to
+    bf16 at a time. So neither a copy of fc6's weight in bf16 is kept from the forward to the backward pass, nor one of
+    its gradient made: 0.4 GB less at the most memory that a training step takes.
+    """
+
+    PART = 512  # of the outputs at a time
+
+    @staticmethod
+    def forward(ctx, rows, weight, bias):
+        ctx.save_for_backward(rows, weight)
+        products = [F.linear(rows, part.to(rows.dtype)) for part in weight.split(Product.PART)]
+        return torch.cat(products, dim=1) + bias.to(rows.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        rows, weight = ctx.saved_tensors
+        grad_rows, grad_weight = torch.zeros_like(rows, dtype=weight.dtype), torch.empty_like(weight)
+        for part, out, g in zip(weight.split(Product.PART), grad_weight.split(Product.PART), grad.split(Product.PART, 1)):
+            grad_rows += g @ part.to(rows.dtype)  # each output position asked something of each of its inputs,
+            out.copy_(g.t() @ rows)               # and each weight was used at each position
+        return grad_rows.to(rows.dtype), grad_weight, grad.sum(0, dtype=weight.dtype)
 
 
 class VGG16(nn.Module):
