@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vgg import IMAGE, VGG16, Dense, Grid, InputError, load_imagenet, read_tensors
+from vgg import IMAGE, VGG16, Dense, Grid, InputError, Product, load_imagenet, read_tensors
 
 LAYERS = ["conv1_1", "conv1_2", "pool1", "conv2_1", "conv2_2", "pool2", "conv3_1", "conv3_2", "conv3_3", "pool3",
           "conv4_1", "conv4_2", "conv4_3", "pool4", "conv5_1", "conv5_2", "conv5_3", "pool5", "fc6", "fc7"]
@@ -194,15 +194,29 @@ def test_a_missing_file_is_said_by_name(tmp_path):
         read_tensors(tmp_path / "none.pth")
 
 
-@given(n=st.integers(1, 2), height=st.integers(1, 12), width=st.integers(1, 12), kernel=st.sampled_from([(1, 0), (7, 3), (7, 0)]))
-def test_a_dense_layer_computes_the_convolution_of_its_weights_and_its_gradients(n, height, width, kernel):
+@given(n=st.integers(1, 2), height=st.integers(1, 12), width=st.integers(1, 12), kernel=st.sampled_from([(1, 0), (7, 3), (7, 0)]),
+       outputs=st.sampled_from([1, 4, Product.PART, Product.PART + 3]), bf16=st.booleans())
+@settings(max_examples=40)
+def test_a_dense_layer_computes_the_convolution_of_its_weights_and_its_gradients(n, height, width, kernel, outputs, bf16):
+    """In fp64; in bf16 as near as that is: three digits."""
     size, padding = kernel
     if min(height, width) + 2 * padding < size:
         height = width = size
-    layer, conv = Dense(5, 4, size, padding=padding), torch.nn.Conv2d(5, 4, size, padding=padding)
+    layer = Dense(5, outputs, size, padding=padding)
+    conv = torch.nn.Conv2d(5, outputs, size, padding=padding).double()
+    if not bf16:
+        layer.double()
     conv.load_state_dict(layer.state_dict())
     x = torch.randn(n, 5, height, width)
-    torch.testing.assert_close(layer(x), conv(x), rtol=1e-4, atol=1e-5)
-    for each in (layer, conv):
-        each(x).pow(2).sum().backward()
-    torch.testing.assert_close(layer.weight.grad, conv.weight.grad, rtol=1e-3, atol=1e-3)
+    inputs = x.bfloat16().requires_grad_() if bf16 else x.double().requires_grad_()
+    plain = inputs.detach().double().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        output = layer(inputs)
+    expected = conv(plain)
+    wanted = torch.randn_like(expected)
+    (output * wanted).sum().backward()
+    (expected * wanted).sum().backward()
+    assert layer.weight.grad.dtype == layer.weight.dtype  # not rounded to bf16 on the way
+    for got, exact in ((output, expected), (inputs.grad, plain.grad), (layer.weight.grad, conv.weight.grad),
+                       (layer.bias.grad, conv.bias.grad)):
+        assert (got.double() - exact).norm() <= (2e-2 if bf16 else 1e-12) * exact.norm()
