@@ -138,14 +138,14 @@ def predict(options, failed: list[str]):
 
 
 def load(path: Path) -> tuple[FCN8s, dict]:
-    """The network of a checkpoint of train.py, and all else that the checkpoint says. Raises InputError."""
+    """The network of a checkpoint of train.py, and what else the checkpoint says. Raises InputError."""
     saved = read_tensors(path)
     try:
         if len(saved["classes"]) != saved["config"]["num_classes"] or not {"task", "split_seed"} <= saved["settings"].keys():
             raise KeyError
         with torch.device("meta"):  # no memory for weights that are about to be replaced
             net = FCN8s(**saved["config"])
-        net.load_state_dict(saved["model"], assign=True)
+        net.load_state_dict(saved.pop("model"), assign=True)  # and kept nowhere else: bf16 will take its place
     except (KeyError, IndexError):
         raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt") from None
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
