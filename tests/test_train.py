@@ -5,6 +5,7 @@ import json
 import shutil
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import predict
 import roads
 import train
 from data import read_kitti_label
@@ -209,6 +211,22 @@ def test_the_rate_rises_to_its_peak_and_falls_towards_zero(total, peak):
     assert total < 20 or (top <= 0.05 * total + 1 and rates[-1] < 0.15 * peak)
     paper = {**PAPER, "lr": peak}
     assert {train.learning_rate(step, total, paper) for step in range(total)} == {peak}
+
+
+def test_one_class_of_many_trains_and_is_scored_as_road_is_and_predict_knows(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        for name, picture in (("images", rng.integers(0, 256, (24, 40, 3))), ("masks", rng.integers(0, 3, (24, 40)))):
+            (tmp_path / "own" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "own" / name / f"{i}.png")
+    (tmp_path / "own/classes.txt").write_text("sky\ncar\nhouse\n")
+    assert run(tmp_path / "own", tmp_path / "run", "--classes", "car") == 0
+    assert {"iou_background", "iou_car", "MaxF_all_image"} <= log_of(tmp_path / "run")[0].keys()
+    trained = capsys.readouterr().out
+    assert predict.main([str(tmp_path / "run/best.pt"), "--data", str(tmp_path / "own"), "--out", str(tmp_path / "seen"),
+                         "--device", "cpu", "--amp", "off"]) == 0
+    scored = [line for line in capsys.readouterr().out.splitlines() if line.startswith("all ")]
+    assert len(scored) == 1 and scored[0] in trained
 
 
 # ---- the authors' recipe, and beginning where another run ended ----
