@@ -77,7 +77,7 @@ def predict(options, failed: list[str]):
     if options.tile < 2 * halo(net.reach) + 32:
         raise InputError(f"--tile {options.tile}: at least {2 * halo(net.reach) + 32} are needed, most of it halo")
     device = pick_device(options.device)
-    keep_memory()
+    give_back = keep_memory()
     compute = prepared(net, options.amp, device)
 
     data, read = None, lambda job: (read_image(job.picture), None)
@@ -120,6 +120,7 @@ def predict(options, failed: list[str]):
             writing.append(pool.submit(write, job, options, image, predicted, confidence, classes))
             if len(writing) > WAITING:
                 writing.popleft().result()
+            give_back()
             if due:
                 progress.show(f"{progress.done}/{len(jobs)} pictures")
         for written in writing:

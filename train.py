@@ -80,6 +80,7 @@ DEFAULTS = {
 # What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
 FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
 SAVE_SECONDS = 300  # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
+GIVE_BACK = 8       # steps after which memory that is free goes back to the system (run.keep_memory)
 SYNTHETIC = HERE / "runs" / "synthetic-roads"  # drawn there once, read from there by every run without --data
 
 
@@ -124,7 +125,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     if settings["batch_size"] < ranks.size:
         raise InputError(f"--batch-size {settings['batch_size']}: is divided among {ranks.size} processes, each needs an image")
     device = pick_device(settings["device"], ranks.local)
-    keep_memory()
+    give_back = keep_memory()
     amp = use_bf16(settings["amp"], device)
     settings["amp"] = "bf16" if amp else "off"  # a run goes on as it began, on whatever machine
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if amp else nullcontext
@@ -217,6 +218,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
             if asked or step % settings["save_every"] == 0 or time.time() > saved_at + SAVE_SECONDS:
                 keep(asked)
                 saved_at = time.time()
+            if step % GIVE_BACK == 0:
+                give_back()
             if progress.due():  # seldom: reading the loss makes the device wait
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {value.item():.4f}  rate {rate:.2e}")
 
