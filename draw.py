@@ -122,7 +122,7 @@ def draw_samples(path: Path, rows: list[tuple[np.ndarray, np.ndarray, np.ndarray
         left, top = gap + i % per_line * 170, y + i // per_line * 24
         draw.rectangle((left, top + 2, left + 18, top + 18), fill=tuple(int(c) for c in colour))
         draw.text((left + 24, top), name[:17], fill="black", font=text)
-    sheet.save(path)
+    sheet.save(path, compress_level=1)  # a third of the time: training waits for it
 
 
 def draw_curves(path: Path, rows: list[dict], classes: list[str]):
@@ -138,7 +138,7 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
     highest = max([v for _, _, line in losses for v in line if np.isfinite(v)], default=1.0)
     draw_chart(sheet, (0, 0, 900, 360), "loss (mean cross-entropy)", epochs, losses, highest or 1.0)
     draw_chart(sheet, (0, 380, 900, bottom), "IoU on held-out images", epochs, ious, 1.0)
-    sheet.save(path)
+    sheet.save(path, compress_level=1)
 
 
 def draw_chart(sheet, box, title, xs, lines, highest):
