@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,7 @@ def half_saved(content, file, save=torch.save):
 torch.save = half_saved
 os.fsync, os.replace = watched(os.fsync), watched(os.replace)
 torch.optim.SGD.step = watched(torch.optim.SGD.step)
+print("ready", flush=True)
 for line in sys.stdin:
     left, *arguments = json.loads(line)
     child = os.fork()
@@ -81,26 +84,24 @@ def scenes(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def killed_at(scenes, tmp_path_factory):
+@contextmanager
+def killer(scenes, errors):
     """killed_at(moment, out, *options) begins or goes on with the run in `out`: False if it came to its end unharmed."""
-    errors = open(tmp_path_factory.mktemp("crash") / "stderr", "w+")
-    killer = subprocess.Popen([sys.executable, "-c", KILLER, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              stderr=errors, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    with open(errors, "w") as stderr, subprocess.Popen(
+            [sys.executable, "-c", KILLER, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        assert process.stdout.readline() == "ready\n"
 
-    def call(moment, out, *options):
-        go_on = any((out / name).exists() for name in ("last.pt", "before.pt"))
-        arguments = ["--resume", "--out", str(out)] if go_on else ["--data", str(scenes), "--out", str(out), *TINY, *options]
-        killer.stdin.write(json.dumps([moment, *arguments]) + "\n")
-        killer.stdin.flush()
-        status = int(killer.stdout.readline())
-        assert status in (0, -signal.SIGKILL, -signal.SIGALRM), Path(errors.name).read_text()[-2000:]
-        return status < 0
+        def killed_at(moment, out, *options):
+            go_on = any((out / name).exists() for name in ("last.pt", "before.pt"))
+            arguments = ["--resume", "--out", str(out)] if go_on else ["--data", str(scenes), "--out", str(out), *TINY, *options]
+            process.stdin.write(json.dumps([moment, *arguments]) + "\n")
+            process.stdin.flush()
+            status = int(process.stdout.readline())
+            assert status in (0, -signal.SIGKILL, -signal.SIGALRM), errors.read_text()[-2000:]
+            return status < 0
 
-    yield call
-    killer.stdin.close()
-    killer.wait()
-    errors.close()
+        yield killed_at
 
 
 @pytest.fixture(scope="module")
@@ -124,22 +125,29 @@ def assert_same_end(out, other):
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("seed, by_the_clock, options", [
-    (0, False, ()), (1, False, ("--workers", "2", "--batch-size", "4")), (2, True, ("--workers", "2", "--batch-size", "4"))])
-def test_a_run_killed_at_any_moments_ends_with_the_weights_of_one_that_was_not(killed_at, tmp_path, seed, by_the_clock, options):
-    rng, kills, out, undisturbed = random.Random(seed), 0, tmp_path / "run", tmp_path / "undisturbed"
-    started = time.monotonic()
-    assert not killed_at(0, undisturbed, *options)
-    moments = (lambda: rng.uniform(0.001, time_it_takes)) if by_the_clock else (lambda: rng.randint(1, 24))
-    time_it_takes = time.monotonic() - started
-    while kills < KILLS // 3:
-        if killed_at(moments(), out, *options):
-            kills += 1
-        else:  # it was through before its moment came: begin again
-            assert_same_end(out, undisturbed)
-            shutil.rmtree(out)
-    assert not killed_at(0, out, *options)
-    assert_same_end(out, undisturbed)
+def test_a_run_killed_at_any_moments_ends_with_the_weights_of_one_that_was_not(scenes, tmp_path):
+    """KILLS kills, a third in each of three runs: one thread, several, and several killed by the clock."""
+    def again_and_again(seed, by_the_clock, *options):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        rng, kills, out, undisturbed = random.Random(seed), 0, folder / "run", folder / "undisturbed"
+        with killer(scenes, folder / "errors") as killed_at:
+            started = time.monotonic()
+            assert not killed_at(0, undisturbed, *options)
+            time_it_takes = time.monotonic() - started
+            moments = (lambda: rng.uniform(0.001, time_it_takes)) if by_the_clock else (lambda: rng.randint(1, 24))
+            while kills < KILLS / 3:
+                if killed_at(moments(), out, *options):
+                    kills += 1
+                else:  # it was through before its moment came: begin again
+                    assert_same_end(out, undisturbed)
+                    shutil.rmtree(out)
+            assert not killed_at(0, out, *options)
+        assert_same_end(out, undisturbed)
+
+    threads = "--workers", "2", "--batch-size", "4"
+    with ThreadPoolExecutor() as pool:  # side by side, since they take long
+        list(pool.map(lambda case: again_and_again(*case), [(0, False), (1, False, *threads), (2, True, *threads)]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

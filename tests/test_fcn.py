@@ -260,9 +260,9 @@ def test_a_batch_without_a_valid_pixel_is_zero_with_zero_gradients():
 
 # ---- large images ---------------------------------------------------------------------------------------------------
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(more=st.integers(1, 150), width=st.integers(600, 800), tile=st.integers(640, 720), pad=PADS, stride=STRIDES)
-@example(more=1, width=16000, tile=544, pad=1, stride=8)     # a strip of nineteen rows
+@example(more=1, width=6000, tile=544, pad=1, stride=8)      # a strip of fifty rows
 @example(more=150, width=721, tile=720, pad=1, stride=8)     # seams in both directions
 @example(more=150, width=721, tile=720, pad=100, stride=8)
 def test_an_image_in_tiles_has_the_scores_of_the_whole_image(more, width, tile, pad, stride):
@@ -311,12 +311,12 @@ def test_a_pixel_changes_the_scores_as_far_as_the_reach_and_no_farther(pad, stri
         if "upscore" not in name:
             p.data.fill_(0.5)  # all positive: no influence cancels, no ReLU closes
     assert net.reach == reach and halo(net.reach) == 256
-    image = torch.zeros(1, 3, 640, 640, dtype=torch.double)
+    image = torch.zeros(1, 3, 640, 64, dtype=torch.double)  # narrow: rows will do
     before, farthest = net(image), 0
     for pixel in range(288, 320):  # each place that a pixel can have in a cell of 32
-        image[..., pixel, pixel] = 1.0
+        image[..., pixel, 32] = 1.0
         rows = (net(image) != before).any(1).any(2)[0].nonzero().flatten()
-        image[..., pixel, pixel] = 0.0
+        image[..., pixel, 32] = 0.0
         farthest = max(farthest, pixel - rows[0].item(), rows[-1].item() - pixel)
     assert reach - 1 <= farthest <= reach
 
