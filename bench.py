@@ -90,12 +90,11 @@ def work(options):
     from run import keep_memory, pick_device
 
     device = pick_device(options.device)
-    if "published" not in options.worker:
-        keep_memory()
+    give_back = keep_memory(device) if "published" not in options.worker else lambda: None
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     task, _, case = options.worker.partition(": ")
-    about, once = {"ceiling": ceiling, "prediction": prediction, "training": training}[task](case, device)
+    about, once = {"ceiling": ceiling, "prediction": prediction, "training": training}[task](case, device, give_back)
     print(json.dumps(about), flush=True)
     for _ in sys.stdin:
         print(json.dumps({**once(), "memory": memory(device)}), flush=True)
@@ -127,7 +126,7 @@ def memory(device) -> int:
 
 # ---- the cases: each gives what it is, and what to do once a round ---------------------------------------------------
 
-def ceiling(case, device):
+def ceiling(case, device, give_back):
     """The best that this machine does with what the network mostly consists of: on a CPU two of its 3x3 convolutions, on a
     GPU a large matrix product."""
     import torch
@@ -185,7 +184,7 @@ def operations(case, shape, learning) -> int:
     return counter.get_total_flops()
 
 
-def prediction(case, device):
+def prediction(case, device, give_back):
     """A picture as bytes to its classes and confidences as bytes, as predict.py does it."""
     import torch
 
@@ -204,12 +203,13 @@ def prediction(case, device):
 
     def once():
         classes, confidence, _ = classify(compute, picture.to(device), net.reach, road=1)
-        return classes.cpu(), confidence.cpu()
+        classes.cpu(), confidence.cpu()
+        give_back()
 
     return {"flop": operations(case, picture.shape, False)}, lambda: {"seconds": timed(once, device)}
 
 
-def training(case, device):
+def training(case, device, give_back):
     """A step from bytes to new weights, as train.py does it."""
     from contextlib import nullcontext
 
@@ -249,6 +249,7 @@ def training(case, device):
 
     def once():
         train.learn(model, optimizer, *next(source), settings, autocast, ranks)
+        give_back()
 
     return about, lambda: {"seconds": timed(once, device)}
 

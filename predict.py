@@ -77,7 +77,7 @@ def predict(options, failed: list[str]):
     if options.tile < 2 * halo(net.reach) + 32:
         raise InputError(f"--tile {options.tile}: at least {2 * halo(net.reach) + 32} are needed, most of it halo")
     device = pick_device(options.device)
-    give_back = keep_memory()
+    give_back = keep_memory(device)
     compute = prepared(net, options.amp, device)
 
     data, read = None, lambda job: (read_image(job.picture), None)

@@ -107,15 +107,17 @@ def pick_device(name: str, local: int = 0) -> torch.device:
     return device
 
 
-def keep_memory() -> Callable[[], object]:
-    """Have freed memory kept for the next step, not given back to the system, which hands it out anew page by page.
+def keep_memory(device: torch.device) -> Callable[[], object]:
+    """Have freed memory kept and used again, not given back to the system, which hands it out anew page by page.
 
     A step frees and fetches gigabytes, most in pieces too large for what the allocator keeps by itself. It makes a training
-    step 1.35 times as fast, and a prediction 1.15 times. Linux's usual C library only; elsewhere nothing happens.
+    step on a CPU 1.1 times as fast. Linux's usual C library only; elsewhere nothing happens.
 
-    Returns a function that gives back all that is free. To be called now and then: where sizes vary, ever more of it lies
-    in gaps too small for what is asked.
+    Returns a function that gives back all that is free. To be called after each step: where sizes vary, ever more of it
+    lies in gaps too small for what is asked, and a run would grow from 2.8 to 5 GiB.
     """
+    if device.type != "cpu":
+        return lambda: None
     try:
         c = ctypes.CDLL(None)
         if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):  # else somebody has decided

@@ -80,7 +80,6 @@ DEFAULTS = {
 # What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
 FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
 SAVE_SECONDS = 300  # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
-GIVE_BACK = 8       # steps after which memory that is free goes back to the system (run.keep_memory)
 SYNTHETIC = HERE / "runs" / "synthetic-roads"  # drawn there once, read from there by every run without --data
 
 
@@ -125,7 +124,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     if settings["batch_size"] < ranks.size:
         raise InputError(f"--batch-size {settings['batch_size']}: is divided among {ranks.size} processes, each needs an image")
     device = pick_device(settings["device"], ranks.local)
-    give_back = keep_memory()
+    give_back = keep_memory(device)
     amp = use_bf16(settings["amp"], device)
     settings["amp"] = "bf16" if amp else "off"  # a run goes on as it began, on whatever machine
     autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if amp else nullcontext
@@ -210,6 +209,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
                 group["lr"] = rate * group["times"]
 
             value, norm = learn(model, optimizer, images, labels, settings, autocast, ranks)
+            give_back()
 
             step += 1
             loss_sum += value
@@ -218,8 +218,6 @@ def train(options: dict, stop: Stop, ranks: Ranks):
             if asked or step % settings["save_every"] == 0 or time.time() > saved_at + SAVE_SECONDS:
                 keep(asked)
                 saved_at = time.time()
-            if step % GIVE_BACK == 0:
-                give_back()
             if progress.due():  # seldom: reading the loss makes the device wait
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {value.item():.4f}  rate {rate:.2e}")
 
@@ -372,7 +370,7 @@ def build(settings, data, reader, saved) -> FCN8s:
     if saved:
         try:
             net = FCN8s(**saved["config"])
-            net.load_state_dict(saved["model"])
+            net.load_state_dict(saved.pop("model"))  # half a gigabyte less from here on
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"the checkpoint's weights are not those of its settings ({str(error).splitlines()[0]})") from None
         return net
