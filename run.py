@@ -114,8 +114,17 @@ def keep_memory(device: torch.device) -> Callable[[], object]:
     step on a CPU 1.1 times as fast. Linux's usual C library only; elsewhere nothing happens.
 
     Returns a function that gives back all that is free. To be called after each step: where sizes vary, ever more of it
-    lies in gaps too small for what is asked, and a run would grow from 2.8 to 5 GiB.
+    lies in gaps too small for what is asked, and a run would grow from 2.8 to 5 GiB. It does so once a second at most,
+    since steps of a small network have less to give than it takes.
     """
+    given = time.monotonic()
+
+    def give_back():
+        nonlocal given
+        if time.monotonic() > given + 1:
+            c.malloc_trim(0)
+            given = time.monotonic()
+
     if device.type != "cpu":
         return lambda: None
     try:
@@ -123,7 +132,8 @@ def keep_memory(device: torch.device) -> Callable[[], object]:
         if not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):  # else somebody has decided
             c.mallopt(-4, 0)   # M_MMAP_MAX: no piece lies outside the heap, whence it would go back when it is freed
             c.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the end of the heap does not go back either
-        return lambda: c.malloc_trim(0)
+        c.malloc_trim  # not every C library has it
+        return give_back
     except (OSError, AttributeError, TypeError):
         return lambda: None
 
