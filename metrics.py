@@ -287,7 +287,8 @@ def score_folder(results: Path, training: Path, space: str | None = None) -> Roa
     missing = [name for name in truths if name not in maps]
     if missing:
         more = f" and for {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"{results / missing[0]}: there is no map for this ground truth{more}")
+        raise InputError(f"{results / missing[0]}: there is no map for this ground truth{more}; the "
+                         f"held-out images alone are scored by predict.py --data {training.parent} --split val")
 
     found, asked = RoadScores(), space
     for name, file in truths.items():
