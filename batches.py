@@ -55,6 +55,19 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
     return levels[image], label
 
 
+def class_weights(labels: Iterable[np.ndarray], classes: int) -> torch.Tensor:
+    """float32 [C]: what a pixel of each class counts in the loss, so that rare classes are not lost among the others.
+
+    labels uint8 [H, W] of all training images. A class of frequency f counts as 1 / sqrt(f), up to a factor that makes the
+    mean over all pixels 1; 1 / f would give each class the same say however few pixels show it, and costs the frequent
+    ones too much. A class that no image has counts as 1.
+    """
+    counts = sum(np.bincount(label.ravel(), minlength=256)[:classes] for label in labels)
+    weights = np.where(counts > 0, 1 / np.sqrt(np.maximum(counts, 1)), 0)
+    weights *= counts.sum() / max((counts * weights).sum(), 1e-9)
+    return torch.tensor(np.where(counts > 0, weights, 1), dtype=torch.float32)
+
+
 def collate(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs of any sizes to one batch: images uint8 [N, 3, H, W], labels uint8 [N, H, W].
 

@@ -278,15 +278,17 @@ def take_over(net: FCN8s, content: dict, path) -> str:
     return f"{path}: taken over from a trained network; {', '.join(fresh) or 'nothing'} starts fresh"
 
 
-def loss(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor | None = None) -> torch.Tensor:
+def loss(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor | None = None,
+         weights: torch.Tensor | None = None) -> torch.Tensor:
     """Mean cross-entropy over the valid pixels: scores [N, C, H, W] float, labels [N, H, W] long in 0..C-1 or IGNORE.
 
     pixels    by how many to divide, where this is a part of a larger batch; else the valid pixels are counted
+    weights   [C], by which the pixels of each class count (batches.class_weights); else all count alike
 
     A batch without a valid pixel gives 0, with gradients of 0. The authors sum over pixels instead, with rates
     smaller by the number of pixels.
     """
-    total = F.cross_entropy(scores.float(), labels, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(scores.float(), labels, weights, ignore_index=IGNORE, reduction="sum")
     return total / ((labels != IGNORE).sum() if pixels is None else pixels).clamp(min=1)
 
 

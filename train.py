@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 import roads
-from batches import augment, batches, collate, normalise, on_device
+from batches import augment, batches, class_weights, collate, normalise, on_device
 from data import Reader, find
 from draw import draw_curves, draw_samples
 from fcn import IGNORE, FCN8s, balance, classify, loss, take_over
@@ -56,6 +56,7 @@ DEFAULTS = {
     "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3, see fcn.balance
     "task":          ("road",     "road",     "road"),     # KITTI's ground truth: road or lane
     "classes":       ("all",      "all",      "all"),      # or names with commas between; the others become background
+    "class_weights": ("none",     "none",     "none"),     # sqrt: rare classes count more, see batches.class_weights
     "pad":           (1,          1,          100),        # 1, no border: the same network with a third less work (fcn.py)
     "stride":        (8,          8,          8),          # FCN-8s
     "learn_upsampling": (False,   False,      False),      # bilinear and fixed, as in the authors' networks
@@ -145,6 +146,10 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     if ranks.first:
         check(data, reader, crop if options["crop"] else None)
 
+    weights = None
+    if settings["class_weights"] == "sqrt":
+        weights = class_weights((reader(sample)[1] for sample in data.train), len(data.classes)).to(device)
+
     # Network and optimizer
     net = build(settings, data, reader, saved).to(device)  # weights stay contiguous; the images are channels_last
     net.vgg.recompute = settings["recompute"]
@@ -208,7 +213,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["times"]
 
-            value, norm = learn(model, optimizer, images, labels, settings, autocast, ranks)
+            value, norm = learn(model, optimizer, images, labels, settings, autocast, ranks, weights)
             give_back()
 
             step += 1
@@ -277,16 +282,17 @@ def sgd(net: FCN8s, settings: dict) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=0.0, momentum=settings["momentum"], fused=True)  # one pass over 134 M numbers, not five
 
 
-def learn(model, optimizer, images, labels, settings, autocast, ranks) -> tuple[torch.Tensor, torch.Tensor]:
+def learn(model, optimizer, images, labels, settings, autocast, ranks, weights=None) -> tuple[torch.Tensor, torch.Tensor]:
     """One step: (mean loss of the whole batch, norm of the gradient before clipping), on the device, which nobody waits for.
 
     images, labels    this process's share of the batch, as `on_device` gives them
+    weights           of the classes, None if all count alike
     """
     optimizer.zero_grad()
     with autocast():
         output = model(images)
     pixels = ranks.sum((labels != IGNORE).sum())
-    value = loss(output, labels, pixels)  # this share's part in the mean over all valid pixels of the batch
+    value = loss(output, labels, pixels, weights)  # this share's part in the mean over all valid pixels of the batch
     goal = value * pixels if settings["loss"] == "sum" else value
     (ranks.size * goal).backward()        # DistributedDataParallel takes the mean of the shares' gradients, not the sum
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -446,6 +452,7 @@ def parse(argv) -> dict:
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
     add("skip_scale", "factors on pool4 and pool3: A,B or auto (as long as fc7)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
+    add("class_weights", "what a pixel counts in the loss: alike, or by 1 / sqrt(frequency of its class)", choices=("none", "sqrt"))
     add("recompute", "compute activations twice instead of keeping them", action="store_const", const=True)
     add("compile", "compile the network with torch.compile", action="store_const", const=True)
     add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)

@@ -11,7 +11,7 @@ from PIL import Image
 
 import data
 from conftest import SHARED
-from batches import augment, batches, collate, normalise, on_device
+from batches import augment, batches, class_weights, collate, normalise, on_device
 from data import Reader, find
 from fcn import IGNORE
 from vgg import IMAGE_MEAN, IMAGE_STD, InputError
@@ -299,6 +299,20 @@ def test_image_and_label_of_different_sizes_are_refused_with_both_sizes(tmp_path
     sample = data.Sample(picture(tmp_path / "i.png", np.zeros((5, 7, 3))), picture(tmp_path / "m.png", [[0]]), "")
     with pytest.raises(InputError, match="1x1.*7x5"):
         Reader(data.read_mask)(sample)
+
+
+# ---- class weights ----
+
+@given(st.lists(st.lists(st.sampled_from([0, 1, 2, 3, 200, IGNORE]), min_size=1, max_size=40), min_size=1, max_size=5))
+def test_class_weights_fall_with_the_root_of_frequency_and_have_mean_one_over_the_pixels(images):
+    weights = class_weights([np.array([image], np.uint8) for image in images], 5).tolist()
+    pixels = [label for image in images for label in image if label < 5]
+    assert weights[4] == 1 and all(0 < weight < float("inf") for weight in weights)
+    for a in set(pixels):
+        for b in set(pixels):
+            assert weights[a] / weights[b] == pytest.approx((pixels.count(b) / pixels.count(a)) ** 0.5)
+    if pixels:
+        assert sum(weights[label] for label in pixels) / len(pixels) == pytest.approx(1)
 
 
 # ---- augmentation ----

@@ -251,6 +251,17 @@ def test_loss_is_the_mean_over_valid_pixels_alone(data):
     assert value.item() == pytest.approx(np.mean(terms) if terms else 0.0, rel=1e-5, abs=1e-6)
 
 
+@given(st.integers(1, 6), st.integers(0, 2 ** 31))
+def test_with_class_weights_each_pixel_counts_by_its_class(classes, seed):
+    rng = np.random.default_rng(seed)
+    labels, weights = rng.choice([*range(classes), IGNORE], (1, 4, 5)), rng.uniform(0.1, 5, classes)
+    scores = torch.from_numpy(rng.normal(size=(1, classes, 4, 5)))
+    value = loss(scores, torch.from_numpy(labels).long(), weights=torch.from_numpy(weights).float())
+    log = scores[0].permute(1, 2, 0).log_softmax(-1).numpy()
+    terms = [-weights[labels[0, y, x]] * log[y, x, labels[0, y, x]] for y in range(4) for x in range(5) if labels[0, y, x] != IGNORE]
+    assert value.item() == pytest.approx(np.mean(terms) if terms else 0.0, rel=1e-5, abs=1e-6)
+
+
 def test_a_batch_without_a_valid_pixel_is_zero_with_zero_gradients():
     scores = torch.randn(1, 2, 4, 4, requires_grad=True)
     value = loss(scores, torch.full((1, 4, 4), IGNORE))
