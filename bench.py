@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from pathlib import Path
 from statistics import median
 
 ROUNDS = 7          # counted ones; one more before them is not, in which memory is fetched and algorithms are chosen
-WAITING = 1800      # seconds; a case that takes longer for a round hangs
 CASES = ("published", "fp32", "bf16", "bf16 --recompute")  # arithmetic and options of this project, after the published
 
 
@@ -28,6 +28,13 @@ def main():
     options = parse()
     if options.worker:
         return work(options)
+    from run import pick_device
+    from vgg import InputError
+
+    try:
+        pick_device(options.device)
+    except InputError as error:
+        sys.exit(f"bench.py: error: {error}")
     cases = [f"{task}: {case}" for task in ("prediction", "training") for case in CASES
              if task == "training" or "recompute" not in case]
     if options.compile:
@@ -91,13 +98,17 @@ def work(options):
 
     device = pick_device(options.device)
     give_back = keep_memory(device) if "published" not in options.worker else lambda: None
-    torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
     task, _, case = options.worker.partition(": ")
+    torch.backends.cudnn.benchmark = task == "training"  # as train.py and predict.py have it
     about, once = {"ceiling": ceiling, "prediction": prediction, "training": training}[task](case, device, give_back)
     print(json.dumps(about), flush=True)
-    for _ in sys.stdin:
+    for i, _ in enumerate(sys.stdin):
         print(json.dumps({**once(), "memory": memory(device)}), flush=True)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # room for the other cases
+            if i == 0:
+                torch.cuda.reset_peak_memory_stats()  # in which algorithms were tried
 
 
 def timed(do, device) -> float:
@@ -119,8 +130,10 @@ def memory(device) -> int:
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -146,6 +159,7 @@ def ceiling(case, device, give_back):
             return best
 
     if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions take for fp32 by default
         name = torch.cuda.get_device_name(device)
     else:
         cpuinfo = Path("/proc/cpuinfo")

@@ -21,7 +21,7 @@ from fcn import IGNORE
 from vgg import InputError
 
 HELD_OUT = 0.2             # share of the images that are kept out of training where the folder does not say
-CACHE_BYTES = 2 * 2**30    # decoded pictures and labels kept in memory: KITTI Road (0.5 GB) and CamVid (0.3 GB) fit
+CACHE_BYTES = 2 * 2**30    # decoded pictures and labels kept in memory, by each process: KITTI Road (0.5 GB) and CamVid (0.3 GB) fit
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
 
 # Pillow's own limit against pictures made to exhaust the memory stops at 179 million pixels, which telephones reach.
@@ -359,7 +359,7 @@ if __name__ == "__main__":
         sys.exit("usage: python data.py DIR [road|lane]")
     try:
         data = find(*sys.argv[1:])
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"data.py: error: {error}")
     print(data.found)
     for part, members in (("train", data.train), ("held out", data.val)):

@@ -57,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         failed.append(message)
         return 2
+    except KeyboardInterrupt:
+        failed.append("stopped; the pictures done so far are there")
+        return 130
     finally:
         for message in failed:
             print(f"predict.py: error: {message}", file=sys.stderr)
@@ -168,7 +171,7 @@ def prepared(net: FCN8s, amp: str, device: torch.device) -> Callable:
 
 # ---- which pictures -------------------------------------------------------------------------------------------------
 
-def picture_jobs(inputs: list[Path], out: Path) -> list[Job]:
+def picture_jobs(inputs: list[str], out: Path) -> list[Job]:
     """Jobs for pictures, folders with all that is in them, and KITTI Road folders. Raises InputError.
 
     Results are named as the inputs are, from the deepest folder that holds all of them; what --out holds is left out.

@@ -3,14 +3,17 @@
 The engine is PyTorch's: torchrun starts the processes, torch.distributed carries numbers between them, and
 DistributedDataParallel averages the gradients while they are still being computed. Here is what else one run in several
 processes has to agree on. A batch is divided among them, so that the steps are those of one process with the same
-batch; images of an evaluation are divided too, and their counts added up. The first process (rank 0) speaks and writes.
+batch, but for the masks of dropout; images of an evaluation are divided too, and their counts added up. The first process
+(rank 0) reports and writes.
 Without torchrun there is one process, and all of this comes to nothing.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -29,17 +32,25 @@ class Ranks:
         """Meet the others: called by all, once with first=False before setting up and once with first=True after it.
 
         The first process joins at the second call, the others wait for it at the first one. So they begin when it is
-        through with all that can go wrong, or are ended by torchrun when it was not, and errors are said once.
+        through with all that can go wrong, or are ended by torchrun when it was not, and such errors are said once.
         """
         if self.size == 1 or first != self.first:
             return
         if not first:
             sys.stdout = open(os.devnull, "w")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        nccl = torch.cuda.is_available() and dist.is_nccl_available()  # not on Windows
+        # Hours, since the first may have weights to download and many files to read.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=timedelta(hours=6))
 
     def leave(self):
         if self.size > 1:
             dist.destroy_process_group()
+
+    def lost(self, error: Exception) -> str:
+        """One line where an error is that another process has ended, "" of any other. That one says why."""
+        text = (str(error).splitlines() or [""])[0]
+        return f"process {self.rank} lost the others ({text})" if self.size > 1 and re.search(
+            "gloo|NCCL|ProcessGroup|[Cc]onnection|TCPStore|recvValue|sendBytes", str(error)) else ""
 
     def share(self, items: list) -> list:
         """This process's part of a list: every size-th item."""

@@ -78,6 +78,8 @@ def one_line(error: Exception, needs_less: str) -> str:
     """What to say of an error that a user can mend, `needs_less` being the mend for want of memory; "" of any other."""
     if isinstance(error, (InputError, OSError)):
         return str(error)  # both show a file's name without line ends
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile: {str(error).splitlines()[0]}; leave it out, or install a C++ compiler"
     if out_of_memory(error):
         return f"out of memory: {needs_less} ({(str(error) or 'no room').splitlines()[0]})"
     return ""
@@ -86,7 +88,7 @@ def one_line(error: Exception, needs_less: str) -> str:
 def out_of_memory(error: Exception) -> bool:
     """Whether an error is want of memory. PyTorch says so in several ways, with and without a class of its own."""
     return isinstance(error, MemoryError) or bool(
-        re.search("out of memory|can't allocate|not enough memory|ALLOC_FAILED", str(error)))
+        re.search("out of memory|can't allocate|not enough memory|ALLOC_FAILED|size calculation overflowed", str(error)))
 
 
 def pick_device(name: str, local: int = 0) -> torch.device:
@@ -96,26 +98,27 @@ def pick_device(name: str, local: int = 0) -> torch.device:
     try:
         device = torch.device(f"cuda:{local}" if name == "cuda" else name)
         if device.type not in ("cpu", "cuda"):
-            raise RuntimeError
+            raise InputError(f"--device {name}: the devices here are cpu and cuda")
         torch.zeros(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # for what asks for no device by name, as communication between processes
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without CUDA
         if out_of_memory(error):
             raise  # there is one, but others have filled it
-        raise InputError(f"--device {name}: PyTorch has no such device here; use --device cpu") from None
+        few = f"; there are {torch.cuda.device_count()} GPUs for the processes of this machine" if local else ""
+        raise InputError(f"--device {name}: PyTorch has no such device here{few}; use --device cpu") from None
     return device
 
 
 def keep_memory(device: torch.device) -> Callable[[], object]:
-    """Have freed memory kept and used again, not given back to the system, which hands it out anew page by page.
+    """Have memory that is freed within a step kept and used again: the system hands it out anew page by page.
 
     A step frees and fetches gigabytes, most in pieces too large for what the allocator keeps by itself. It makes a training
     step on a CPU 1.1 times as fast. Linux's usual C library only; elsewhere nothing happens.
 
-    Returns a function that gives back all that is free. To be called after each step: where sizes vary, ever more of it
-    lies in gaps too small for what is asked, and a run would grow from 2.8 to 5 GiB. It does so once a second at most,
-    since steps of a small network have less to give than it takes.
+    Returns a function, to be called after each step, that gives back all that is free by then: where sizes vary, ever more
+    of it lies in gaps too small for what is asked, and a run would grow from 2.8 to 5 GiB. It does so once a second at
+    most, since a step of a small network has less to give than it takes.
     """
     given = time.monotonic()
 
@@ -161,11 +164,11 @@ class Waiting:
         return self
 
     def __next__(self):
-        started = time.time()
+        started = time.perf_counter()
         try:
             return next(self.source)
         finally:
-            self.seconds += time.time() - started
+            self.seconds += time.perf_counter() - started
 
 
 class Progress:
@@ -173,16 +176,16 @@ class Progress:
 
     def __init__(self, total: int, done: int = 0, images: int = 1):
         self.total, self.done, self.first, self.images = total, done, done, images
-        self.start = self.shown = time.time()
+        self.start = self.shown = time.perf_counter()
         self.live = sys.stdout.isatty()
 
     def due(self) -> bool:
         """One more step is done; whether it is time to show something."""
         self.done += 1
-        return time.time() - self.shown >= (0.5 if self.live else 30)
+        return time.perf_counter() - self.shown >= (0.5 if self.live else 30)
 
     def show(self, text: str):
-        self.shown = time.time()
+        self.shown = time.perf_counter()
         each = (self.shown - self.start) / (self.done - self.first)
         left = timedelta(seconds=round(each * (self.total - self.done)))
         text += f"  {self.images / each:.2f} images/s  {left} left"
@@ -293,7 +296,7 @@ def load(out: Path) -> dict:
     for name in ("last.pt", "before.pt"):
         try:
             saved = read_tensors(out / name)
-            if not all(isinstance(saved.get(name), kind) for name, kind in PARTS.items()):
+            if not all(isinstance(saved.get(part), kind) for part, kind in PARTS.items()):
                 raise InputError(f"{out / name}: is not a checkpoint of train.py")
         except InputError as error:
             reasons.append(str(error))

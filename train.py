@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import shlex
 import sys
@@ -93,16 +94,17 @@ def main(argv: list[str] | None = None) -> int:
         ranks.leave()
     except Stopped as stopped:
         ranks.leave()
-        print(f"stopped by {Signals(stopped.signal).name}; go on with: python train.py --resume --out "
-              f"{shlex.quote(str(stopped.out))}", file=sys.stderr)
+        if ranks.first:
+            quote = shlex.quote if os.name != "nt" else '"{}"'.format
+            print(f"stopped by {Signals(stopped.signal).name}; go on with: python train.py --resume --out "
+                  f"{quote(str(stopped.out))}", file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:  # while setting up: nothing has been learnt that could be lost
         print("stopped before the first step", file=sys.stderr)
         return 130
     except (InputError, OSError, MemoryError, RuntimeError) as error:
-        message = one_line(error, "a smaller --crop or --batch-size needs less, and so do --recompute and --fc-channels 1024")
-        if not message and not ranks.first:
-            message = f"process {ranks.rank} lost the others ({str(error).splitlines()[0]})"
+        message = one_line(error, "--recompute needs less" if options["resume"] else
+                           "a smaller --crop or --batch-size needs less, and so does --recompute") or ranks.lost(error)
         if options["debug"] or not message:
             raise
         print(f"train.py: error: {message}", file=sys.stderr)
@@ -124,6 +126,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         raise InputError("--crop: --recipe paper trains on whole images; leave it out")
     if settings["batch_size"] < ranks.size:
         raise InputError(f"--batch-size {settings['batch_size']}: is divided among {ranks.size} processes, each needs an image")
+    if ranks.size > 1 and settings["device"].startswith("cuda:"):
+        raise InputError(f"--device {settings['device']}: each process takes a GPU of its own; say --device cuda")
     device = pick_device(settings["device"], ranks.local)
     give_back = keep_memory(device)
     amp = use_bf16(settings["amp"], device)
@@ -148,14 +152,13 @@ def train(options: dict, stop: Stop, ranks: Ranks):
 
     weights = None
     if settings["class_weights"] == "sqrt":
-        weights = class_weights((reader(sample)[1] for sample in data.train), len(data.classes)).to(device)
+        weights = class_weights((data.read_label(sample.label) for sample in data.train), len(data.classes)).to(device)
 
     # Network and optimizer
     net = build(settings, data, reader, saved).to(device)  # weights stay contiguous; the images are channels_last
     net.vgg.recompute = settings["recompute"]
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     optimizer = sgd(net, settings)
-    torch.backends.cudnn.benchmark = True  # GPU: try all algorithms for each size of input; there are few (on_device)
 
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
     total_steps = settings["epochs"] * steps_per_epoch
@@ -176,7 +179,10 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
     ranks.join(first=True)
     out = ranks.gather(out)[0]
-    model = torch.compile(net) if settings["compile"] else net
+    model = net
+    if settings["compile"]:
+        torch._dynamo.config.optimize_ddp = False  # older releases cannot split a compiled network with checkpoints in it
+        model = torch.compile(net)
     if ranks.size > 1:
         model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     where = f"{ranks.size} times {device.type}" if ranks.size > 1 else device
@@ -199,11 +205,12 @@ def train(options: dict, stop: Stop, ranks: Ranks):
 
     shown = sorted({i * len(data.val) // 4 for i in range(4)})
     progress = Progress(total_steps, step, images=settings["batch_size"])
-    saved_at = time.time()
+    saved_at = time.perf_counter()
     stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):
         net.train()
-        started = time.time()
+        torch.backends.cudnn.benchmark = True  # GPU: try all algorithms for each size of input; there are few (on_device)
+        started = time.perf_counter()
         done = step - (epoch - 1) * steps_per_epoch  # not 0 in an epoch that was interrupted
         waiting = Waiting(on_device(training_batches(reader, data.train, epoch, crop, settings, ranks, done), device, fill=32))
         for images, labels in waiting:
@@ -220,21 +227,21 @@ def train(options: dict, stop: Stop, ranks: Ranks):
             loss_sum += value
             diverged = torch.where(torch.isfinite(value + norm) | (diverged > 0), diverged, step)
             asked = ranks.largest(stop.asked)
-            if asked or step % settings["save_every"] == 0 or time.time() > saved_at + SAVE_SECONDS:
+            if asked or step % settings["save_every"] == 0 or time.perf_counter() > saved_at + SAVE_SECONDS:
                 keep(asked)
-                saved_at = time.time()
+                saved_at = time.perf_counter()
             if progress.due():  # seldom: reading the loss makes the device wait
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {value.item():.4f}  rate {rate:.2e}")
 
-        trained_at = time.time()
+        trained_at = time.perf_counter()
         result, pictures = evaluate(net, data, data.val, reader, device, autocast, settings["workers"], ranks, shown, stop)
         asked = ranks.largest(stop.asked)
         if asked or diverged.item():
             keep(asked)  # which does not return
         rate = learning_rate(step - 1, total_steps, settings)
-        row = {"epoch": epoch, "step": step, "lr": rate, "seconds": round(time.time() - started, 1),
-               "evaluation_seconds": round(time.time() - trained_at, 1),
-               "data_wait": round(waiting.seconds / (trained_at - started), 4),
+        row = {"epoch": epoch, "step": step, "lr": rate, "seconds": round(time.perf_counter() - started, 1),
+               "evaluation_seconds": round(time.perf_counter() - trained_at, 1),
+               "data_wait": round(waiting.seconds / max(trained_at - started, 1e-9), 4),
                "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": result["loss"],
                **columns(result, data.classes)}
         log.append(row)
@@ -337,17 +344,19 @@ def training_batches(reader, samples, epoch: int, crop, settings, ranks, done: i
 
 
 def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown=(), stop=None) -> tuple[dict, list]:
-    """(result, pictures) over whole images at their own size, one at a time; of as many as there was time for, if `stop`.
+    """(result, pictures) over whole images at their own size, one at a time. Ends early, with a part, once `stop` is asked.
 
-    result    `scores` of the pooled confusion matrix; `loss`, the mean over images; where one class is sought (KITTI's road) `road`, the
-              results of RoadScores, and `MaxF` of all in the image; `goal`: which of them says that a network is better
+    result    `scores` of the pooled confusion matrix; `loss`, the mean over images, all classes alike; where one class is
+              sought (KITTI's road) `road`, the results of RoadScores, and `MaxF` of all in the image; `goal`: which of
+              them says that a network is better
     pictures  (image, truth, prediction), uint8 arrays, of the samples with the indices in `shown`
     """
     net.eval()
+    torch.backends.cudnn.benchmark = False  # whole images may have many sizes
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64, device=device)
     loss_sum, road, pictures = torch.zeros((), device=device), RoadScores(), {}
     mine = ranks.share(list(range(len(samples))))
-    with autocast():  # around all images: so the weights are turned to bf16 once
+    with autocast():  # around all images: so the convolutions' weights are turned to bf16 once
         for i, (images, labels) in zip(mine, on_device(batches([[samples[i]] for i in mine], reader, workers), device)):
             predicted, confidence, value = classify(net, images, net.reach, road=data.road, labels=labels)
             matrix += confusion(predicted, labels[0], len(data.classes))
@@ -385,6 +394,8 @@ def build(settings, data, reader, saved) -> FCN8s:
                     settings["learn_upsampling"], dropout=settings["dropout"])
     except ValueError as error:
         raise InputError(str(error)) from None
+    except TypeError:
+        raise InputError(f"--width {settings['width']:g}: makes more channels than can be counted") from None
     path = WEIGHTS if settings["weights"] == "auto" else settings["weights"]
     if settings["weights"] == "auto":
         if settings["width"] != 1:
@@ -426,7 +437,7 @@ def parse(argv) -> dict:
             f"; paper: {paper}" if paper != real else "")
         parser.add_argument("--" + name.replace("_", "-"), default=None, help=f"{help} (default {said})", **kind)
 
-    parser.add_argument("--data", metavar="DIR", help="KITTI Road, or images and masks (default: synthetic roads)")
+    parser.add_argument("--data", metavar="DIR", type=like("(?s).+", "a folder"), help="KITTI Road, or images and masks (default: synthetic roads)")
     parser.add_argument("--out", metavar="DIR", help="folder of this run (default runs/NAME, the first free)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.pt")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
@@ -452,7 +463,8 @@ def parse(argv) -> dict:
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
     add("skip_scale", "factors on pool4 and pool3: A,B or auto (as long as fc7)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
-    add("class_weights", "what a pixel counts in the loss: alike, or by 1 / sqrt(frequency of its class)", choices=("none", "sqrt"))
+    add("class_weights", "what a pixel counts in the loss: alike, or by 1 / sqrt(frequency of its class)",
+        choices=("none", "sqrt"))
     add("recompute", "compute activations twice instead of keeping them", action="store_const", const=True)
     add("compile", "compile the network with torch.compile", action="store_const", const=True)
     add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)

@@ -106,8 +106,8 @@ class Product(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         grad_rows, grad_weight = torch.zeros_like(rows, dtype=weight.dtype), torch.empty_like(weight)
         for part, out, g in zip(weight.split(Product.PART), grad_weight.split(Product.PART), grad.split(Product.PART, 1)):
-            grad_rows += g @ part.to(rows.dtype)  # each output position asked something of each of its inputs,
-            out.copy_(g.t() @ rows)               # and each weight was used at each position
+            grad_rows += g @ part.to(rows.dtype)  # out = rows @ weight.T, hence d loss / d rows = grad @ weight
+            out.copy_(g.t() @ rows)               # and d loss / d weight = grad.T @ rows
         return grad_rows.to(rows.dtype), grad_weight, grad.sum(0, dtype=weight.dtype)
 
 
