@@ -81,6 +81,7 @@ DEFAULTS = {
 }
 # What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
 FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
+LEAST_STEPS = 1200  # with --data and without --epochs: few images are seen more often than in 60 epochs
 SAVE_SECONDS = 300  # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
 SYNTHETIC = HERE / "runs" / "synthetic-roads"  # drawn there once, read from there by every run without --data
 
@@ -161,6 +162,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     optimizer = sgd(net, settings)
 
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
+    if settings["data"] and not saved and options["epochs"] is None:
+        settings["epochs"] = max(settings["epochs"], math.ceil(LEAST_STEPS / steps_per_epoch))
     total_steps = settings["epochs"] * steps_per_epoch
     step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
@@ -262,19 +265,22 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     keep(0)
 
     # The final word is the best network's: on the held-out images and, to show how much of it is memory, on some of
-    # those it was trained on.
+    # those it was trained on; and there the last network's, to show how much memory there can be.
+    some = data.train[::math.ceil(len(data.train) / 100)]
+    last, _ = evaluate(net, data, some, reader, device, autocast, settings["workers"], ranks, stop=stop)
     if ranks.first:
         checkpoint = read_tensors(out / "best.pt")
         net.load_state_dict(checkpoint["model"])
     ranks.spread(net)
-    some = data.train[::math.ceil(len(data.train) / 100)]
     known, _ = evaluate(net, data, some, reader, device, autocast, settings["workers"], ranks, stop=stop)
     asked = ranks.largest(stop.asked)
     if asked:
         raise Stopped(asked, out)
     if ranks.first:
         print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
-              f"{report({'held out': checkpoint['result'], 'training': known}, data.classes)}\n"
+              f"{report({'held out': checkpoint['result'], 'training': known}, data.classes)}\n\n"
+              f"last network, of epoch {len(log)}, IoU on training images: "
+              f"{', '.join(f'{name} {100 * iou:.2f}' for name, iou in zip(data.classes, last['iou']))}\n"
               f"pictures: {out / 'samples.png'} and {out / 'curves.png'}; weights: {out / 'best.pt'}")
         lock.close()
 

@@ -16,7 +16,7 @@ from PIL import Image
 import predict
 import roads
 import train
-from data import read_kitti_label
+from data import find, read_kitti_label
 from fcn import IGNORE, FCN8s, loss, take_over
 from ranks import Ranks
 from vgg import InputError
@@ -192,6 +192,17 @@ def test_every_option_trains_and_is_kept_in_the_checkpoint(scenes, tmp_path, mor
     assert run(scenes, tmp_path, "--epochs", "1", *more) == 0
     checkpoint = torch.load(tmp_path / "best.pt", weights_only=True)
     assert {**checkpoint["settings"], **checkpoint["config"]}[setting] == value
+
+
+def test_few_images_are_seen_more_often_unless_epochs_are_said(scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(train.DEFAULTS, "epochs", (2, 2, 2))
+    monkeypatch.setattr(train, "LEAST_STEPS", 13)
+    steps = -(-len(find(scenes).train) // 4)  # of an epoch
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path / "more"), *TINY]) == 0
+    assert json.loads((tmp_path / "more/config.json").read_text())["settings"]["epochs"] == -(-13 // steps) > 2
+    assert f"last network, of epoch {-(-13 // steps)}, IoU on training images: not road " in capsys.readouterr().out
+    assert run(scenes, tmp_path / "said") == 0  # which says 2
+    assert json.loads((tmp_path / "said/config.json").read_text())["settings"]["epochs"] == 2
 
 
 def test_weights_learn_at_the_rate_and_are_decayed_biases_at_twice_the_rate_and_are_not(scenes, tmp_path):
