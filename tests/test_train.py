@@ -195,14 +195,18 @@ def test_every_option_trains_and_is_kept_in_the_checkpoint(scenes, tmp_path, mor
 
 
 def test_few_images_are_seen_more_often_unless_epochs_are_said(scenes, tmp_path, monkeypatch, capsys):
+    def epochs(out, *options):
+        assert train.main(["--data", str(scenes), "--out", str(tmp_path / out), *TINY, "--batch-size", "9", *options]) == 0
+        return json.loads((tmp_path / out / "config.json").read_text())["settings"]["epochs"]
+
+    steps = -(-len(find(scenes).train) // 9)  # of an epoch
     monkeypatch.setitem(train.DEFAULTS, "epochs", (2, 2, 2))
-    monkeypatch.setattr(train, "LEAST_STEPS", 13)
-    steps = -(-len(find(scenes).train) // 4)  # of an epoch
-    assert train.main(["--data", str(scenes), "--out", str(tmp_path / "more"), *TINY]) == 0
-    assert json.loads((tmp_path / "more/config.json").read_text())["settings"]["epochs"] == -(-13 // steps) > 2
-    assert f"last network, of epoch {-(-13 // steps)}, IoU on training images: not road " in capsys.readouterr().out
-    assert run(scenes, tmp_path / "said") == 0  # which says 2
-    assert json.loads((tmp_path / "said/config.json").read_text())["settings"]["epochs"] == 2
+    monkeypatch.setattr(train, "LEAST_STEPS", 3 * steps - 1)
+    assert epochs("default") == 3
+    assert "last network, of epoch 3, IoU on training images: not road " in capsys.readouterr().out
+    assert epochs("said", "--epochs", "1") == 1
+    monkeypatch.setattr(train, "LEAST_STEPS", 1)
+    assert epochs("many") == 2
 
 
 def test_weights_learn_at_the_rate_and_are_decayed_biases_at_twice_the_rate_and_are_not(scenes, tmp_path):
