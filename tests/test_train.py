@@ -201,7 +201,7 @@ def test_few_images_are_seen_more_often_unless_epochs_are_said(scenes, tmp_path,
 
     steps = -(-len(find(scenes).train) // 9)  # of an epoch
     monkeypatch.setitem(train.DEFAULTS, "epochs", (2, 2, 2))
-    monkeypatch.setattr(train, "LEAST_STEPS", 3 * steps - 1)
+    monkeypatch.setattr(train, "LEAST_STEPS", 3 * steps)
     assert epochs("default") == 3
     assert "last network, of epoch 3, IoU on training images: not road " in capsys.readouterr().out
     assert epochs("said", "--epochs", "1") == 1
