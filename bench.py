@@ -97,7 +97,7 @@ def work(options):
     from run import keep_memory, pick_device
 
     device = pick_device(options.device)
-    give_back = keep_memory(device) if "published" not in options.worker else lambda: None
+    give_back = keep_memory(device) if "published" not in options.worker else lambda shape: None
     torch.manual_seed(0)
     task, _, case = options.worker.partition(": ")
     torch.backends.cudnn.benchmark = task == "training"  # as train.py and predict.py have it
@@ -218,7 +218,7 @@ def prediction(case, device, give_back):
     def once():
         classes, confidence, _ = classify(compute, picture.to(device), net.reach, road=1)
         classes.cpu(), confidence.cpu()
-        give_back()
+        give_back(picture.shape)
 
     return {"flop": operations(case, picture.shape, False)}, lambda: {"seconds": timed(once, device)}
 
@@ -263,7 +263,7 @@ def training(case, device, give_back):
 
     def once():
         train.learn(model, optimizer, *next(source), settings, autocast, ranks)
-        give_back()
+        give_back(images.shape)
 
     return about, lambda: {"seconds": timed(once, device)}
 

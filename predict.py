@@ -123,7 +123,7 @@ def predict(options, failed: list[str]):
             writing.append(pool.submit(write, job, options, image, predicted, confidence, classes))
             if len(writing) > WAITING:
                 writing.popleft().result()
-            give_back()
+            give_back(pixels.shape)
             if due:
                 progress.show(f"{progress.done}/{len(jobs)} pictures")
         for written in writing:

@@ -224,7 +224,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
                 group["lr"] = rate * group["times"]
 
             value, norm = learn(model, optimizer, images, labels, settings, autocast, ranks, weights)
-            give_back()
+            give_back(images.shape)
 
             step += 1
             loss_sum += value
