@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("project", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("project", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("project")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +74,11 @@ def two(scenes, tmp_path_factory):
         assert done.returncode == 0, done.stderr[-3000:]
         return [(folder / name / f"status of {rank}").read_text() for rank in (0, 1)], done.stdout
 
-    assert launch("whole", 0, "--data", str(scenes), *TINY)[0] == ["0", "0"]
-    return folder, launch("cut", 4, "--data", str(scenes), *TINY), launch("cut", 0, "--resume")
+    with ThreadPoolExecutor() as pool:  # side by side, since starting takes long
+        whole = pool.submit(launch, "whole", 0, "--data", str(scenes), *TINY)
+        cut = launch("cut", 4, "--data", str(scenes), *TINY), launch("cut", 0, "--resume")
+        assert whole.result()[0] == ["0", "0"]
+    return folder, *cut
 
 
 def test_two_processes_take_the_steps_of_one_with_the_same_batch(scenes, two, tmp_path):
