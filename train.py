@@ -51,7 +51,8 @@ DEFAULTS = {
                                                            # an image's edges look like is part of what is learnt
     "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss; a small fresh network bears more. Paper: of the sum
     "width":         (1.0,        0.25,       1.0),        # factor on the channels of VGG16
-    "fc_channels":   (4096,       256,        4096),       # channels of fc6 and fc7
+    "fc_channels":   ("auto",     256,        4096),       # of fc6 and fc7. auto: as the weights have them; where they have
+                                                           # none, 512, see suited_channels
     "weights":       ("auto",     "none",     "auto"),     # ImageNet is worth many thousand labels; the demo needs no download
     "dropout":       (0.1,        0.1,        0.5),        # with 0.5 fresh fc6 and fc7 score otherwise in training than without
     "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3, see fcn.balance
@@ -81,7 +82,9 @@ DEFAULTS = {
 }
 # What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
 FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
-LEAST_STEPS = 1200  # with --data and without --epochs: few images are seen more often than in 60 epochs
+# Without --epochs the length of --recipe default, with --data, follows from what there is:
+CPU_EPOCHS = 20     # on a processor, where 60 of KITTI Road would take half a day
+LEAST_STEPS = 1200  # few images are seen more often than that
 SAVE_SECONDS = 300  # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
 SYNTHETIC = HERE / "runs" / "synthetic-roads"  # drawn there once, read from there by every run without --data
 
@@ -162,8 +165,9 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     optimizer = sgd(net, settings)
 
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
-    if settings["data"] and not saved and options["epochs"] is None:
-        settings["epochs"] = max(settings["epochs"], math.ceil(LEAST_STEPS / steps_per_epoch))
+    if settings["data"] and settings["recipe"] == "default" and not saved and options["epochs"] is None:
+        epochs = CPU_EPOCHS if device.type == "cpu" else settings["epochs"]
+        settings["epochs"] = max(epochs, math.ceil(LEAST_STEPS / steps_per_epoch))
     total_steps = settings["epochs"] * steps_per_epoch
     step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
@@ -395,13 +399,6 @@ def build(settings, data, reader, saved) -> FCN8s:
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"the checkpoint's weights are not those of its settings ({str(error).splitlines()[0]})") from None
         return net
-    try:
-        net = FCN8s(len(data.classes), settings["pad"], settings["stride"], settings["width"], settings["fc_channels"],
-                    settings["learn_upsampling"], dropout=settings["dropout"])
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    except TypeError:
-        raise InputError(f"--width {settings['width']:g}: makes more channels than can be counted") from None
     path = WEIGHTS if settings["weights"] == "auto" else settings["weights"]
     if settings["weights"] == "auto":
         if settings["width"] != 1:
@@ -409,6 +406,15 @@ def build(settings, data, reader, saved) -> FCN8s:
         if not WEIGHTS.is_file():
             print(convert(download(), WEIGHTS))
     content = {} if path == "none" else read_tensors(path)
+    if settings["fc_channels"] == "auto":
+        settings["fc_channels"] = suited_channels(content)
+    try:
+        net = FCN8s(len(data.classes), settings["pad"], settings["stride"], settings["width"], settings["fc_channels"],
+                    settings["learn_upsampling"], dropout=settings["dropout"])
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    except TypeError:
+        raise InputError(f"--width {settings['width']:g}: makes more channels than can be counted") from None
     if "model" in content:
         print(take_over(net, content, path))
     elif content:
@@ -420,6 +426,16 @@ def build(settings, data, reader, saved) -> FCN8s:
         balance(net, normalise(image))
     print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
     return net
+
+
+def suited_channels(content: dict) -> int:
+    """Channels of fc6 and fc7 that suit the weights to begin with: a checkpoint, ImageNet's, or {} for none."""
+    if isinstance(content.get("config"), dict) and isinstance(content["config"].get("fc_channels"), int):
+        return content["config"]["fc_channels"]
+    if isinstance(content.get("fc6.bias"), torch.Tensor):
+        return content["fc6.bias"].numel()
+    # Of the convolutions alone, as many as pool5: it is what fc6 begins with (vgg.pass_on), and more learnt no more.
+    return 512 if content else 4096
 
 
 def synthetic_roads(folder: Path) -> Path:
@@ -465,7 +481,8 @@ def parse(argv) -> dict:
     add("pad", "padding of conv1_1: 1, or 100 for the authors' network", type=whole, metavar="N")
     add("stride", "FCN-8s, FCN-16s or FCN-32s", type=int, choices=(8, 16, 32))
     add("width", "factor on the channels of VGG16", type=positive)
-    add("fc_channels", "channels of fc6 and fc7", type=whole, metavar="N")
+    add("fc_channels", "channels of fc6 and fc7, or auto: as the weights have them", metavar="N",
+        type=like(r"auto|[1-9]\d{0,17}", "auto or a whole number from 1 up", lambda text: text if text == "auto" else int(text)))
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
     add("skip_scale", "factors on pool4 and pool3: A,B or auto (as long as fc7)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))

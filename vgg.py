@@ -288,12 +288,30 @@ def save_tensors(content: dict, path: Path, before: Path | None = None):
             beside.unlink()
 
 
+@torch.no_grad()
+def pass_on(net: VGG16):
+    """Let fresh fc6 and fc7 begin by handing on what pool5 has found: their channel i is its channel i.
+
+    Identity initialisation (Yu and Koltun 2016, section 3). With He-normal weights the scores would begin from a random
+    mixture of the 512*7*7 numbers that fc6 sees, to be sorted out from a few hundred images; so they begin from features
+    that a million images have taught. A tenth of the fresh weights stays, for what is to be learnt from the rest of the
+    window, and for channels that pool5 does not have.
+    """
+    for layer in (net.fc6, net.fc7):
+        layer.weight *= 0.1
+    middle = net.fc6.kernel_size[0] // 2
+    for i in range(min(net.fc6.weight.shape[:2])):
+        net.fc6.weight[i, i, middle, middle] += 1
+    for i in range(net.channels["fc7"]):
+        net.fc7.weight[i, i] += 1
+
+
 def load_imagenet(net: VGG16, path) -> str:
     """Load converted ImageNet weights (`python weights/convert.py`) into `net`; returns one line on what was loaded.
 
     Strict: a tensor that is missing, extra, wrongly shaped or not finite raises InputError with its name, and leaves
-    `net` as it was. One exception: a file with the thirteen convolutions alone leaves fc6 and fc7 as they are, freshly
-    initialised, and the line says so.
+    `net` as it was. One exception: a file with the thirteen convolutions alone is completed by `pass_on`, and the line
+    says so.
     """
     state = read_tensors(path)
     wanted = net.state_dict()
@@ -318,7 +336,8 @@ def load_imagenet(net: VGG16, path) -> str:
             raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged")
     net.load_state_dict(state, strict=False)  # strict by the checks above, but for the declared exception
     if features_only:
-        return f"{path}: 13 convolutions from ImageNet; the file has no fc6 and fc7, they start fresh (He-initialised)"
+        pass_on(net)
+        return f"{path}: 13 convolutions from ImageNet; the file has no fc6 and fc7, they start fresh, passing pool5 on"
     return f"{path}: 13 convolutions, fc6 and fc7 from ImageNet"
 
 

@@ -19,7 +19,7 @@ import train
 from data import find, read_kitti_label
 from fcn import IGNORE, FCN8s, loss, take_over
 from ranks import Ranks
-from vgg import InputError
+from vgg import VGG16, InputError
 
 TINY = ["--width", "0.03125", "--fc-channels", "8", "--crop", "none", "--weights", "none", "--workers", "0",
         "--device", "cpu", "--amp", "off"]
@@ -194,19 +194,37 @@ def test_every_option_trains_and_is_kept_in_the_checkpoint(scenes, tmp_path, mor
     assert {**checkpoint["settings"], **checkpoint["config"]}[setting] == value
 
 
-def test_few_images_are_seen_more_often_unless_epochs_are_said(scenes, tmp_path, monkeypatch, capsys):
+def test_a_run_is_short_on_a_processor_and_long_on_few_images_unless_epochs_are_said(scenes, tmp_path, monkeypatch, capsys):
     def epochs(out, *options):
         assert train.main(["--data", str(scenes), "--out", str(tmp_path / out), *TINY, "--batch-size", "9", *options]) == 0
         return json.loads((tmp_path / out / "config.json").read_text())["settings"]["epochs"]
 
     steps = -(-len(find(scenes).train) // 9)  # of an epoch
-    monkeypatch.setitem(train.DEFAULTS, "epochs", (2, 2, 2))
+    monkeypatch.setattr(train, "CPU_EPOCHS", 2)
     monkeypatch.setattr(train, "LEAST_STEPS", 3 * steps)
     assert epochs("default") == 3
     assert "last network, of epoch 3, IoU on training images: not road " in capsys.readouterr().out
     assert epochs("said", "--epochs", "1") == 1
     monkeypatch.setattr(train, "LEAST_STEPS", 1)
     assert epochs("many") == 2
+
+
+def test_fc6_has_as_many_channels_as_the_weights_unless_they_are_said(scenes, tmp_path):
+    def channels(name, weights, *options):
+        argv = ["--data", str(scenes), "--out", str(tmp_path / name), "--epochs", "1", "--weights", str(weights), "--width", "0.03125",
+                "--workers", "0", "--device", "cpu", *options]
+        assert train.main(argv) == 0
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config["settings"]["fc_channels"] == config["config"]["fc_channels"]
+        return config["config"]["fc_channels"]
+
+    whole = VGG16(width=1 / 32, fc_channels=6).state_dict()
+    torch.save(whole, tmp_path / "whole.pth")
+    torch.save({name: p for name, p in whole.items() if "fc" not in name}, tmp_path / "features.pth")
+    assert channels("whole", tmp_path / "whole.pth") == 6
+    assert channels("features", tmp_path / "features.pth") == 512
+    assert channels("said", tmp_path / "features.pth", "--fc-channels", "7") == 7
+    assert channels("checkpoint", tmp_path / "said" / "best.pt") == 7
 
 
 def test_weights_learn_at_the_rate_and_are_decayed_biases_at_twice_the_rate_and_are_not(scenes, tmp_path):

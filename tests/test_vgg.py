@@ -125,18 +125,36 @@ def write(path, state):
     return path
 
 
-def test_a_whole_file_loads_and_a_features_only_file_leaves_fc6_and_fc7(tmp_path):
+def test_a_whole_file_loads_and_of_a_features_only_file_the_convolutions(tmp_path):
     source, whole, features = small(), small(), small()
     line = load_imagenet(whole, write(tmp_path / "whole.pth", source.state_dict()))
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), source.state_dict().values()))
     assert "fc6 and fc7 from ImageNet" in line and "\n" not in line
 
-    fresh = {name: p.clone() for name, p in features.state_dict().items()}
     convolutions = {name: p for name, p in source.state_dict().items() if name.startswith("conv")}
     line = load_imagenet(features, write(tmp_path / "features.pth", convolutions))
-    for name, p in features.state_dict().items():
-        assert torch.equal(p, convolutions.get(name, fresh[name])), name
+    assert all(torch.equal(features.state_dict()[name], p) for name, p in convolutions.items())
     assert "fresh" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("pad, channels", [(1, 32), (1, 16), (1, 80), (100, 32)])
+def test_with_the_convolutions_alone_fc7_begins_as_pool5(pad, channels, tmp_path):
+    torch.manual_seed(0)
+    net = VGG16(pad, width=1 / 16, fc_channels=channels).eval()
+    convolutions = {name: p for name, p in net.state_dict().items() if name.startswith("conv")}
+    pools = []
+    net.pool5.register_forward_hook(lambda layer, inputs, output: pools.append(output))
+
+    def distance():  # of fc7 from pool5, as a share of pool5, in the channels that both have
+        *_, fc7 = net(torch.randn(1, 3, 160, 224, generator=torch.Generator().manual_seed(1)))
+        pool5 = pools[-1] if pad == 1 else pools[-1][:, :, 3:-3, 3:-3]  # fc6 has no padding then
+        common = min(channels, pool5.shape[1])
+        return (fc7[:, :common] - pool5[:, :common]).norm() / pool5[:, :common].norm()
+
+    with torch.no_grad():
+        assert distance() > 0.8
+        load_imagenet(net, write(tmp_path / "features.pth", convolutions))
+        assert distance() < 0.4
 
 
 def spoil(state, how):
