@@ -58,7 +58,8 @@ DEFAULTS = {
     "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3, see fcn.balance
     "task":          ("road",     "road",     "road"),     # KITTI's ground truth: road or lane
     "classes":       ("all",      "all",      "all"),      # or names with commas between; the others become background
-    "class_weights": ("none",     "none",     "none"),     # sqrt: rare classes count more, see batches.class_weights
+    "class_weights": ("auto",     "auto",     "none"),     # sqrt, rare classes count more (batches.class_weights), where mean
+                                                           # IoU is the goal; none for a road, whose MaxF finds its own threshold
     "pad":           (1,          1,          100),        # 1, no border: the same network with a third less work (fcn.py)
     "stride":        (8,          8,          8),          # FCN-8s
     "learn_upsampling": (False,   False,      False),      # bilinear and fixed, as in the authors' networks
@@ -154,6 +155,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     if ranks.first:
         check(data, reader, crop if options["crop"] else None)
 
+    if settings["class_weights"] == "auto":
+        settings["class_weights"] = "sqrt" if data.road is None else "none"
     weights = None
     if settings["class_weights"] == "sqrt":
         weights = class_weights((data.read_label(sample.label) for sample in data.train), len(data.classes)).to(device)
@@ -487,7 +490,7 @@ def parse(argv) -> dict:
     add("skip_scale", "factors on pool4 and pool3: A,B or auto (as long as fc7)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
     add("class_weights", "what a pixel counts in the loss: alike, or by 1 / sqrt(frequency of its class)",
-        choices=("none", "sqrt"))
+        choices=("auto", "none", "sqrt"))
     add("recompute", "compute activations twice instead of keeping them", action="store_const", const=True)
     add("compile", "compile the network with torch.compile", action="store_const", const=True)
     add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)

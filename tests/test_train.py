@@ -111,7 +111,7 @@ def test_the_best_checkpoint_is_that_of_the_best_row_of_the_log(scenes, tmp_path
     run(scenes, tmp_path, "--epochs", "4", "--lr", "0.05")
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     rows = log_of(tmp_path)
-    assert best["best"] == max(row["MaxF_URBAN_image"] for row in rows) > 0
+    assert best["best"] == max(row["MaxF_URBAN_image"] for row in rows) > 0 and best["settings"]["class_weights"] == "none"
     assert rows[best["epoch"] - 1]["MaxF_URBAN_image"] == best["best"] == best["result"]["MaxF"]
 
 
@@ -126,6 +126,7 @@ def test_own_pictures_and_masks_are_judged_by_mean_iou(scenes, tmp_path):
     assert run(tmp_path / "own", tmp_path / "run", "--epochs", "3", "--lr", "0.05") == 0
     best, rows = torch.load(tmp_path / "run/best.pt", weights_only=True), log_of(tmp_path / "run")
     assert best["best"] == max(row["mean_iou"] for row in rows) and not any("MaxF" in name for name in rows[0])
+    assert best["settings"]["class_weights"] == "sqrt"  # for mean IoU all classes count alike, the rare ones too
 
 
 def test_the_log_of_kitti_has_the_benchmarks_measures_by_category_and_from_above(scenes, tmp_path, capsys):
