@@ -23,6 +23,7 @@ from vgg import IMAGE_MEAN, IMAGE_STD
 SCALE = (0.75, 1.35)       # random scale; the network meets each car nearer and farther than it was
 CONTRAST = 0.3             # contrast times 0.7 ... 1.3, around mid-grey
 BRIGHTNESS = 40            # plus or minus this many of 255 levels
+RAREST = 1e-4              # share of the pixels: rarer classes weigh no more than this (class_weights)
 
 
 def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
@@ -59,12 +60,13 @@ def class_weights(labels: Iterable[np.ndarray], classes: int) -> torch.Tensor:
     """float32 [C]: what a pixel of each class counts in the loss, so that rare classes are not lost among the others.
 
     labels uint8 [H, W] of all training images. A class of frequency f counts as 1 / sqrt(f), up to a factor that makes the
-    mean over all pixels 1; 1 / f would give each class the same say however few pixels show it, and costs the frequent
-    ones too much. A class that no image has counts as 1.
+    mean over all pixels 1: between all pixels alike (1) and all classes alike however few pixels show them (1 / f). Below
+    RAREST the weight grows no more, or a few stray pixels would outweigh all else. A class that no image has counts as 1.
     """
     counts = sum(np.bincount(label.ravel(), minlength=256)[:classes] for label in labels)
-    weights = np.where(counts > 0, 1 / np.sqrt(np.maximum(counts, 1)), 0)
-    weights *= counts.sum() / max((counts * weights).sum(), 1e-9)
+    frequency = counts / max(counts.sum(), 1)
+    weights = 1 / np.sqrt(np.maximum(frequency, RAREST))
+    weights /= (frequency * weights).sum() or 1
     return torch.tensor(np.where(counts > 0, weights, 1), dtype=torch.float32)
 
 

@@ -88,11 +88,13 @@ def kept(data: DataSet, keep: str) -> DataSet:
     """The data set with only the named classes; all others are class 0, background. Raises InputError."""
     if keep == "all":
         return data
-    names = list(dict.fromkeys(keep.split(",")))
+    names = list(dict.fromkeys(name.strip() for name in keep.split(",")))
     for name in names:
         if name not in data.classes:
             raise InputError(f"--classes {keep}: there is no class {name!r}; there are {', '.join(data.classes)}")
     classes = ["background", *(name for name in names if name != "background")]
+    if len(classes) == 1:
+        raise InputError(f"--classes {keep}: name what is to be told from the background; there are {', '.join(data.classes)}")
     new = np.zeros(256, np.uint8)
     new[IGNORE] = IGNORE
     for i, name in enumerate(data.classes):
@@ -181,30 +183,34 @@ def find_masks(root: Path, split_seed: int) -> DataSet:
 def find_voc(root: Path) -> DataSet:
     """PASCAL VOC 2012 (a folder VOCdevkit/VOC2012), and with it the masks of SBD (Hariharan et al. 2011) as PNGs.
 
-    val.txt names the held-out images. trainaug.txt those to train on, if it is there: the 10,582 of both collections, less
-    val's, that results are mostly given for; else train.txt, 1,464. A mask that VOC has not is SegmentationClassAug's.
+    val.txt names the held-out images. trainaug.txt (or train_aug.txt) those to train on, if it is there: the 10,582 of both
+    collections, less val's, that results are mostly given for; else train.txt, 1,464. Images without a mask in
+    SegmentationClass take it from SegmentationClassAug.
     """
     lists = root / "ImageSets" / "Segmentation"
 
     def named(split):
         try:
-            stems = (lists / f"{split}.txt").read_text(encoding="ascii").split()
+            stems = dict.fromkeys((lists / f"{split}.txt").read_text(encoding="utf-8-sig").split())  # a name twice is one
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{lists / split}.txt: cannot be read as a list of images "
                              f"({getattr(error, 'strerror', 'not text')})") from None
         samples = []
         for stem in stems:
+            if "/" in stem or "\\" in stem:
+                raise InputError(f"{lists / split}.txt: names {stem[:60]!r}; a list with paths has to be cut down to names")
+            image = root / "JPEGImages" / f"{stem}.jpg"
             masks = [root / folder / f"{stem}.png" for folder in ("SegmentationClass", "SegmentationClassAug")]
             mask = next((file for file in masks if file.is_file()), None)
-            if "/" in stem or "\\" in stem or not mask:
-                raise InputError(f"{lists / split}.txt: names {stem[:60]!r}, but there is no {masks[0].name[:60]!r} in "
-                                 f"{masks[0].parent} (a list with its own paths has to be cut down to names)")
-            samples.append(Sample(root / "JPEGImages" / f"{stem}.jpg", mask, ""))
+            for file in (image, mask or masks[0]):
+                if not file.is_file():
+                    raise InputError(f"{lists / split}.txt: names {stem[:60]!r}, but there is no {file.name[:64]!r} in {file.parent}")
+            samples.append(Sample(image, mask, ""))
         if not samples:
             raise InputError(f"{lists / split}.txt: names no images")
         return samples
 
-    split = "trainaug" if (lists / "trainaug.txt").is_file() else "train"
+    split = next((name for name in ("trainaug", "train_aug") if (lists / f"{name}.txt").is_file()), "train")
     train, val = named(split), named("val")
     if both := {s.image for s in train} & {s.image for s in val}:
         raise InputError(f"{lists / split}.txt: {len(both)} of its images are in val.txt too, as {min(both).stem}; take them "

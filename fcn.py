@@ -206,11 +206,12 @@ def spans(length: int, window: int, margin: int) -> list[tuple[int, int, int, in
 
 @torch.no_grad()
 def classify(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE, road: int | None = None,
-             labels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+             labels: torch.Tensor | None = None, weights: torch.Tensor | None = None,
+             ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(classes, confidence, loss) of one image [1, 3, H, W] of any size, see `tiled`.
 
     classes uint8 [H, W]; confidence uint8 [H, W], 255 times the probability of class `road`, zeros if there is none;
-    loss as below, if there are labels [1, H, W]. All on the image's device.
+    loss as below, with its `weights`, if there are labels [1, H, W]. All on the image's device.
     """
     classes = torch.empty(image.shape[2:], dtype=torch.uint8, device=image.device)
     confidence, total, valid = torch.zeros_like(classes), 0.0, 0
@@ -221,7 +222,7 @@ def classify(compute: Callable, image: torch.Tensor, reach: float, tile: int = T
         if labels is not None:
             part = labels[:, rows, columns]
             pixels = (part != IGNORE).sum()
-            total, valid = total + loss(scores, part) * pixels, valid + pixels
+            total, valid = total + loss(scores, part, weights=weights) * pixels, valid + pixels
     return classes, confidence, None if labels is None else total / valid.clamp(min=1)
 
 
@@ -285,8 +286,9 @@ def loss(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor | None
     pixels    by how many to divide, where this is a part of a larger batch; else the valid pixels are counted
     weights   [C], by which the pixels of each class count (batches.class_weights); else all count alike
 
-    A batch without a valid pixel gives 0, with gradients of 0. The authors sum over pixels instead, with rates
-    smaller by the number of pixels.
+    The sum is divided by the pixels, not by the sum of their weights: what a pixel counts does not depend on its batch.
+    A batch without a valid pixel gives 0, with gradients of 0. The authors' released solvers sum over pixels instead, with
+    rates smaller by about the number of pixels.
     """
     total = F.cross_entropy(scores.float(), labels, weights, ignore_index=IGNORE, reduction="sum")
     return total / ((labels != IGNORE).sum() if pixels is None else pixels).clamp(min=1)

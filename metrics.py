@@ -130,10 +130,10 @@ class RoadScores:
         self.images[key] = self.images.get(key, 0) + 1
 
     def add_sample(self, sample: Sample, confidence: torch.Tensor, labels: torch.Tensor):
-        """The maps [H, W] of a sample: in the image and, where its calibration file exists, in bird's-eye view."""
+        """The maps [H, W] of a sample: in the image and, where it is KITTI's and has a calibration, in bird's-eye view."""
         category, calibration = sample.group or "all", calibration_of(sample.image)
         self.add("image", category, confidence, labels)
-        if calibration.is_file():
+        if sample.group and calibration.is_file():
             cells = bird_cells(calibration, *labels.shape).to(labels.device)
             self.add("bev", category, bird_view(confidence, cells, 0), bird_view(labels, cells, IGNORE))
 

@@ -77,6 +77,8 @@ def predict(options, failed: list[str]):
     if road is None and (options.confidence or options.kitti):
         raise InputError(f"{options.checkpoint}: no class is called road or lane, so there is no road confidence; "
                          f"the classes are {', '.join(classes)}")
+    if options.kitti and classes[road] not in ("road", "lane"):
+        raise InputError(f"{options.checkpoint}: was trained to find {classes[road]}; KITTI Road takes road or lane")
     if options.tile < 2 * halo(net.reach) + 32:
         raise InputError(f"--tile {options.tile}: at least {2 * halo(net.reach) + 32} are needed, most of it halo")
     device = pick_device(options.device)

@@ -23,10 +23,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Callable
 
+import numpy as np
 import torch
 
 from data import DataSet, Reader, calibration_of
-from fcn import IGNORE
 from metrics import homography
 from vgg import InputError, read_tensors, save_tensors
 
@@ -201,18 +201,18 @@ class Progress:
 def check(data: DataSet, reader: Reader, crop: tuple[int, int] | None):
     """Read every file once: no run shall die in its third hour of one that could have been read at the start.
 
-    Raises InputError for what cannot be used: a picture, label or calibration; labels without a class that counts; a
-    `crop` larger than all images.
+    Raises InputError for what cannot be used: a picture, label or calibration; labels without a class that counts, or of
+    one class alone; a `crop` larger than all images.
     """
     samples = data.train + data.val
     progress, largest = Progress(len(samples)), (0, 0)
-    counting = {"training": 0, "held-out": 0}
+    counting = {part: np.zeros(len(data.classes), np.int64) for part in ("training", "held-out")}
 
     def read(sample):
         if data.kitti and calibration_of(sample.image).is_file():
             homography(calibration_of(sample.image))
         label = reader(sample)[1]
-        return label.shape, int((label != IGNORE).sum())
+        return label.shape, np.bincount(label.ravel(), minlength=256)[:len(data.classes)]
 
     with ThreadPoolExecutor() as pool:
         futures = [pool.submit(read, sample) for sample in samples]
@@ -227,9 +227,14 @@ def check(data: DataSet, reader: Reader, crop: tuple[int, int] | None):
             pool.shutdown(cancel_futures=True)  # after an error: do not read what nobody will use
     progress.line(f"{len(samples)} images read, the largest {largest[1]}x{largest[0]}")
     for part, pixels in counting.items():
-        if not pixels:
+        if not pixels.any():
             raise InputError(f"{samples[0].label.parent}: no pixel of a {part} image has a class that counts; compare the "
                              "ids in the masks with classes.txt")
+    if (counting["training"] > 0).sum() == 1:
+        raise InputError(f"{samples[0].label.parent}: every training pixel that counts is of one class, "
+                         f"{data.classes[counting['training'].argmax()]}; masks hold the ids 0, 1, 2, ..., and 255 is ignored")
+    if unseen := [name for name, pixels in zip(data.classes, counting["training"]) if not pixels]:
+        progress.line(f"no training image shows: {', '.join(unseen)}")
     if crop and min(crop[0] - largest[0], crop[1] - largest[1]) > 0:
         raise InputError(f"--crop {crop[0]}x{crop[1]}: every image is smaller, the largest {largest[0]}x{largest[1]}; "
                          "leave it out for whole images")

@@ -1,4 +1,4 @@
-"""python train.py --data DIR: train FCN-8s on KITTI Road, or on pictures and masks (data.py shows the layouts).
+"""python train.py --data DIR: train FCN-8s on KITTI Road, PASCAL VOC, or pictures and masks (layouts: data.py).
 python train.py: the same on synthetic roads (roads.py), with a network reduced to a size for two processor cores.
 
 In the folder --out (default runs/NAME): config.json, log.csv, curves.png, samples.png, best.pt, and last.pt, from which
@@ -41,18 +41,19 @@ HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "weights" / "vgg16.pth"
 
 # Every default, once. The first value holds with --data. The second holds for the synthetic roads, which must train from
-# scratch in a few minutes on a processor. The third is that of the authors (section 4.3), for --recipe paper.
+# scratch in a few minutes on a processor. The third is that of the networks that the authors released with the paper's
+# longer version (Shelhamer, Long and Darrell 2017; solver.prototxt of voc-fcn8s-atonce), for --recipe paper.
 #                     real        synthetic   paper
 DEFAULTS = {
     "recipe":        ("default", "default",  "paper"),
-    "epochs":        (60,         22,         12),         # KITTI Road: 60 x 231 steps; the paper: 100,000 of 8,498 images
+    "epochs":        (60,         22,         36),         # KITTI Road: 60 x 231 steps; the authors: 300,000 on 8,498 images
     "batch_size":    (1,          2,          1),          # 1: least memory, and the most steps per epoch
     "crop":          ("384x1248", "96x320",   "none"),     # largest part of an image to train on: here the whole, since what
                                                            # an image's edges look like is part of what is learnt
     "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss; a small fresh network bears more. Paper: of the sum
     "width":         (1.0,        0.25,       1.0),        # factor on the channels of VGG16
-    "fc_channels":   ("auto",     256,        4096),       # of fc6 and fc7. auto: as the weights have them; where they have
-                                                           # none, 512, see suited_channels
+    "fc_channels":   ("auto",     256,        4096),       # of fc6 and fc7. auto: as the weights have them; 512 where they
+                                                           # have no fc6, see suited_channels
     "weights":       ("auto",     "none",     "auto"),     # ImageNet is worth many thousand labels; the demo needs no download
     "dropout":       (0.1,        0.1,        0.5),        # with 0.5 fresh fc6 and fc7 score otherwise in training than without
     "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3, see fcn.balance
@@ -83,9 +84,10 @@ DEFAULTS = {
 }
 # What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
 FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
-# Without --epochs the length of --recipe default, with --data, follows from what there is:
+# Without --epochs the length of a run with --data follows from what there is:
 CPU_EPOCHS = 20     # on a processor, where 60 of KITTI Road would take half a day
 LEAST_STEPS = 1200  # few images are seen more often than that
+PAPER_STEPS = {"at once": 300_000, "stage": 100_000}  # of --recipe paper
 SAVE_SECONDS = 300  # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
 SYNTHETIC = HERE / "runs" / "synthetic-roads"  # drawn there once, read from there by every run without --data
 
@@ -159,7 +161,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         settings["class_weights"] = "sqrt" if data.road is None else "none"
     weights = None
     if settings["class_weights"] == "sqrt":
-        weights = class_weights((data.read_label(sample.label) for sample in data.train), len(data.classes)).to(device)
+        weights = class_weights((reader(sample)[1] for sample in data.train), len(data.classes)).to(device)
 
     # Network and optimizer
     net = build(settings, data, reader, saved).to(device)  # weights stay contiguous; the images are channels_last
@@ -168,9 +170,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     optimizer = sgd(net, settings)
 
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
-    if settings["data"] and settings["recipe"] == "default" and not saved and options["epochs"] is None:
-        epochs = CPU_EPOCHS if device.type == "cpu" else settings["epochs"]
-        settings["epochs"] = max(epochs, math.ceil(LEAST_STEPS / steps_per_epoch))
+    if settings["data"] and not saved and options["epochs"] is None:
+        settings["epochs"] = suited_epochs(settings, steps_per_epoch, device)
     total_steps = settings["epochs"] * steps_per_epoch
     step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
@@ -244,7 +245,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {value.item():.4f}  rate {rate:.2e}")
 
         trained_at = time.perf_counter()
-        result, pictures = evaluate(net, data, data.val, reader, device, autocast, settings["workers"], ranks, shown, stop)
+        result, pictures = evaluate(net, data, data.val, reader, device, autocast, settings["workers"], ranks, shown, stop,
+                                    weights)
         asked = ranks.largest(stop.asked)
         if asked or diverged.item():
             keep(asked)  # which does not return
@@ -293,7 +295,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
 
 
 def sgd(net: FCN8s, settings: dict) -> torch.optim.SGD:
-    """The optimizer (section 4.3): each group's rate is `times` the schedule's."""
+    """The optimizer (section 4.3): each group's rate is `times` the schedule's, twice for biases."""
     trained = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in trained if name.endswith("weight")], "times": 1, "weight_decay": settings["weight_decay"]},
@@ -356,10 +358,11 @@ def training_batches(reader, samples, epoch: int, crop, settings, ranks, done: i
     return batches(shares, load, settings["workers"])
 
 
-def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown=(), stop=None) -> tuple[dict, list]:
+def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown=(), stop=None, weights=None,
+             ) -> tuple[dict, list]:
     """(result, pictures) over whole images at their own size, one at a time. Ends early, with a part, once `stop` is asked.
 
-    result    `scores` of the pooled confusion matrix; `loss`, the mean over images, all classes alike; where one class is
+    result    `scores` of the pooled confusion matrix; `loss`, the mean over images, with the `weights` of training; where one class is
               sought (KITTI's road) `road`, the results of RoadScores, and `MaxF` of all in the image; `goal`: which of
               them says that a network is better
     pictures  (image, truth, prediction), uint8 arrays, of the samples with the indices in `shown`
@@ -371,7 +374,7 @@ def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown
     mine = ranks.share(list(range(len(samples))))
     with autocast():  # around all images: so the convolutions' weights are turned to bf16 once
         for i, (images, labels) in zip(mine, on_device(batches([[samples[i]] for i in mine], reader, workers), device)):
-            predicted, confidence, value = classify(net, images, net.reach, road=data.road, labels=labels)
+            predicted, confidence, value = classify(net, images, net.reach, road=data.road, labels=labels, weights=weights)
             matrix += confusion(predicted, labels[0], len(data.classes))
             loss_sum += value
             if data.road:
@@ -431,13 +434,22 @@ def build(settings, data, reader, saved) -> FCN8s:
     return net
 
 
+def suited_epochs(settings: dict, steps_per_epoch: int, device: torch.device) -> int:
+    """The length of a run that was not told."""
+    if settings["recipe"] == "paper":
+        at_once = settings["stride"] == 8 and settings["skip_scale"] == DEFAULTS["skip_scale"][2]
+        return math.ceil(PAPER_STEPS["at once" if at_once else "stage"] / steps_per_epoch)
+    epochs = CPU_EPOCHS if device.type == "cpu" else settings["epochs"]
+    return max(epochs, math.ceil(LEAST_STEPS / steps_per_epoch))
+
+
 def suited_channels(content: dict) -> int:
     """Channels of fc6 and fc7 that suit the weights to begin with: a checkpoint, ImageNet's, or {} for none."""
     if isinstance(content.get("config"), dict) and isinstance(content["config"].get("fc_channels"), int):
         return content["config"]["fc_channels"]
     if isinstance(content.get("fc6.bias"), torch.Tensor):
         return content["fc6.bias"].numel()
-    # Of the convolutions alone, as many as pool5: it is what fc6 begins with (vgg.pass_on), and more learnt no more.
+    # Of the convolutions alone, as many as pool5: it is what fc6 begins with (vgg.identity_init), and more learnt no more.
     return 512 if content else 4096
 
 
@@ -462,7 +474,7 @@ def parse(argv) -> dict:
             f"; paper: {paper}" if paper != real else "")
         parser.add_argument("--" + name.replace("_", "-"), default=None, help=f"{help} (default {said})", **kind)
 
-    parser.add_argument("--data", metavar="DIR", type=like("(?s).+", "a folder"), help="KITTI Road, or images and masks (default: synthetic roads)")
+    parser.add_argument("--data", metavar="DIR", type=like("(?s).+", "a folder"), help="KITTI Road, PASCAL VOC, or images and masks (default: synthetic roads)")
     parser.add_argument("--out", metavar="DIR", help="folder of this run (default runs/NAME, the first free)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.pt")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
@@ -471,7 +483,8 @@ def parse(argv) -> dict:
     add("classes", "names of the classes to tell apart, with commas between, the others as background; or all", metavar="A,B")
     add("weights", "to begin with: ImageNet's converted (auto: weights/vgg16.pth, else a download), a best.pt, or none",
         metavar="PATH")
-    add("epochs", "passes over the training images", type=whole, metavar="N")
+    add("epochs", f"passes over the training images; with --data on a processor {CPU_EPOCHS}, of few images as many as make "
+        f"{LEAST_STEPS} steps", type=whole, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
     add("crop", "largest training window, HxW, or none", type=like(r"none|[1-9]\d{0,6}x[1-9]\d{0,6}", "none or a size, HxW"),
         metavar="HxW")
@@ -489,7 +502,7 @@ def parse(argv) -> dict:
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
     add("skip_scale", "factors on pool4 and pool3: A,B or auto (as long as fc7)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
-    add("class_weights", "what a pixel counts in the loss: alike, or by 1 / sqrt(frequency of its class)",
+    add("class_weights", "what a pixel counts in the loss: alike, by 1 / sqrt(frequency of its class), or auto: sqrt where mean IoU is the goal",
         choices=("auto", "none", "sqrt"))
     add("recompute", "compute activations twice instead of keeping them", action="store_const", const=True)
     add("compile", "compile the network with torch.compile", action="store_const", const=True)

@@ -289,7 +289,7 @@ def save_tensors(content: dict, path: Path, before: Path | None = None):
 
 
 @torch.no_grad()
-def pass_on(net: VGG16):
+def identity_init(net: VGG16):
     """Let fresh fc6 and fc7 begin by handing on what pool5 has found: their channel i is its channel i.
 
     Identity initialisation (Yu and Koltun 2016, section 3). With He-normal weights the scores would begin from a random
@@ -310,7 +310,7 @@ def load_imagenet(net: VGG16, path) -> str:
     """Load converted ImageNet weights (`python weights/convert.py`) into `net`; returns one line on what was loaded.
 
     Strict: a tensor that is missing, extra, wrongly shaped or not finite raises InputError with its name, and leaves
-    `net` as it was. One exception: a file with the thirteen convolutions alone is completed by `pass_on`, and the line
+    `net` as it was. One exception: a file with the thirteen convolutions alone is completed by `identity_init`, and the line
     says so.
     """
     state = read_tensors(path)
@@ -336,7 +336,7 @@ def load_imagenet(net: VGG16, path) -> str:
             raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged")
     net.load_state_dict(state, strict=False)  # strict by the checks above, but for the declared exception
     if features_only:
-        pass_on(net)
+        identity_init(net)
         return f"{path}: 13 convolutions from ImageNet; the file has no fc6 and fc7, they start fresh, passing pool5 on"
     return f"{path}: 13 convolutions, fc6 and fc7 from ImageNet"
 

@@ -159,6 +159,10 @@ def test_classes_that_are_not_kept_become_background_and_ignored_pixels_stay_so(
     names = draw.draw(st.lists(st.sampled_from(classes), min_size=1, max_size=4))
     label = np.array(draw.draw(st.lists(st.sampled_from([*range(len(classes)), IGNORE]), min_size=1, max_size=20)), np.uint8)
     all_of_them = data.DataSet("here", classes, [], [], lambda path: label)
+    if set(names) == {"background"}:
+        with pytest.raises(InputError, match="told from the background"):
+            data.kept(all_of_them, "background")
+        return
     some = data.kept(all_of_them, ",".join(names))
     assert some.classes[0] == "background" and set(some.classes[1:]) == set(names) - {"background"}
     assert len(set(some.classes)) == len(some.classes)
@@ -175,6 +179,7 @@ def test_one_kept_class_is_scored_as_the_road_is(tmp_path):
     (tmp_path / "classes.txt").write_text("sky\ncar\nhouse\nhedge\n")
     assert find(tmp_path).road is None and find(tmp_path, keep="car,sky").road is None
     assert find(tmp_path, keep="car").road == 1 and find(kitti(tmp_path / "kitti")).road == 1
+    assert find(tmp_path, keep="car, sky").classes == ["background", "car", "sky"]
     with pytest.raises(InputError, match="'cat'.*sky, car, house, hedge"):
         find(tmp_path, keep="car,cat")
 
@@ -211,9 +216,28 @@ def test_voc_is_read_with_its_own_split_palette_masks_and_border(tmp_path):
 
 def test_masks_of_sbd_join_those_of_voc_where_the_list_names_them(tmp_path):
     root = voc(tmp_path, train=["1"], val=["3"], trainaug=["1", "2x"])
+    picture(root / "SegmentationClassAug/1.png", [[0]])  # VOC's own mask of an image comes first
     found = find(root)
     assert [s.label.parent.name for s in found.train] == ["SegmentationClass", "SegmentationClassAug"]
     assert "2 training (trainaug)" in found.found
+    lists = root / "ImageSets/Segmentation"
+    (lists / "trainaug.txt").rename(lists / "train_aug.txt")
+    assert find(root).train == found.train and "(train_aug)" in find(root).found
+
+
+def test_the_classes_of_voc_are_in_its_own_order_and_can_be_chosen_among(tmp_path):
+    root = voc(tmp_path, train=["1"], val=["2"])
+    assert find(root).classes == ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+                                  "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+                                  "train", "tvmonitor"]
+    found = find(root, keep="person")
+    assert found.read_label(found.val[0].label)[1].tolist() == [255, 0, 1, 0, 255]
+
+
+def test_a_list_of_voc_may_have_a_byte_order_mark_and_name_an_image_twice(tmp_path):
+    root = voc(tmp_path, train=["1"], val=["2"])
+    (root / "ImageSets/Segmentation/train.txt").write_text("\ufeff1\n1\n", encoding="utf-8")
+    assert [s.image.stem for s in find(root).train] == ["1"]
 
 
 @pytest.mark.parametrize("spoilt, says", [
@@ -222,6 +246,7 @@ def test_masks_of_sbd_join_those_of_voc_where_the_list_names_them(tmp_path):
     (lambda root: (root / "ImageSets/Segmentation/val.txt").write_bytes(b"\xff"), "val.txt: cannot be read.*not text"),
     (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("../1"), "val.txt: names '../1'"),
     (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("1"), "1 of its images are in val.txt too, as 1"),
+    (lambda root: (root / "JPEGImages/2.jpg").unlink(), "names '2', but there is no '2.jpg'"),
     (lambda root: (root / "SegmentationClass/2.png").unlink(), "names '2', but there is no '2.png'"),
     (lambda root: picture(root / "SegmentationClass/2.png", [[21]]), "2.png: has the class 21"),
 ])
@@ -313,6 +338,13 @@ def test_class_weights_fall_with_the_root_of_frequency_and_have_mean_one_over_th
             assert weights[a] / weights[b] == pytest.approx((pixels.count(b) / pixels.count(a)) ** 0.5)
     if pixels:
         assert sum(weights[label] for label in pixels) / len(pixels) == pytest.approx(1)
+
+
+def test_stray_pixels_of_a_class_weigh_no_more_than_those_of_a_rare_one():
+    image = np.zeros((1000, 1000), np.uint8)
+    image[0, 0], image[1, :100] = 1, 2  # one pixel in a million, and a hundred
+    none, stray, rare = class_weights([image], 3).tolist()
+    assert none == pytest.approx(1, abs=0.02) and stray == rare == pytest.approx(100, rel=0.02)
 
 
 # ---- augmentation ----

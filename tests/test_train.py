@@ -129,6 +129,21 @@ def test_own_pictures_and_masks_are_judged_by_mean_iou(scenes, tmp_path):
     assert best["settings"]["class_weights"] == "sqrt"  # for mean IoU all classes count alike, the rare ones too
 
 
+def test_masks_of_one_class_are_refused_and_a_class_without_pixels_is_named(scenes, tmp_path, capsys):
+    """255 for the object is the commonest slip: it is ignored, and there is nothing left to tell apart."""
+    for i in range(6):
+        for part, picture in (("images", np.full((32, 32, 3), 9)), ("masks", np.eye(32) * 255)):
+            (tmp_path / "own" / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.astype(np.uint8)).save(tmp_path / f"own/{part}/{i}.png")
+    assert run(tmp_path / "own", tmp_path / "run") == 2
+    assert "one class, class 0; masks hold the ids 0, 1, 2, ..., and 255 is ignored" in capsys.readouterr().err
+    (tmp_path / "own/classes.txt").write_text("ground\ntree\nlion\n")
+    for i in range(6):
+        Image.fromarray(np.eye(32, dtype=np.uint8)).save(tmp_path / f"own/masks/{i}.png")
+    assert run(tmp_path / "own", tmp_path / "run", "--epochs", "1") == 0
+    assert "no training image shows: lion\n" in capsys.readouterr().out
+
+
 def test_the_log_of_kitti_has_the_benchmarks_measures_by_category_and_from_above(scenes, tmp_path, capsys):
     run(scenes, tmp_path)
     row = log_of(tmp_path)[-1]
@@ -228,6 +243,18 @@ def test_fc6_has_as_many_channels_as_the_weights_unless_they_are_said(scenes, tm
     assert channels("checkpoint", tmp_path / "said" / "best.pt") == 7
 
 
+def test_class_weights_reach_the_loss_of_training_and_the_held_out_one(scenes, tmp_path):
+    for weights in ("none", "sqrt"):
+        run(scenes, tmp_path / weights, "--epochs", "1", "--class-weights", weights, "--lr", "1e-30")
+    gradients = [torch.load(tmp_path / weights / "last.pt", weights_only=True)["optimizer"]["state"] for weights in ("none", "sqrt")]
+    assert any((a["momentum_buffer"] != b["momentum_buffer"]).any() for a, b in zip(*(g.values() for g in gradients)))
+    plain, weighted = (log_of(tmp_path / weights)[0] for weights in ("none", "sqrt"))
+    # Scores of an untrained network are 0 everywhere: log 2 for each pixel, times weights that have mean 1.
+    assert plain["val_loss"] == pytest.approx(np.log(2)) and plain["train_loss"] == pytest.approx(np.log(2))
+    assert weighted["train_loss"] != plain["train_loss"] and weighted["val_loss"] != plain["val_loss"]
+    assert weighted["train_loss"] == pytest.approx(np.log(2), rel=0.3)
+
+
 def test_weights_learn_at_the_rate_and_are_decayed_biases_at_twice_the_rate_and_are_not(scenes, tmp_path):
     run(scenes, tmp_path)
     weights, biases = torch.load(tmp_path / "last.pt", weights_only=True)["optimizer"]["param_groups"]
@@ -255,6 +282,9 @@ def test_one_class_of_many_trains_and_is_scored_as_road_is_and_predict_knows(tmp
             (tmp_path / "own" / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture.astype(np.uint8)).save(tmp_path / "own" / name / f"{i}.png")
     (tmp_path / "own/classes.txt").write_text("sky\ncar\nhouse\n")
+    (tmp_path / "own/calib").mkdir()
+    for picture in (tmp_path / "own/images").iterdir():  # calibrations are KITTI's: nobody reads these
+        (tmp_path / f"own/calib/{picture.stem}.txt").write_text("another camera's")
     assert run(tmp_path / "own", tmp_path / "run", "--classes", "car") == 0
     assert {"iou_background", "iou_car", "MaxF_all_image"} <= log_of(tmp_path / "run")[0].keys()
     trained = capsys.readouterr().out
@@ -262,6 +292,8 @@ def test_one_class_of_many_trains_and_is_scored_as_road_is_and_predict_knows(tmp
                          "--device", "cpu", "--amp", "off"]) == 0
     scored = [line for line in capsys.readouterr().out.splitlines() if line.startswith("all ")]
     assert len(scored) == 1 and scored[0] in trained
+    assert predict.main([str(tmp_path / "run/best.pt"), "--kitti", str(scenes), "--out", str(tmp_path / "zip")]) == 2
+    assert "was trained to find car; KITTI Road takes road or lane" in capsys.readouterr().err
 
 
 # ---- the authors' recipe, and beginning where another run ended ----
@@ -299,15 +331,28 @@ def test_the_authors_recipe_is_theirs_and_options_still_count(scenes, tmp_path):
     assert train.main(argv) == 0
     saved = torch.load(tmp_path / "last.pt", weights_only=True)
     for name, value in {"lr": 1e-10, "momentum": 0.99, "weight_decay": 5e-4, "loss": "sum", "batch_size": 1, "clip": 0.0,
-                        "augment": False, "amp": "off", "dropout": 0.5, "epochs": 1, "warmup": 0.0}.items():
-        assert saved["settings"][name] == value
+                        "augment": False, "amp": "off", "dropout": 0.5, "epochs": 1, "warmup": 0.0, "power": 0.0,
+                        "crop": "none", "class_weights": "none", "learn_upsampling": False, "stride": 8}.items():
+        assert saved["settings"][name] == value, name
     assert saved["config"]["pad"] == 100 and saved["config"]["skip_scale"] == (0.01, 0.0001)
     assert {group["momentum"] for group in saved["optimizer"]["param_groups"]} == {0.99}
     assert {row["lr"] for row in log_of(tmp_path)} == {1e-10}
 
 
+def test_the_authors_recipe_makes_their_steps():
+    """solver.prototxt and solve.py of voc-fcn32s, -16s, -8s and -8s-atonce."""
+    def steps(**options):
+        settings = {**PAPER, **options}
+        return 8498 * train.suited_epochs(settings, 8498, torch.device("cpu"))
+
+    assert PAPER["fc_channels"] == 4096
+    assert abs(steps() - 300_000) < 8498 and 8498 * PAPER["epochs"] == steps()
+    for stage in ({"stride": 32}, {"stride": 16, "skip_scale": "1,1"}, {"stride": 8, "skip_scale": "1,1"}):
+        assert abs(steps(**stage) - 100_000) < 8498
+
+
 def test_stages_32s_16s_8s_begin_where_the_one_before_ended(scenes, tmp_path, capsys):
-    """As the new score layers start at zero, a finer stage begins with the coarser one's scores, bilinearly upsampled."""
+    """As the new score layers start at zero, a finer stage begins with the coarser one's scores, upsampled in two steps."""
     assert run(scenes, tmp_path / "32s", "--stride", "32", "--lr", "0.01") == 0
     before = weights_of(tmp_path / "32s/best.pt")
     for stride, fresh, coarser in (("16", "score_pool4", "32s"), ("8", "score_pool3", "16s")):
