@@ -10,9 +10,11 @@ Without torchrun there is one process, and all of this comes to nothing.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
+from contextlib import suppress
 from datetime import timedelta
 
 import torch
@@ -43,7 +45,11 @@ class Ranks:
         dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=timedelta(hours=6))
 
     def leave(self):
+        """Part from the others. Threads of gloo that outlive the group would abort Python at its end."""
         if self.size > 1:
+            with suppress(RuntimeError):  # the others are gone
+                self.largest(0)           # all have come so far: nothing is under way any more
+            gc.collect()                  # the parallel network, which holds the group
             dist.destroy_process_group()
 
     def lost(self, error: Exception) -> str:
