@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
+import predict
 from conftest import SHARED
-from fcn import FCN8s
+from data import VOC_CLASSES
+from fcn import FCN8s, take_over
 from vgg import IMAGE_MEAN, IMAGE_STD, VGG16, InputError, load_imagenet, read_tensors
 from weights import convert as module
 from weights.convert import convert, download
@@ -114,7 +116,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 def small_convert(source: Path, out: Path, **options) -> dict:
     report = convert(source, out, network=options.pop("network", VGG16(**SMALL)), **options)
-    state = read_tensors(out)
+    content = read_tensors(out)
+    state = content.get("model", content)  # a whole FCN-8s becomes a checkpoint
     assert f"{len(state)} tensors" in report
     return state
 
@@ -188,6 +191,54 @@ def test_round_trip_of_fcn8s_up_to_the_colour_of_the_border(tmp_path):
     for bad in (rgb.flip(1), rgb / 255):
         with torch.no_grad():
             assert (ours(((bad / 255 - MEAN) / STD).float()) - expected).norm() / expected.norm() > 0.1
+
+
+@pytest.mark.parametrize("classes, at_once", [(21, False), (21, True), (3, False)])
+def test_converted_fcn8s_predicts_pictures_and_begins_a_training(tmp_path, classes, at_once):
+    """As the authors' network would: its own skips' factors, VOC's names where there are as many classes."""
+    source = write(tmp_path / "a.pth", caffe_state(random_fcn(classes)))
+    small_convert(source, tmp_path / "fcn8s.pth", network=FCN8s(classes, pad=100, **SMALL), at_once=at_once)
+    net, saved = predict.load(tmp_path / "fcn8s.pth")
+    assert net.config["skip_scale"] == ((0.01, 0.0001) if at_once else (1, 1))
+    assert saved["classes"] == (VOC_CLASSES if classes == 21 else ["class 0", "class 1", "class 2"])
+
+    Image.new("RGB", (40, 30), (90, 120, 60)).save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+    assert predict.main([str(tmp_path / "fcn8s.pth"), str(tmp_path / "photo.png"), "--out", str(out), "--amp", "off"]) == 0
+    mask = np.array(Image.open(out / "mask" / "photo.png"))
+    image = torch.tensor([[[90.0]], [[120.0]], [[60.0]]]).expand(3, 30, 40)[None]
+    with torch.no_grad():
+        expected = net.eval()((image / 255 - MEAN.float()) / STD.float())[0].argmax(0).numpy()
+    assert (mask == expected).mean() > 0.99  # a few pixels lie between two classes
+
+    fresh = FCN8s(classes, pad=100, **SMALL)
+    assert "nothing starts fresh" in take_over(fresh, read_tensors(tmp_path / "fcn8s.pth"), "fcn8s.pth")
+    net, _ = predict.load(tmp_path / "fcn8s.pth")
+    assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), net.state_dict().values()))
+    assert fresh.config["skip_scale"] == net.config["skip_scale"]
+
+
+@pytest.mark.parametrize("form", ["torchvision", "features"])
+def test_vgg16_for_caffes_input_computes_the_same_on_ours(tmp_path, form):
+    theirs, ours = VGG16(**SMALL).eval(), VGG16(**SMALL).eval()
+    source = write(tmp_path / "a.pth", foreign(theirs, form))
+    ours.load_state_dict({**theirs.state_dict(), **small_convert(source, tmp_path / "out.pth", caffe=True)})
+    rgb = torch.randint(0, 256, (1, 3, 300, 300)).double()
+    with torch.no_grad():
+        expected = theirs((rgb - RGB_MEAN).flip(1).float())
+        found = ours(((rgb / 255 - MEAN) / STD).float())
+    for a, b in zip(found[:2], expected):  # pool3 and pool4, where no border reaches
+        torch.testing.assert_close(a[:, :, 8:-8, 8:-8], b[:, :, 8:-8, 8:-8], rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+def test_caffes_input_is_refused_where_it_cannot_be(tmp_path, monkeypatch):
+    net = VGG16(**SMALL)
+    refused(tmp_path, foreign(net, "timm"), "timm VGG16 takes normalised images", caffe=True)
+    refused(tmp_path, foreign(net, "features"), "--at-once is for pytorch-fcn", at_once=True)
+    source = write(tmp_path / "b.pth", foreign(net, "torchvision"))
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(module, "URL", f"https://x/vgg16-{digest}.pth")
+    refused(tmp_path, source, "torchvision's and takes normalised images", caffe=True)
 
 
 @settings(max_examples=15, deadline=None, database=None)
@@ -419,8 +470,8 @@ def test_names_that_are_no_text_are_refused(tmp_path):
 
 
 def test_converted_file_is_refused_as_such(tmp_path):
-    for net in (VGG16(**SMALL), random_fcn()):
-        refused(tmp_path, net.state_dict(), "already converted")
+    for content in (VGG16(**SMALL).state_dict(), random_fcn().state_dict(), {"model": {}, "config": {}}):
+        refused(tmp_path, content, "already converted")
 
 
 def test_features_only_of_an_fcn8s_is_refused(tmp_path):
@@ -654,7 +705,7 @@ def command(tmp_path_factory):
     """Runs a copy of the script, from a folder that is not its own; the copy's weights folder is `command.folder`."""
     root = tmp_path_factory.mktemp("project")
     (root / "weights").mkdir(), (root / "elsewhere").mkdir()
-    for name in ("vgg.py", "fcn.py", "weights/convert.py"):
+    for name in ("vgg.py", "fcn.py", "data.py", "weights/convert.py"):
         shutil.copy(ROOT / name, root / name)
 
     def run(*arguments):

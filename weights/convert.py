@@ -1,4 +1,4 @@
-"""python weights/convert.py [FILE] [--out PATH]: turn public weights into this project's.
+"""python weights/convert.py [FILE] [--out PATH] [--caffe] [--at-once]: turn public weights into this project's.
 
 FILE is one of these, told apart by the names of its tensors (README.md beside this script says where to get them):
 
@@ -8,13 +8,14 @@ FILE is one of these, told apart by the names of its tensors (README.md beside t
     pytorch-fcn's FCN-8s   conv1_1 ... fc7, score_*, upscore*: the authors' complete network, with Caffe's input
 
 Without FILE torchvision's is downloaded (528 MiB). VGG16 becomes weights/vgg16.pth, for vgg.load_imagenet; FCN-8s
-becomes weights/fcn8s.pth, a state dict of FCN8s(21, pad=100). Both take RGB images normalised as vgg.py says.
+becomes weights/fcn8s.pth, a checkpoint that predict.py and train.py --weights take. Both take RGB images normalised as
+vgg.py says.
 
-For that, Caffe's input (BGR in 0..255 minus a mean) is folded into conv1_1. This is exact wherever conv1_1 sees image
-alone. The zeros of its padding, though, stand for Caffe's mean there and for IMAGE_MEAN here, colours that differ by
-up to one level of 255, and no weights can tell padding from image. Measured at full width with pad=100 (the VGG
-group's convolutions, He-normal fc and score layers, seven crops of road photos), the scores differ from Caffe's by
-||ours - theirs|| / ||theirs|| =
+For that, Caffe's input (BGR in 0..255 minus a mean) is folded into conv1_1; of a VGG16 only with --caffe, since no name
+tells whether it has that input. This is exact wherever conv1_1 sees image alone. The zeros of its padding, though, stand
+for Caffe's mean there and for IMAGE_MEAN here, colours that differ by up to one level of 255, and no weights can tell
+padding from image. Measured at full width with pad=100 (the VGG group's convolutions, He-normal fc and score layers,
+seven crops of road photos), the scores differ from Caffe's by ||ours - theirs|| / ||theirs|| =
 
     4e-3 ... 8e-3   224x224 to 375x500; with one of the three score layers alone 4e-3 ... 1.5e-2
     1e-4 ... 3e-4   32 pixels and more from the border: 99 % of the squared difference lies in the outer 16 pixels
@@ -39,6 +40,7 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":  # run as a script: vgg.py and fcn.py lie one folder up
     sys.path.insert(0, str(HERE.parent))
 
+from data import VOC_CLASSES  # noqa: E402
 from fcn import IGNORE, FCN8s  # noqa: E402
 from vgg import IMAGE_MEAN, IMAGE_STD, VGG16, InputError, read_tensors, save_tensors  # noqa: E402
 
@@ -47,6 +49,7 @@ URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 # converted, and would then see nearly uniform grey. Only its SHA-256 tells.
 OTHER_INPUT = "88682ab5"
 
+AT_ONCE = (0.01, 0.0001)   # factors on pool4 and pool3 in the authors' at-once network
 CAFFE_MEAN = (104.00699, 116.66877, 122.67892)  # blue, green, red in 0..255, subtracted by the authors' network
 
 # Their layer -> our layer; None: dropped. The gaps in torchvision's numbers are its ReLUs and pools.
@@ -143,7 +146,7 @@ def recognise(tensors: dict) -> str:
     """Which of FORMATS these are, by their names alone. Raises InputError if none, or if they are already ours."""
     if "conv1_1.weight" in tensors and "score_fr.weight" in tensors:
         return FCN
-    if "conv1_1.weight" in tensors or "vgg.conv1_1.weight" in tensors:
+    if not {"conv1_1.weight", "vgg.conv1_1.weight", "model"}.isdisjoint(tensors):
         raise InputError("already converted: it has this project's own names")
     if "features.0.weight" in tensors:
         layers = {name.rpartition(".")[0] for name in tensors} - set(CONVOLUTIONS)
@@ -169,12 +172,14 @@ def network_for(kind: str, tensors: dict) -> nn.Module:
         return FCN8s(classes, pad=100)
 
 
-def translate(tensors: dict, kind: str, network: nn.Module, features_only: bool = False) -> tuple[dict, list[str]]:
+def translate(tensors: dict, kind: str, network: nn.Module, features_only: bool = False, caffe: bool = False,
+              ) -> tuple[dict, list[str]]:
     """(state dict of `network`, names that were dropped) from tensors in one of FORMATS.
 
     The state dict is in the network's order, each tensor float32, contiguous and in memory of its own. Dense layers
     become convolutions: [out, C*7*7] -> [out, C, 7, 7] for fc6 (both count channel by channel, then row by row),
-    [out, in] -> [out, in, 1, 1] for fc7. With `features_only` fc6 and fc7 are dropped. The input of FCN-8s is folded.
+    [out, in] -> [out, in, 1, 1] for fc7. With `features_only` fc6 and fc7 are dropped. Caffe's input is folded, which
+    FCN-8s has and VGG16 with `caffe`.
 
     Raises InputError, naming it, for the first tensor that is missing, unexpected, misshaped, or not of finite numbers.
     """
@@ -217,8 +222,8 @@ def translate(tensors: dict, kind: str, network: nn.Module, features_only: bool 
             raise InputError(f"{their} holds values that are not finite; the file is damaged")
         state[name] = tensor
 
-    if kind == FCN:
-        first = "vgg.conv1_1.weight", "vgg.conv1_1.bias"
+    if kind == FCN or caffe:
+        first = [name for name in state if "conv1_1" in name]  # weight and bias
         state.update(zip(first, fold_caffe_input(*(state[name] for name in first))))
     return state, dropped
 
@@ -259,12 +264,14 @@ def download() -> Path:
     return path
 
 
-def convert(source: Path, out: Path | None = None, features_only: bool = False,
-            network: nn.Module | None = None) -> str:
+def convert(source: Path, out: Path | None = None, features_only: bool = False, caffe: bool = False,
+            at_once: bool = False, network: nn.Module | None = None) -> str:
     """Convert the weights in file `source` into file `out`; returns a report on both, several lines.
 
     out            by default vgg16.pth, or fcn8s.pth for a complete FCN-8s, in the folder of this script
     features_only  leave out fc6 and fc7, for a network with another fc_channels
+    caffe          the VGG16 takes Caffe's input, BGR in 0..255 minus a mean
+    at_once        the FCN-8s is the authors' at-once network, which scales its skips
     network        what the weights must fit; by default VGG16(), or FCN8s(classes, pad=100) for a complete FCN-8s
 
     Raises InputError if `source` is not what this module's docstring lists, or `out` cannot be written. `out` then is
@@ -279,12 +286,19 @@ def convert(source: Path, out: Path | None = None, features_only: bool = False,
                              "a damaged download? Delete it and fetch it again")
         if digest.startswith(OTHER_INPUT):
             raise InputError(f"{source}: this VGG16 takes images in 0..255, not normalised ones; use {URL}")
+        if caffe and digest.startswith(hash_in_name(URL)):
+            raise InputError(f"{source}: is torchvision's and takes normalised images; leave out --caffe")
         tensors = read_any(source)
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error.strerror})") from None
     try:
         kind = recognise(tensors)
-        state, dropped = translate(tensors, kind, network or network_for(kind, tensors), features_only)
+        if caffe and kind == TIMM:
+            raise InputError(f"{kind} takes normalised images; leave out --caffe")
+        if at_once and kind != FCN:
+            raise InputError(f"--at-once is for {FCN}, this is {kind}; leave it out")
+        network = network or network_for(kind, tensors)
+        state, dropped = translate(tensors, kind, network, features_only, caffe)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
@@ -297,15 +311,24 @@ def convert(source: Path, out: Path | None = None, features_only: bool = False,
     if dropped:
         lines += [f"dropped {', '.join(dropped)}"]
     if kind == FCN:
-        content = f"state dict of FCN8s({len(state['score_fr.bias'])}, pad=100)"
+        content = f"checkpoint of FCN8s({network.config['num_classes']}, pad=100)"
     elif "fc6.weight" in state:
         content = "13 convolutions, fc6 and fc7 of VGG16"
     else:
         content = "13 convolutions of VGG16, no fc6 and fc7"
     del tensors
-    save_tensors(state, out)
+    save_tensors(checkpoint(network, state, at_once) if kind == FCN else state, out)
     digest = sha256(out)
     return "\n".join([*lines, f"wrote   {out}: {content}, {len(state)} tensors", f"sha256  {digest}"])
+
+
+def checkpoint(network: FCN8s, state: dict, at_once: bool) -> dict:
+    """What predict.py and train.py want to know of a trained network: how it is built, and what its classes are called."""
+    classes = network.config["num_classes"]
+    if at_once:
+        network.set_skip_scale(*AT_ONCE)
+    return {"config": network.config, "model": state, "settings": {"task": "road", "split_seed": 0, "classes": "all"},
+            "classes": VOC_CLASSES if classes == len(VOC_CLASSES) else [f"class {c}" for c in range(classes)]}
 
 
 def main() -> None:
@@ -314,9 +337,13 @@ def main() -> None:
                         help="VGG16 of torchvision or timm, or pytorch-fcn's FCN-8s (default: download torchvision's)")
     parser.add_argument("--out", type=Path, help="default: vgg16.pth or fcn8s.pth in this script's folder")
     parser.add_argument("--features-only", action="store_true", help="leave out fc6 and fc7")
+    parser.add_argument("--caffe", action="store_true", help="the VGG16 takes BGR in 0..255 minus a mean, as Caffe's does")
+    parser.add_argument("--at-once", action="store_true", help="the FCN-8s is the authors' at-once network")
     args = parser.parse_args()
+    if args.caffe and not args.file:
+        parser.exit(2, "convert.py: error: --caffe: say which FILE; the one to download takes normalised images\n")
     try:
-        print(convert(args.file or download(), args.out, args.features_only))
+        print(convert(args.file or download(), args.out, args.features_only, args.caffe, args.at_once))
     except InputError as error:
         parser.exit(2, f"convert.py: error: {error}\n")
 
