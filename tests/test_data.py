@@ -370,10 +370,11 @@ def test_augmentation_keeps_image_and_label_together(seed, crop):
     label = np.kron(rng.integers(0, 2, (5, 6), np.uint8), np.ones((16, 16), np.uint8))
     image = np.repeat(60 + 120 * label[..., None], 3, axis=2)
     view, view_label = augment(image, label, rng, crop)
-    middle = (int(view.min()) + int(view.max())) / 2
     if len(np.unique(view_label)) == 2:  # light and contrast may shift both greys, not their order
-        agree = ((view[..., 0] > middle) == view_label).mean()
-        assert agree > 0.93  # all but the blended edges
+        for channel in range(3):
+            seen = view[..., channel].astype(int)
+            agree = ((seen > (seen.min() + seen.max()) / 2) == view_label).mean()
+            assert agree > 0.93  # all but the blended edges
 
 
 def test_augmentation_flips_scales_crops_and_changes_light():
@@ -384,6 +385,13 @@ def test_augmentation_flips_scales_crops_and_changes_light():
     assert {bool(v[0, 0]) for _, v in views} == {False, True}
     assert len({v.shape for _, v in views}) > 10
     assert len({int(v[0, 0, 0]) for v, _ in views}) > 10
+    grey = np.array([v[0, 0] for v, _ in views], int)
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        assert (grey[:, i] > grey[:, j]).any() and (grey[:, i] < grey[:, j]).any()  # its light has a colour, of any kind
+    image[:, :, 0] = 180  # a red: of other light, and nearer to grey or farther from it
+    reds = np.array([augment(image, label, np.random.default_rng(i))[0][0, 0] for i in range(40)], int)
+    redness = (reds[:, 0] - reds[:, 1]) / np.maximum(grey[:, 0], 1)
+    assert (reds[:, 0] > reds[:, 1:].max(1)).all() and redness.max() > 2 * redness.min()
     windows = {v.tobytes() for _, v in (augment(image, label, np.random.default_rng(i), (16, 16)) for i in range(40))}
     assert len(windows) > 2
 
