@@ -85,7 +85,7 @@ DEFAULTS = {
 # What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
 FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
 # Without --epochs the length of a run with --data follows from what there is:
-CPU_EPOCHS = 20     # on a processor, where 60 of KITTI Road would take half a day
+CPU_EPOCHS = 16     # on a processor, where 60 of KITTI Road would take 17 hours
 LEAST_STEPS = 1200  # few images are seen more often than that
 PAPER_STEPS = {"at once": 300_000, "stage": 100_000}  # of --recipe paper
 SAVE_SECONDS = 300  # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
