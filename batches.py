@@ -21,6 +21,8 @@ from fcn import IGNORE
 from vgg import IMAGE_MEAN, IMAGE_STD
 
 SCALE = (0.75, 1.35)       # random scale; the network meets each car nearer and farther than it was
+STEP = 32                  # views are multiples of so many pixels high and wide: of some ten sizes, not of hundreds. For each
+                           # size the libraries prepare anew, and memory is cut anew; it made a step a tenth slower
 # Another street lies in another light, and has cars and houses of other colours. On a street that no training image shows
 # colours are worth three points of mean IoU.
 SATURATION = 0.5           # how far colours are from grey, times 0.5 ... 1.5
@@ -32,15 +34,17 @@ RAREST = 1e-4              # share of the pixels: rarer classes weigh no more th
 
 
 def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
-            crop: tuple[int, int] | None = None, scale: tuple[float, float] = SCALE) -> tuple[np.ndarray, np.ndarray]:
+            crop: tuple[int, int] | None = None, scale: tuple[float, float] = SCALE, colours: bool = True,
+            ) -> tuple[np.ndarray, np.ndarray]:
     """A random view of a sample: scaled, cropped to at most crop = (height, width), flipped, in another light.
 
     image uint8 [H, W, 3] and label uint8 [H, W] to the same types at [h, w]. Image and label go through one window
-    and one size, the image interpolated, the label by nearest neighbour.
+    and one size, the image interpolated, the label by nearest neighbour. Without `colours` only contrast and brightness
+    change.
     """
     height, width = label.shape
     factor = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))  # even in the logarithm: as often larger as smaller
-    h, w = max(1, round(height * factor)), max(1, round(width * factor))
+    h, w = (max(STEP, STEP * round(side * factor / STEP)) for side in (height, width))
     if crop:
         h, w = min(h, crop[0]), min(w, crop[1])
     # The window of the original that becomes h x w: crop and scale are one resampling, of no more than is needed.
@@ -53,8 +57,10 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
     picture = Image.fromarray(image).resize((w, h), Image.Resampling.BILINEAR, box=window)
     label = np.asarray(Image.fromarray(label).resize((w, h), Image.Resampling.NEAREST, box=window))
 
-    picture = ImageEnhance.Color(picture).enhance(rng.uniform(1 - SATURATION, 1 + SATURATION))
-    light, gamma = rng.uniform(1 - LIGHT, 1 + LIGHT, (3, 1)), np.exp(rng.uniform(-GAMMA, GAMMA))
+    light, gamma = np.ones((3, 1)), 1.0
+    if colours:
+        picture = ImageEnhance.Color(picture).enhance(rng.uniform(1 - SATURATION, 1 + SATURATION))
+        light, gamma = rng.uniform(1 - LIGHT, 1 + LIGHT, (3, 1)), np.exp(rng.uniform(-GAMMA, GAMMA))
     contrast, brightness = rng.uniform(1 - CONTRAST, 1 + CONTRAST), rng.uniform(-BRIGHTNESS, BRIGHTNESS)
     levels = 255 * np.minimum(light * np.arange(256) / 255, 1) ** gamma  # [3, 256]: what becomes of each level
     levels = np.clip((levels - 127.5) * contrast + 127.5 + brightness, 0, 255).astype(np.uint8)

@@ -118,13 +118,13 @@ def keep_memory(device: torch.device) -> Callable[[tuple], object]:
 
     Returns a function, to be called after each step with the shape of its images, that gives back all that is free if the
     shape is another than before: where sizes vary, ever more lies in gaps too small for what is asked, and a run would
-    grow from 2.8 to 5 GiB. It does so once a second at most, since a step of a small network has less to give than it takes.
+    grow from 2.8 to 5 GiB. It does so once in 30 seconds at most: to be fetched again, a gigabyte takes a quarter of one.
     """
     before, given = None, time.monotonic()
 
     def give_back(shape):
         nonlocal before, given
-        if shape != before and time.monotonic() > given + 1:
+        if shape != before and time.monotonic() > given + 30:
             c.malloc_trim(0)
             given = time.monotonic()
         before = shape

@@ -81,11 +81,12 @@ DEFAULTS = {
     "power":         (0.9,        0.9,        0.0),        # then it falls as (1 - progress) ** power
     "clip":          (5.0,        5.0,        0.0),        # largest norm of the gradient, 0: any
     "augment":       (True,       True,       False),      # random views of the training images (batches.augment)
+    "colours":       (True,       False,      False),      # other colours too; the demo has no time to learn those
 }
 # What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
 FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
 # Without --epochs the length of a run with --data follows from what there is:
-CPU_EPOCHS = 16     # on a processor, where 60 of KITTI Road would take 17 hours
+CPU_EPOCHS = 14     # on a processor, where 60 of KITTI Road would take 17 hours
 LEAST_STEPS = 1200  # few images are seen more often than that
 PAPER_STEPS = {"at once": 300_000, "stage": 100_000}  # of --recipe paper
 SAVE_SECONDS = 300  # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
@@ -350,7 +351,7 @@ def training_batches(reader, samples, epoch: int, crop, settings, ranks, done: i
         i, counts = task
         image, label = reader(samples[i])
         if settings["augment"]:
-            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), crop)
+            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), crop, colours=settings["colours"])
         return image, label if counts else np.full_like(label, IGNORE)
 
     # Where the last batch has fewer images than there are processes, some get one that does not count: all must take part.
@@ -500,7 +501,7 @@ def parse(argv) -> dict:
     add("fc_channels", "channels of fc6 and fc7, or auto: as the weights have them", metavar="N",
         type=like(r"auto|[1-9]\d{0,17}", "auto or a whole number from 1 up", lambda text: text if text == "auto" else int(text)))
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
-    add("skip_scale", "factors on pool4 and pool3: A,B or auto (as long as fc7)", metavar="A,B",
+    add("skip_scale", "factors on pool4 and pool3: A,B or auto (twice as long as fc7)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
     add("class_weights", "what a pixel counts in the loss: alike, by 1 / sqrt(frequency of its class), or auto: sqrt where mean IoU is the goal",
         choices=("auto", "none", "sqrt"))

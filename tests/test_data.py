@@ -378,22 +378,26 @@ def test_augmentation_keeps_image_and_label_together(seed, crop):
 
 
 def test_augmentation_flips_scales_crops_and_changes_light():
-    label = np.zeros((64, 64), np.uint8)
-    label[:, :20] = 1
-    image = np.full((64, 64, 3), 100, np.uint8)
+    label = np.zeros((512, 512), np.uint8)
+    label[:, :160] = 1
+    image = np.full((512, 512, 3), 100, np.uint8)
     views = [augment(image, label, np.random.default_rng(i)) for i in range(40)]
     assert {bool(v[0, 0]) for _, v in views} == {False, True}
-    assert len({v.shape for _, v in views}) > 10
+    heights = {v.shape[0] for _, v in views}
+    assert min(heights) == 384 and max(heights) >= 672 and len(heights) > 5  # 0.75 to 1.35 times
+    assert all(side % 32 == 0 for side in heights)  # few sizes
     assert len({int(v[0, 0, 0]) for v, _ in views}) > 10
     grey = np.array([v[0, 0] for v, _ in views], int)
     for i, j in ((0, 1), (1, 2), (0, 2)):
         assert (grey[:, i] > grey[:, j]).any() and (grey[:, i] < grey[:, j]).any()  # its light has a colour, of any kind
+    plain = np.array([augment(image, label, np.random.default_rng(i), colours=False)[0][0, 0] for i in range(40)])
+    assert (plain == plain[:, :1]).all() and len({int(p[0]) for p in plain}) > 10  # grey stays grey
     image[:, :, 0] = 180  # a red: of other light, and nearer to grey or farther from it
     reds = np.array([augment(image, label, np.random.default_rng(i))[0][0, 0] for i in range(40)], int)
     redness = (reds[:, 0] - reds[:, 1]) / np.maximum(grey[:, 0], 1)
     assert (reds[:, 0] > reds[:, 1:].max(1)).all() and redness.max() > 2 * redness.min()
-    windows = {v.tobytes() for _, v in (augment(image, label, np.random.default_rng(i), (16, 16)) for i in range(40))}
-    assert len(windows) > 2
+    windows = {v.tobytes() for _, v in (augment(image, label, np.random.default_rng(i), (128, 128)) for i in range(40))}
+    assert len(windows) > 4
 
 
 # ---- batches ----

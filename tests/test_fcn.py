@@ -355,7 +355,7 @@ def test_an_image_that_fits_the_tile_is_computed_in_one_piece():
 
 
 @given(st.integers(0, 20), st.floats(0.01, 1000))
-def test_balance_brings_all_that_is_scored_to_one_length_and_changes_the_features_by_a_factor_alone(seed, size):
+def test_balance_makes_both_skips_twice_as_long_as_fc7_and_changes_the_features_by_a_factor_alone(seed, size):
     torch.manual_seed(seed)
     net = lively(1, 8)
     net.vgg.conv3_3.weight.data *= size  # weights of another size, as Caffe's are
@@ -364,7 +364,7 @@ def test_balance_brings_all_that_is_scored_to_one_length_and_changes_the_feature
         before = net.vgg(image)
         balance(net, image)
         pool3, pool4, fc7 = net.vgg(image)
-    for features in (pool3 * net.scale_pool3, pool4 * net.scale_pool4, fc7):
-        assert features.pow(2).sum(1).mean().item() == pytest.approx(fc7.shape[1], rel=1e-3)  # fc7's size is 1
+    for features, length in ((pool3 * net.scale_pool3, 2), (pool4 * net.scale_pool4, 2), (fc7, 1)):
+        assert features.pow(2).sum(1).mean().item() == pytest.approx(length ** 2 * fc7.shape[1], rel=1e-3)  # fc7's size is 1
     assert torch.equal(pool3, before[0]) and torch.equal(pool4, before[1])
     torch.testing.assert_close(fc7 * before[2].norm() / fc7.norm(), before[2], rtol=1e-3, atol=1e-4 * before[2].max().item())
