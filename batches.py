@@ -124,6 +124,28 @@ def batches(groups: list[list], load: Callable, workers: int) -> Iterator[tuple[
                 future.cancel()
 
 
+def training_batches(reader, samples, epoch: int, crop, settings, ranks, done: int = 0):
+    """This process's share of each batch of one epoch but the first `done`.
+
+    Every sample comes once, in a random order, seen in a random way. All that is random here follows from (seed, epoch,
+    sample) alone, so it needs no state to be saved, and is the same for any number of workers and processes.
+    """
+    seed, size = settings["seed"], settings["batch_size"]
+    order = np.random.default_rng([seed, epoch]).permutation(len(samples)).tolist()
+    groups = [order[i:i + size] for i in range(done * size, len(order), size)]
+
+    def load(task):
+        i, counts = task
+        image, label = reader(samples[i])
+        if settings["augment"]:
+            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), crop, colours=settings["colours"])
+        return image, label if counts else np.full_like(label, IGNORE)
+
+    # Where the last batch has fewer images than there are processes, some get one that does not count: all must take part.
+    shares = [ranks.share([(i, True) for i in group]) or [(group[0], False)] for group in groups]
+    return batches(shares, load, settings["workers"])
+
+
 def on_device(source: Iterable, device: torch.device, fill: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of bytes to what the network takes: images float32 normalised, labels long, both on the device.
 

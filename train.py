@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 import roads
-from batches import augment, batches, class_weights, collate, normalise, on_device
+from batches import batches, class_weights, collate, normalise, on_device, training_batches
 from data import Reader, find
 from draw import draw_curves, draw_samples
 from fcn import IGNORE, FCN8s, balance, classify, loss, take_over
@@ -335,28 +335,6 @@ def learning_rate(step: int, total: int, settings: dict) -> float:
 def seed_of(*numbers: int) -> int:
     """A seed for PyTorch that follows from some numbers."""
     return int(np.random.default_rng(numbers).integers(2 ** 63))
-
-
-def training_batches(reader, samples, epoch: int, crop, settings, ranks, done: int = 0):
-    """This process's share of each batch of one epoch but the first `done`.
-
-    Every sample comes once, in a random order, seen in a random way. All that is random here follows from (seed, epoch,
-    sample) alone, so it needs no state to be saved, and is the same for any number of workers and processes.
-    """
-    seed, size = settings["seed"], settings["batch_size"]
-    order = np.random.default_rng([seed, epoch]).permutation(len(samples)).tolist()
-    groups = [order[i:i + size] for i in range(done * size, len(order), size)]
-
-    def load(task):
-        i, counts = task
-        image, label = reader(samples[i])
-        if settings["augment"]:
-            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), crop, colours=settings["colours"])
-        return image, label if counts else np.full_like(label, IGNORE)
-
-    # Where the last batch has fewer images than there are processes, some get one that does not count: all must take part.
-    shares = [ranks.share([(i, True) for i in group]) or [(group[0], False)] for group in groups]
-    return batches(shares, load, settings["workers"])
 
 
 def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown=(), stop=None, weights=None,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import roads
 import train
+from batches import training_batches
 from fcn import IGNORE, FCN8s, loss
 from ranks import Ranks
 
@@ -120,7 +121,7 @@ def test_each_image_is_used_once_per_epoch_and_every_process_takes_every_step(co
         return np.full((8, 8, 3), i, np.uint8), np.full((8, 8), i, np.uint8)
 
     def labels_of(ranks):
-        return [labels for _, labels in train.training_batches(reader, list(range(count)), epoch, None, settings, ranks, done)]
+        return [labels for _, labels in training_batches(reader, list(range(count)), epoch, None, settings, ranks, done)]
 
     alone = labels_of(Share(0, 1))
     shares = [labels_of(Share(rank, size)) for rank in range(size)]
