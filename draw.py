@@ -141,6 +141,12 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
     sheet.save(path, compress_level=1)
 
 
+def round_step(length, most):
+    """The smallest of ..., 0.1, 0.2, 0.5, 1, 2, 5, 10, ... of which at most `most` steps make up the length."""
+    base = 10.0 ** np.floor(np.log10(length / most))
+    return next(base * m for m in (1, 2, 5, 10) if length / (base * m) <= most + 0.001)
+
+
 def draw_chart(sheet, box, title, xs, lines, highest):
     """One line chart inside box (left, top, right, bottom): y from 0 to `highest` rounded up, x over the epochs.
 
@@ -148,8 +154,7 @@ def draw_chart(sheet, box, title, xs, lines, highest):
     """
     draw, small = ImageDraw.Draw(sheet), font(14)
     left, top, right, bottom = box[0] + 70, box[1] + 40, box[2] - 190, box[3] - 40
-    base = 10.0 ** np.floor(np.log10(highest / 6))
-    step = next(base * m for m in (1, 2, 5, 10) if highest / (base * m) <= 6.001)  # at most six steps of a round size
+    step = round_step(highest, 6)
     ticks = [step * i for i in range(int(np.ceil(highest / step - 1e-9)) + 1)]
     first, last = xs[0], max(xs[-1], xs[0] + 1)  # a single epoch is a dot at the left
 
@@ -160,7 +165,8 @@ def draw_chart(sheet, box, title, xs, lines, highest):
     for tick in ticks:
         draw.line([at(first, tick), at(last, tick)], fill=(225, 225, 225))
         draw.text((left - 8, at(first, tick)[1]), f"{tick:.4g}", fill="black", font=small, anchor="rm")
-    for x in sorted({round(first + (last - first) * i / 8) for i in range(9)}):
+    every = max(1, round(round_step(last, 10)))
+    for x in (x for x in range(0, last + 1, every) if x >= first):
         draw.text((at(x, 0)[0], bottom + 6), str(x), fill="black", font=small, anchor="mt")
     draw.text(((left + right) / 2, bottom + 22), "epoch", fill="black", font=small, anchor="mt")
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
