@@ -35,12 +35,12 @@ RAREST = 1e-4              # share of the pixels: rarer classes weigh no more th
 
 def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
             crop: tuple[int, int] | None = None, scale: tuple[float, float] = SCALE, colours: bool = True,
-            ) -> tuple[np.ndarray, np.ndarray]:
+            flip: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """A random view of a sample: scaled, cropped to at most crop = (height, width), flipped, in another light.
 
     image uint8 [H, W, 3] and label uint8 [H, W] to the same types at [h, w]. Image and label go through one window
     and one size, the image interpolated, the label by nearest neighbour. Without `colours` only contrast and brightness
-    change.
+    change, without `flip` left stays left.
     """
     height, width = label.shape
     factor = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))  # even in the logarithm: as often larger as smaller
@@ -66,7 +66,7 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
     levels = np.clip((levels - 127.5) * contrast + 127.5 + brightness, 0, 255).astype(np.uint8)
     image = np.asarray(picture.point(levels.ravel().tolist()))
 
-    return (image[:, ::-1], label[:, ::-1]) if rng.random() < 0.5 else (image, label)
+    return (image[:, ::-1], label[:, ::-1]) if flip and rng.random() < 0.5 else (image, label)
 
 
 def class_weights(labels: Iterable[np.ndarray], classes: int) -> torch.Tensor:
@@ -138,7 +138,8 @@ def training_batches(reader, samples, epoch: int, crop, settings, ranks, done: i
         i, counts = task
         image, label = reader(samples[i])
         if settings["augment"]:
-            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), crop, colours=settings["colours"])
+            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), crop, colours=settings["colours"],
+                                   flip=settings["flip"] == "yes")
         return image, label if counts else np.full_like(label, IGNORE)
 
     # Where the last batch has fewer images than there are processes, some get one that does not count: all must take part.

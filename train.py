@@ -61,6 +61,8 @@ DEFAULTS = {
     "classes":       ("all",      "all",      "all"),      # or names with commas between; the others become background
     "class_weights": ("auto",     "auto",     "none"),     # sqrt, rare classes count more (batches.class_weights), where mean
                                                            # IoU is the goal; none for a road, whose MaxF finds its own threshold
+    "flip":          ("auto",     "auto",     "no"),       # yes: half the views mirrored; no for lane: in a mirror the own lane
+                                                           # is the left one, and a network taught both marks both
     "pad":           (1,          1,          100),        # 1, no border: the same network with a third less work (fcn.py)
     "stride":        (8,          8,          8),          # FCN-8s
     "learn_upsampling": (False,   False,      False),      # bilinear and fixed, as in the authors' networks
@@ -158,6 +160,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     if ranks.first:
         check(data, reader, crop if options["crop"] else None)
 
+    if settings["flip"] == "auto":
+        settings["flip"] = "no" if settings["task"] == "lane" else "yes"
     if settings["class_weights"] == "auto":
         settings["class_weights"] = "sqrt" if data.road is None else "none"
     weights = None
@@ -483,6 +487,7 @@ def parse(argv) -> dict:
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
     add("class_weights", "what a pixel counts in the loss: alike, by 1 / sqrt(frequency of its class), or auto: sqrt where mean IoU is the goal",
         choices=("auto", "none", "sqrt"))
+    add("flip", "mirror half the training views, or auto: not where --task is lane", choices=("auto", "yes", "no"))
     add("recompute", "compute activations twice instead of keeping them", action="store_const", const=True)
     add("compile", "compile the network with torch.compile", action="store_const", const=True)
     add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)

@@ -11,9 +11,10 @@ from PIL import Image
 
 import data
 from conftest import SHARED
-from batches import augment, batches, class_weights, collate, normalise, on_device
+from batches import augment, batches, class_weights, collate, normalise, on_device, training_batches
 from data import Reader, find
 from fcn import IGNORE
+from ranks import Ranks
 from vgg import IMAGE_MEAN, IMAGE_STD, InputError
 
 ROAD, NOT_ROAD, NOT_VALID = (255, 0, 255), (255, 0, 0), (0, 0, 0)
@@ -375,6 +376,18 @@ def test_augmentation_keeps_image_and_label_together(seed, crop):
             seen = view[..., channel].astype(int)
             agree = ((seen > (seen.min() + seen.max()) / 2) == view_label).mean()
             assert agree > 0.93  # all but the blended edges
+
+
+@pytest.mark.parametrize("flip, left", [("yes", {False, True}), ("no", {True})])
+def test_training_views_are_mirrored_only_where_that_is_wanted(flip, left):
+    label = np.zeros((64, 64), np.uint8)
+    label[:, :16] = 1  # what is at the left
+    image = np.full((64, 64, 3), 100, np.uint8)
+    settings = {"seed": 0, "batch_size": 1, "workers": 0, "augment": True, "colours": True, "flip": flip}
+    views = training_batches(lambda _: (image, label), list(range(40)), 1, None, settings, Ranks())
+    labels = [labels[0] for _, labels in views]
+    sides = {bool((seen[:, 0] == 1).all()) for seen in labels if (seen == 1).any()}
+    assert sides == left
 
 
 def test_augmentation_flips_scales_crops_and_changes_light():

@@ -201,7 +201,8 @@ def test_the_same_seed_gives_the_same_run_for_any_number_of_workers_and_another_
 @pytest.mark.parametrize("more, setting, value", [
     (["--pad", "100"], "pad", 100), (["--stride", "16"], "stride", 16), (["--stride", "32"], "stride", 32),
     (["--learn-upsampling"], "learn_upsampling", True), (["--crop", "24x40", "--batch-size", "5"], "crop", "24x40"),
-    (["--task", "lane"], "task", "lane"), (["--amp", "bf16"], "amp", "bf16"),
+    (["--task", "lane"], "task", "lane"), (["--task", "lane"], "flip", "no"), (["--task", "lane", "--flip", "yes"], "flip", "yes"),
+    (["--task", "road"], "flip", "yes"), (["--flip", "no"], "flip", "no"), (["--amp", "bf16"], "amp", "bf16"),
     (["--class-weights", "sqrt"], "class_weights", "sqrt"),
     (["--skip-scale", "0.01,0.0001"], "skip_scale", (0.01, 0.0001))])
 def test_every_option_trains_and_is_kept_in_the_checkpoint(scenes, tmp_path, more, setting, value):
