@@ -14,7 +14,6 @@ from typing import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageEnhance
 
 from fcn import IGNORE
@@ -22,7 +21,7 @@ from vgg import IMAGE_MEAN, IMAGE_STD
 
 SCALE = (0.75, 1.35)       # random scale; the network meets each car nearer and farther than it was
 STEP = 32                  # views are multiples of so many pixels high and wide: of some ten sizes, not of hundreds. For each
-                           # size the libraries prepare anew, and memory is cut anew; it made a step a tenth slower
+                           # size the libraries prepare their kernels and find memory anew, which made a step a tenth slower
 # Another street lies in another light, and has cars and houses of other colours. On a street that no training image shows
 # colours are worth three points of mean IoU.
 SATURATION = 0.5           # how far colours are from grey, times 0.5 ... 1.5
@@ -69,14 +68,13 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
     return (image[:, ::-1], label[:, ::-1]) if flip and rng.random() < 0.5 else (image, label)
 
 
-def class_weights(labels: Iterable[np.ndarray], classes: int) -> torch.Tensor:
+def class_weights(counts: np.ndarray) -> torch.Tensor:
     """float32 [C]: what a pixel of each class counts in the loss, so that rare classes are not lost among the others.
 
-    labels uint8 [H, W] of all training images. A class of frequency f counts as 1 / sqrt(f), up to a factor that makes the
+    counts [C], the pixels of each class in all training images. A class of frequency f counts as 1 / sqrt(f), up to a factor that makes the
     mean over all pixels 1: between all pixels alike (1) and all classes alike however few pixels show them (1 / f). Below
     RAREST the weight grows no more, or a few stray pixels would outweigh all else. A class that no image has counts as 1.
     """
-    counts = sum(np.bincount(label.ravel(), minlength=256)[:classes] for label in labels)
     frequency = counts / max(counts.sum(), 1)
     weights = 1 / np.sqrt(np.maximum(frequency, RAREST))
     weights /= (frequency * weights).sum() or 1
@@ -147,12 +145,11 @@ def training_batches(reader, samples, epoch: int, crop, settings, ranks, done: i
     return batches(shares, load, settings["workers"])
 
 
-def on_device(source: Iterable, device: torch.device, fill: int = 1) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of bytes to what the network takes: images float32 normalised, labels long, both on the device.
 
     On CUDA the next batch is copied on a stream of its own while the present one is computed: from pinned memory, as
-    bytes (a quarter of the floats), normalised over there. And there height and width are filled up to multiples of
-    `fill`, as in `collate`: cuDNN looks for its fastest algorithms anew for each size, so there had better be few.
+    bytes (a quarter of the floats), normalised over there.
     """
     if device.type != "cuda":
         for images, labels in source:
@@ -174,8 +171,7 @@ def on_device(source: Iterable, device: torch.device, fill: int = 1) -> Iterator
             computing.wait_event(copied)
             for tensor in (images, labels):
                 tensor.record_stream(computing)  # its memory must not be reused before the computation is done
-            more = (0, -images.shape[3] % fill, 0, -images.shape[2] % fill)
-            yield F.pad(normalise(images), more), F.pad(labels, more, value=IGNORE).long()
+            yield normalise(images), labels.long()
         ahead = following
 
 

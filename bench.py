@@ -34,7 +34,8 @@ def main():
     try:
         pick_device(options.device)
     except InputError as error:
-        sys.exit(f"bench.py: error: {error}")
+        print(f"bench.py: error: {error}", file=sys.stderr)
+        return 2
     cases = [f"{task}: {case}" for task in ("prediction", "training") for case in CASES
              if task == "training" or "recompute" not in case]
     if options.compile:
@@ -86,7 +87,8 @@ def ask(worker: subprocess.Popen, case: str) -> dict:
 def answer(worker: subprocess.Popen, case: str) -> dict:
     line = worker.stdout.readline()
     if not line:
-        sys.exit(f"bench.py: error: {case} has ended; what it said is above")
+        print(f"bench.py: error: {case} has ended; what it said is above", file=sys.stderr)
+        sys.exit(2)
     return json.loads(line)
 
 
@@ -159,7 +161,6 @@ def ceiling(case, device, give_back):
             return best
 
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, which cuDNN's convolutions take for fp32 by default
         name = torch.cuda.get_device_name(device)
     else:
         cpuinfo = Path("/proc/cpuinfo")
@@ -259,7 +260,7 @@ def training(case, device, give_back):
         while True:
             yield images, labels
 
-    source = on_device(batches(), device, fill=32)
+    source = on_device(batches(), device)
 
     def once():
         train.learn(model, optimizer, *next(source), settings, autocast, ranks)
@@ -270,6 +271,7 @@ def training(case, device, give_back):
 
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"bench.py: error: {message}\n")  # one line, without the usage
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

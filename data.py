@@ -76,15 +76,15 @@ def find(root, task: str = "road", split_seed: int = 0, keep: str = "all") -> Da
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     if (root / "training" / "image_2").is_dir():
-        return kept(find_kitti(root, task, split_seed), keep)
+        return keep_classes(find_kitti(root, task, split_seed), keep)
     if (root / "train" / "images").is_dir() or (root / "images").is_dir():
-        return kept(find_masks(root, split_seed), keep)
+        return keep_classes(find_masks(root, split_seed), keep)
     if (root / "JPEGImages").is_dir():
-        return kept(find_voc(root), keep)
+        return keep_classes(find_voc(root), keep)
     raise InputError(f"{root}: no data set found here; known layouts are {LAYOUTS}")
 
 
-def kept(data: DataSet, keep: str) -> DataSet:
+def keep_classes(data: DataSet, keep: str) -> DataSet:
     """The data set with only the named classes; all others are class 0, background. Raises InputError."""
     if keep == "all":
         return data
@@ -360,14 +360,21 @@ class Reader:
         return image, label
 
 
-if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], ["road"], ["lane"]):
-        sys.exit("usage: python data.py DIR [road|lane]")
+def main(arguments: list[str]) -> int:
+    """Run the command line; returns the exit status: 0, or 2 for input that cannot be used (one line on stderr)."""
     try:
-        data = find(*sys.argv[1:])
+        if len(arguments) not in (1, 2) or arguments[1:] not in ([], ["road"], ["lane"]):
+            raise InputError("say which folder: python data.py DIR [road|lane]")
+        data = find(*arguments)
     except (InputError, OSError) as error:
-        sys.exit(f"data.py: error: {error}")
+        print(f"data.py: error: {error}", file=sys.stderr)
+        return 2
     print(data.found)
     for part, members in (("train", data.train), ("held out", data.val)):
         for sample in members:
             print(f"{part}\t{sample.image}\t{sample.label}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -46,7 +46,7 @@ def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray
     if road is not None:
         opacity[road], opacity[1 - road] = 0.5, 0
     shown = np.empty_like(image)
-    for rows in (slice(top, top + 256) for top in range(0, len(image), 256)):  # floats of a large picture fill memories
+    for rows in (slice(top, top + 256) for top in range(0, len(image), 256)):  # as floats a large picture would take gigabytes
         weight = opacity[label[rows]][..., None]
         shown[rows] = image[rows] * (1 - weight) + colours[label[rows]] * weight
     return shown

@@ -374,6 +374,7 @@ def size(text):
 
 def main():
     parser = argparse.ArgumentParser(description="Write synthetic road scenes in KITTI Road's layout.")
+    parser.error = lambda message: parser.exit(2, f"roads.py: error: {message}\n")  # one line, without the usage
     parser.add_argument("--out", required=True, help="new folder for the data set")
     parser.add_argument("--train", type=int, default=TRAIN, help="scenes with truth (default %(default)s)")
     parser.add_argument("--test", type=int, default=TEST, help="scenes without truth (default %(default)s)")

@@ -28,7 +28,7 @@ import torch
 
 from data import DataSet, Reader, calibration_of
 from metrics import homography
-from vgg import InputError, read_tensors, save_tensors
+from vgg import InputError, read_tensors
 
 try:
     import fcntl
@@ -68,6 +68,8 @@ def settle(options: dict, saved: dict | None, defaults: dict[str, tuple], free: 
     settings.update(saved["settings"] if saved else {})
     for name, value in options.items():
         if name in settings and value is not None:
+            if saved and name not in free and value == "auto":
+                continue  # it goes on with what auto came to
             if saved and name not in free and value != settings[name]:
                 raise InputError(f"--{name.replace('_', '-')} {value}: the run to resume has {settings[name]}")
             settings[name] = value
@@ -75,7 +77,7 @@ def settle(options: dict, saved: dict | None, defaults: dict[str, tuple], free: 
 
 
 def one_line(error: Exception, needs_less: str) -> str:
-    """What to say of an error that a user can mend, `needs_less` being the mend for want of memory; "" of any other."""
+    """What to say of an error that a user can mend; `needs_less` is the mend if memory ran out. "" of any other error."""
     if isinstance(error, (InputError, OSError)):
         return str(error)  # both show a file's name without line ends
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -86,7 +88,7 @@ def one_line(error: Exception, needs_less: str) -> str:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error is want of memory. PyTorch says so in several ways, with and without a class of its own."""
+    """Whether memory ran out. PyTorch says so in several ways, with and without a class of its own."""
     return isinstance(error, MemoryError) or bool(
         re.search("out of memory|can't allocate|not enough memory|ALLOC_FAILED|size calculation overflowed", str(error)))
 
@@ -102,6 +104,7 @@ def pick_device(name: str, local: int = 0) -> torch.device:
         torch.zeros(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # for what asks for no device by name, as communication between processes
+            torch.set_float32_matmul_precision("high")  # fp32: fc6, a matrix product, in TF32 as cuDNN's convolutions are
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without CUDA
         if out_of_memory(error):
             raise  # there is one, but others have filled it
@@ -198,11 +201,11 @@ class Progress:
 
 # ---- the images, before the first step --------------------------------------------------------------------------------
 
-def check(data: DataSet, reader: Reader, crop: tuple[int, int] | None):
+def check_images(data: DataSet, reader: Reader, crop: tuple[int, int] | None) -> np.ndarray:
     """Read every file once: no run shall die in its third hour of one that could have been read at the start.
 
     Raises InputError for what cannot be used: a picture, label or calibration; labels without a class that counts, or of
-    one class alone; a `crop` larger than all images.
+    one class alone; a `crop` larger than all images. Returns the number of training pixels of each class, int64 [C].
     """
     samples = data.train + data.val
     progress, largest = Progress(len(samples)), (0, 0)
@@ -238,6 +241,7 @@ def check(data: DataSet, reader: Reader, crop: tuple[int, int] | None):
     if crop and min(crop[0] - largest[0], crop[1] - largest[1]) > 0:
         raise InputError(f"--crop {crop[0]}x{crop[1]}: every image is smaller, the largest {largest[0]}x{largest[1]}; "
                          "leave it out for whole images")
+    return counting["training"]
 
 
 # ---- the folder of a run --------------------------------------------------------------------------------------------
@@ -293,10 +297,10 @@ def open_run(out: Path, resume: bool):
     return lock
 
 
-def load(out: Path) -> dict:
+def load_checkpoint(out: Path) -> dict:
     """The newest whole checkpoint in a folder. One that is damaged is reported, and the one before it taken.
 
-    The damaged file gets another name, lest the next checkpoint push the whole one out for it. Raises InputError.
+    The damaged file gets another name: the next checkpoint would else put it in the place of the whole one. Raises InputError.
     """
     reasons = []
     for name in ("last.pt", "before.pt"):
@@ -315,17 +319,12 @@ def load(out: Path) -> dict:
     raise InputError(reasons[0] if not (out / "before.pt").exists() else "; ".join(reasons))
 
 
-def readable(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
     """Whether there is a whole checkpoint of a network."""
     try:
         return "model" in read_tensors(checkpoint)
     except InputError:
         return False
-
-
-def save(content: dict, out: Path):
-    """Make `content` last.pt, and what was last.pt before.pt. Raises InputError; last.pt or before.pt is whole then."""
-    save_tensors(content, out / "last.pt", before=out / "before.pt")
 
 
 def write_log(path: Path, rows: list[dict]):
@@ -362,7 +361,7 @@ class Stopped(Exception):
 class Stop:
     """From `listen` to the end of the with block, the first SIGINT or SIGTERM only sets `asked` to its number.
 
-    Who looks at it can end in good order. The second signal has its usual effect.
+    The loop looks at it and ends in good order. The second signal has its usual effect.
     """
 
     def __enter__(self) -> Stop:

@@ -17,6 +17,7 @@ import shlex
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from signal import Signals
 
@@ -32,8 +33,8 @@ from draw import draw_curves, draw_samples
 from fcn import IGNORE, FCN8s, balance, classify, loss, take_over
 from metrics import TITLES, RoadScores, columns, confusion, report, scores
 from ranks import Ranks
-from run import (Progress, Stop, Stopped, Waiting, check, choose_folder, keep_memory, like, load, one_line, open_run,
-                 pick_device, readable, save, settle, size, use_bf16, write_log, write_text)
+from run import (Progress, Stop, Stopped, Waiting, check_images, choose_folder, is_whole, keep_memory, like, load_checkpoint,
+                 one_line, open_run, pick_device, settle, size, use_bf16, write_log, write_text)
 from vgg import InputError, load_imagenet, read_tensors, save_tensors
 from weights.convert import convert, download
 
@@ -46,16 +47,17 @@ WEIGHTS = HERE / "weights" / "vgg16.pth"
 #                     real        synthetic   paper
 DEFAULTS = {
     "recipe":        ("default", "default",  "paper"),
-    "epochs":        (60,         22,         36),         # KITTI Road: 60 x 231 steps; the authors: 300,000 on 8,498 images
+    "epochs":        ("auto",     22,         "auto"),     # by the device and the number of images, see GPU_EPOCHS
     "batch_size":    (1,          2,          1),          # 1: least memory, and the most steps per epoch
     "crop":          ("384x1248", "96x320",   "none"),     # largest part of an image to train on: here the whole, since what
                                                            # an image's edges look like is part of what is learnt
     "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss; a small fresh network bears more. Paper: of the sum
     "width":         (1.0,        0.25,       1.0),        # factor on the channels of VGG16
-    "fc_channels":   ("auto",     256,        4096),       # of fc6 and fc7. auto: as the weights have them; 512 where they
-                                                           # have no fc6, see suited_channels
+    "fc_channels":   ("auto",     256,        4096),       # of fc6 and fc7. auto: as the weights have them; 512 where those are
+                                                           # convolutions alone, see suited_channels
     "weights":       ("auto",     "none",     "auto"),     # ImageNet is worth many thousand labels; the demo needs no download
-    "dropout":       (0.1,        0.1,        0.5),        # with 0.5 fresh fc6 and fc7 score otherwise in training than without
+    "dropout":       (0.1,        0.1,        0.5),        # 0.5 is made for trained fc6 and fc7: fresh ones then score otherwise
+                                                           # in training, with their dropout, than after it
     "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3, see fcn.balance
     "task":          ("road",     "road",     "road"),     # KITTI's ground truth: road or lane
     "classes":       ("all",      "all",      "all"),      # or names with commas between; the others become background
@@ -87,7 +89,8 @@ DEFAULTS = {
 }
 # What --resume may change: how long (the rate then follows the new length) and where, and the path of the same images.
 FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
-# Without --epochs the length of a run with --data follows from what there is:
+# What --epochs auto comes to:
+GPU_EPOCHS = 60     # KITTI Road: 60 x 231 steps
 CPU_EPOCHS = 14     # on a processor, where 60 of KITTI Road would take 17 hours
 LEAST_STEPS = 1200  # few images are seen more often than that
 PAPER_STEPS = {"at once": 300_000, "stage": 100_000}  # of --recipe paper
@@ -130,7 +133,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     ranks.join(first=False)
     out = choose_folder(options["out"], options["resume"], options["data"])
     lock = open_run(out, resume=True) if options["resume"] and ranks.first else None
-    saved = load(out) if options["resume"] else None
+    saved = load_checkpoint(out) if options["resume"] else None
     settings = settle(options, saved, DEFAULTS, FREE_ON_RESUME)
     if settings["crop"] != "none" and not settings["augment"]:
         raise InputError("--crop: --recipe paper trains on whole images; leave it out")
@@ -156,17 +159,14 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         raise InputError(f"{folder}: has {len(names[0])} + {len(names[1])} images, the run to resume "
                          f"{len(saved['images'][0])} + {len(saved['images'][1])}, or others; begin a new run with these")
     reader = Reader(data.read_label)
-    crop = size(settings["crop"])
+    crop, counts = size(settings["crop"]), None
     if ranks.first:
-        check(data, reader, crop if options["crop"] else None)
+        counts = check_images(data, reader, crop if options["crop"] else None)
 
     if settings["flip"] == "auto":
         settings["flip"] = "no" if settings["task"] == "lane" else "yes"
     if settings["class_weights"] == "auto":
         settings["class_weights"] = "sqrt" if data.road is None else "none"
-    weights = None
-    if settings["class_weights"] == "sqrt":
-        weights = class_weights((reader(sample)[1] for sample in data.train), len(data.classes)).to(device)
 
     # Network and optimizer
     net = build(settings, data, reader, saved).to(device)  # weights stay contiguous; the images are channels_last
@@ -175,14 +175,17 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     optimizer = sgd(net, settings)
 
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
-    if settings["data"] and not saved and options["epochs"] is None:
+    if settings["epochs"] == "auto":
         settings["epochs"] = suited_epochs(settings, steps_per_epoch, device)
     total_steps = settings["epochs"] * steps_per_epoch
     step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
         step, best, log, loss_sum = saved["step"], saved["best"], saved["log"], saved["loss_sum"].to(device)
-        if log and not readable(out / "best.pt"):
+        if log and not is_whole(out / "best.pt"):
+            if step >= total_steps:
+                raise InputError(f"{out / 'best.pt'}: is lost, and the run has no epoch left to find another; last.pt has the "
+                                 f"last network; or go on with --epochs {settings['epochs'] + 1}")
             print(f"{out / 'best.pt'}: is lost; the best of the epochs to come takes its place")
             best = -1.0
         print(f"{out}: going on after step {step}")
@@ -194,7 +197,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         lock = lock or open_run(out, resume=False)  # only now: a mistyped command leaves nothing behind
         write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
     ranks.join(first=True)
-    out = ranks.gather(out)[0]
+    out, counts = ranks.gather((out, counts))[0]
+    weights = class_weights(counts).to(device) if settings["class_weights"] == "sqrt" else None
     model = net
     if settings["compile"]:
         torch._dynamo.config.optimize_ddp = False  # older releases cannot split a compiled network with checkpoints in it
@@ -207,28 +211,32 @@ def train(options: dict, stop: Stop, ranks: Ranks):
 
     diverged = torch.zeros((), dtype=torch.int64, device=device)  # the step at which something was not finite
 
-    def keep(asked: int):
-        """Save last.pt; end the run here if the signal `asked` asks for it. Nothing that is not finite reaches the disk."""
+    def refuse_divergence():
+        """Raise if the loss or its gradient was not finite in any step so far: nothing of that shall reach the disk."""
         if diverged.item():
             rate = learning_rate(diverged.item() - 1, total_steps, settings)
             raise InputError(f"the loss was not finite at step {diverged.item()}, at a rate of {rate:.2g}; nothing of it is "
-                             f"saved. Start again with a smaller --lr than {settings['lr']:g} and another --out")
-        if ranks.first:
-            save({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best,
-                  "log": log, "loss_sum": loss_sum}, out)
-        if asked:
-            raise Stopped(asked, out)
+                             f"saved. Start again with a smaller --lr than {settings['lr']:g} and another --out"
+                             ) if ranks.first else SystemExit(2)  # all processes know it, one says it
 
+    def save_checkpoint():
+        refuse_divergence()
+        if ranks.first:
+            save_tensors({**about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best,
+                          "log": log, "loss_sum": loss_sum}, out / "last.pt", before=out / "before.pt")
+
+    measure = partial(evaluate, net, data, reader=reader, device=device, autocast=autocast, workers=settings["workers"],
+                      ranks=ranks, stop=stop)
     shown = sorted({i * len(data.val) // 4 for i in range(4)})
     progress = Progress(total_steps, step, images=settings["batch_size"])
     saved_at = time.perf_counter()
     stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):
         net.train()
-        torch.backends.cudnn.benchmark = True  # GPU: try all algorithms for each size of input; there are few (on_device)
+        torch.backends.cudnn.benchmark = settings["augment"]  # GPU: try all algorithms for each size; of random views there are few
         started = time.perf_counter()
         done = step - (epoch - 1) * steps_per_epoch  # not 0 in an epoch that was interrupted
-        waiting = Waiting(on_device(training_batches(reader, data.train, epoch, crop, settings, ranks, done), device, fill=32))
+        waiting = Waiting(on_device(training_batches(reader, data.train, epoch, crop, settings, ranks, done), device))
         for images, labels in waiting:
             # Dropout follows from the step: there is no random state to save.
             torch.manual_seed(seed_of(settings["seed"], step, ranks.rank))
@@ -244,17 +252,19 @@ def train(options: dict, stop: Stop, ranks: Ranks):
             diverged = torch.where(torch.isfinite(value + norm) | (diverged > 0), diverged, step)
             asked = ranks.largest(stop.asked)
             if asked or step % settings["save_every"] == 0 or time.perf_counter() > saved_at + SAVE_SECONDS:
-                keep(asked)
+                save_checkpoint()
                 saved_at = time.perf_counter()
+            if asked:
+                raise Stopped(asked, out)
             if progress.due():  # seldom: reading the loss makes the device wait
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {value.item():.4f}  rate {rate:.2e}")
 
         trained_at = time.perf_counter()
-        result, pictures = evaluate(net, data, data.val, reader, device, autocast, settings["workers"], ranks, shown, stop,
-                                    weights)
-        asked = ranks.largest(stop.asked)
-        if asked or diverged.item():
-            keep(asked)  # which does not return
+        result, pictures = measure(data.val, shown=shown, weights=weights)
+        refuse_divergence()
+        if asked := ranks.largest(stop.asked):
+            save_checkpoint()
+            raise Stopped(asked, out)
         rate = learning_rate(step - 1, total_steps, settings)
         row = {"epoch": epoch, "step": step, "lr": rate, "seconds": round(time.perf_counter() - started, 1),
                "evaluation_seconds": round(time.perf_counter() - trained_at, 1),
@@ -276,19 +286,18 @@ def train(options: dict, stop: Stop, ranks: Ranks):
                 draw_samples(out / "samples.png", pictures, data.classes, f"held out, epoch {epoch}")
                 save_tensors({**about, "model": net.state_dict(), "epoch": epoch, "best": best, "result": result},
                              out / "best.pt")
-    keep(0)
+    save_checkpoint()
 
     # The final word is the best network's: on the held-out images and, to show how much of it is memory, on some of
     # those it was trained on; and there the last network's, to show how much memory there can be.
     some = data.train[::math.ceil(len(data.train) / 100)]
-    last, _ = evaluate(net, data, some, reader, device, autocast, settings["workers"], ranks, stop=stop)
+    last, _ = measure(some)
     if ranks.first:
         checkpoint = read_tensors(out / "best.pt")
         net.load_state_dict(checkpoint["model"])
     ranks.spread(net)
-    known, _ = evaluate(net, data, some, reader, device, autocast, settings["workers"], ranks, stop=stop)
-    asked = ranks.largest(stop.asked)
-    if asked:
+    known, _ = measure(some)
+    if asked := ranks.largest(stop.asked):
         raise Stopped(asked, out)
     if ranks.first:
         print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
@@ -306,11 +315,15 @@ def sgd(net: FCN8s, settings: dict) -> torch.optim.SGD:
         {"params": [p for name, p in trained if name.endswith("weight")], "times": 1, "weight_decay": settings["weight_decay"]},
         {"params": [p for name, p in trained if name.endswith("bias")], "times": 2, "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=0.0, momentum=settings["momentum"], fused=True)  # one pass over 134 M numbers, not five
+    # fused: one pass over 134 M numbers, not five. On a GPU, where that is little, PyTorch 2.4 would refuse the strides that
+    # channels_last gives to gradients of 1x1 convolutions.
+    fused = True if trained[0][1].device.type == "cpu" else None
+    return torch.optim.SGD(groups, lr=0.0, momentum=settings["momentum"], fused=fused)
 
 
 def learn(model, optimizer, images, labels, settings, autocast, ranks, weights=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step: (mean loss of the whole batch, norm of the gradient before clipping), on the device, which nobody waits for.
+    """One step: (mean loss of the whole batch, norm of the gradient before clipping), still on the device: reading
+    them would wait for it.
 
     images, labels    this process's share of the batch, as `on_device` gives them
     weights           of the classes, None if all count alike
@@ -407,22 +420,24 @@ def build(settings, data, reader, saved) -> FCN8s:
     if "model" in content:
         print(take_over(net, content, path))
     elif content:
-        print(load_imagenet(net.vgg, path))
+        print(load_imagenet(net.vgg, path, content))
     if settings["skip_scale"] != "auto":
         net.set_skip_scale(*map(float, settings["skip_scale"].split(",")))
     elif "model" not in content:
-        image, _ = collate([reader(data.train[0])])
+        image, label = reader(data.train[0])
+        height, width = size(settings["crop"]) or label.shape  # a photo of 12 megapixels, whole, would take 7 GiB
+        image, _ = collate([(image[-height:, :width], label[-height:, :width])])
         balance(net, normalise(image))
     print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
     return net
 
 
 def suited_epochs(settings: dict, steps_per_epoch: int, device: torch.device) -> int:
-    """The length of a run that was not told."""
+    """The length of a run that was not told, in epochs."""
     if settings["recipe"] == "paper":
         at_once = settings["stride"] == 8 and settings["skip_scale"] == DEFAULTS["skip_scale"][2]
         return math.ceil(PAPER_STEPS["at once" if at_once else "stage"] / steps_per_epoch)
-    epochs = CPU_EPOCHS if device.type == "cpu" else settings["epochs"]
+    epochs = CPU_EPOCHS if device.type == "cpu" else GPU_EPOCHS
     return max(epochs, math.ceil(LEAST_STEPS / steps_per_epoch))
 
 
@@ -432,7 +447,7 @@ def suited_channels(content: dict) -> int:
         return content["config"]["fc_channels"]
     if isinstance(content.get("fc6.bias"), torch.Tensor):
         return content["fc6.bias"].numel()
-    # Of the convolutions alone, as many as pool5: it is what fc6 begins with (vgg.identity_init), and more learnt no more.
+    # Of the convolutions alone, as many as pool5: fc6 begins with them (vgg.identity_init), and more scored no better.
     return 512 if content else 4096
 
 
@@ -466,8 +481,8 @@ def parse(argv) -> dict:
     add("classes", "names of the classes to tell apart, with commas between, the others as background; or all", metavar="A,B")
     add("weights", "to begin with: ImageNet's converted (auto: weights/vgg16.pth, else a download), a best.pt, or none",
         metavar="PATH")
-    add("epochs", f"passes over the training images; with --data on a processor {CPU_EPOCHS}, of few images as many as make "
-        f"{LEAST_STEPS} steps", type=whole, metavar="N")
+    add("epochs", f"passes over the training images; auto is {GPU_EPOCHS}, on a processor {CPU_EPOCHS}, of few images as many as "
+        f"make {LEAST_STEPS} steps, and with --recipe paper the authors' number of steps", type=whole, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
     add("crop", "largest training window, HxW, or none", type=like(r"none|[1-9]\d{0,6}x[1-9]\d{0,6}", "none or a size, HxW"),
         metavar="HxW")

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 # What the ImageNet weights expect: RGB in 0..1, minus this mean, divided by this standard deviation.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
+PART = 512  # outputs of a dense layer whose weights are turned to bf16 at a time, see `Product`
 
 
 class InputError(Exception):
@@ -92,12 +93,10 @@ class Product(torch.autograd.Function):
     its gradient made: 0.4 GB less at the most memory that a training step takes.
     """
 
-    PART = 512  # of the outputs at a time
-
     @staticmethod
     def forward(ctx, rows, weight, bias):
         ctx.save_for_backward(rows, weight)
-        products = [F.linear(rows, part.to(rows.dtype)) for part in weight.split(Product.PART)]
+        products = [F.linear(rows, part.to(rows.dtype)) for part in weight.split(PART)]
         return torch.cat(products, dim=1) + bias.to(rows.dtype)
 
     @staticmethod
@@ -105,7 +104,7 @@ class Product(torch.autograd.Function):
     def backward(ctx, grad):
         rows, weight = ctx.saved_tensors
         grad_rows, grad_weight = torch.zeros_like(rows, dtype=weight.dtype), torch.empty_like(weight)
-        for part, out, g in zip(weight.split(Product.PART), grad_weight.split(Product.PART), grad.split(Product.PART, 1)):
+        for part, out, g in zip(weight.split(PART), grad_weight.split(PART), grad.split(PART, 1)):
             grad_rows += g @ part.to(rows.dtype)  # out = rows @ weight.T, hence d loss / d rows = grad @ weight
             out.copy_(g.t() @ rows)               # and d loss / d weight = grad.T @ rows
         return grad_rows.to(rows.dtype), grad_weight, grad.sum(0, dtype=weight.dtype)
@@ -306,14 +305,17 @@ def identity_init(net: VGG16):
         net.fc7.weight[i, i] += 1
 
 
-def load_imagenet(net: VGG16, path) -> str:
+def load_imagenet(net: VGG16, path, state: dict | None = None) -> str:
     """Load converted ImageNet weights (`python weights/convert.py`) into `net`; returns one line on what was loaded.
+
+    path     of the file, also for messages
+    state    what read_tensors(path) gave, where that has been called already
 
     Strict: a tensor that is missing, extra, wrongly shaped or not finite raises InputError with its name, and leaves
     `net` as it was. One exception: a file with the thirteen convolutions alone is completed by `identity_init`, and the line
     says so.
     """
-    state = read_tensors(path)
+    state = read_tensors(path) if state is None else state
     wanted = net.state_dict()
     features_only = not any(name.startswith("fc") for name in state)
     if features_only:

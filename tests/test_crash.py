@@ -331,6 +331,15 @@ def test_a_lost_best_network_is_said_at_once_and_replaced(scenes, tmp_path, caps
     assert "best.pt: is lost" in capsys.readouterr().out and (tmp_path / "best.pt").exists()
 
 
+def test_a_finished_run_whose_best_network_is_lost_says_how_to_find_another(scenes, tmp_path, capsys):
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 0
+    (tmp_path / "best.pt").unlink()
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "best.pt: is lost" in error and "--epochs 4" in error and error.count("\n") == 1
+
+
 def test_an_illegal_memory_access_is_no_want_of_memory():
     assert not running.out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
     assert running.one_line(InputError("/data/out of memory: no such folder"), "") == "/data/out of memory: no such folder"

@@ -3,6 +3,9 @@
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import roads
 import train
 from vgg import VGG16, InputError
 
+ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ["--epochs", "1", "--width", "0.03125", "--fc-channels", "8", "--weights", "none", "--workers", "0", "--device",
            "cpu", "--amp", "off"]
 
@@ -200,6 +204,18 @@ def test_a_run_is_resumed_only_as_what_it_is(originals, tmp_path, capsys):
         assert train.main(["--resume", *out, *change]) == 2
         error = capsys.readouterr().err
         assert all(word in error for word in said)
+    assert train.main(["--resume", *out, "--amp", "auto", "--flip", "auto", "--fc-channels", "auto"]) == 0  # whatever that was
+
+
+@pytest.mark.parametrize("script, arguments, said", [
+    ("data.py", [], "say which folder"), ("data.py", ["nowhere"], "nowhere: no such folder"),
+    ("data.py", [".", "pavement"], "[road|lane]"), ("bench.py", ["--device", "tpu"], "--device tpu"),
+    ("bench.py", ["--rounds"], "--rounds"), ("weights/convert.py", ["--size"], "--size"),
+    ("weights/convert.py", ["nowhere.pth"], "nowhere.pth"), ("metrics.py", [], "RESULTS_DIR"), ("predict.py", [], "CHECKPOINT")])
+def test_every_script_says_in_one_line_what_it_cannot_do_and_ends_with_status_2(tmp_path, script, arguments, said):
+    done = subprocess.run([sys.executable, ROOT / script, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout and said in done.stderr
+    assert done.stderr.startswith(f"{script.rpartition('/')[2]}: error: ") and done.stderr.count("\n") == 1
 
 
 def test_a_picture_made_to_fill_the_memory_is_refused_by_name(tmp_path, monkeypatch):

@@ -84,6 +84,23 @@ def test_recomputing_activations_gives_the_same_gradients(seed, height, width, p
     assert all(torch.equal(a, b) for a, b in zip(kept, gradients(True), strict=True))
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_network_compiles_as_one_graph_with_the_same_gradients(recompute):
+    """Traced as torch.compile does it, without the C++ compiler that would make kernels of it."""
+    net = randomise_scores(FCN8s(3, width=1 / 32, fc_channels=8, dropout=0)).train()
+    net.vgg.recompute = recompute
+    image, labels = torch.randn(1, 3, 40, 50), torch.randint(0, 3, (1, 40, 50))
+
+    def gradients(model):
+        net.zero_grad()
+        loss(model(image), labels).backward()
+        return [p.grad for p in net.parameters() if p.requires_grad]
+
+    plain, compiled = gradients(net), gradients(torch.compile(net, backend="aot_eager", fullgraph=True))
+    assert any(gradient.any() for gradient in plain)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(plain, compiled, strict=True))
+
+
 @pytest.mark.parametrize("pad, crops", [(1, (0, 0, 0)), (100, (5, 9, 31)), (97, (5, 9, 28)), (120, (5, 9, 51))])
 def test_crops_are_those_of_the_authors_network(pad, crops):
     net = small(pad=pad)

@@ -147,5 +147,6 @@ def test_command_line_errors_end_with_status_2_and_no_traceback(tmp_path, option
     where = ["--out", "data"] if options else []
     done = subprocess.run([sys.executable, Path(roads.__file__).resolve(), *where, *options], cwd=tmp_path,
                           capture_output=True, text=True)
-    assert done.returncode == 2 and "error:" in done.stderr and "Traceback" not in done.stderr and not done.stdout
+    assert done.returncode == 2 and done.stderr.startswith("roads.py: error: ") and done.stderr.count("\n") == 1
+    assert not done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -333,6 +333,7 @@ def checkpoint(network: FCN8s, state: dict, at_once: bool) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="convert.py", description="Turn public weights into this project's.")
+    parser.error = lambda message: parser.exit(2, f"convert.py: error: {message}\n")  # one line, without the usage
     parser.add_argument("file", metavar="FILE", nargs="?", type=Path,
                         help="VGG16 of torchvision or timm, or pytorch-fcn's FCN-8s (default: download torchvision's)")
     parser.add_argument("--out", type=Path, help="default: vgg16.pth or fcn8s.pth in this script's folder")

@@ -1,0 +1,98 @@
+"""On a GPU as on the processor: the same batches, steps, runs and predictions. Skipped where there is no GPU."""
+
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+import roads
+import train
+from batches import collate, on_device
+from fcn import FCN8s
+from ranks import Ranks
+from run import pick_device
+from vgg import read_tensors
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {name: values[0] for name, values in train.DEFAULTS.items()}
+TINY = ["--width", "0.0625", "--fc-channels", "16", "--crop", "32x64", "--weights", "none", "--lr", "0.01", "--workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cuda") / "scenes"
+    roads.write(folder, train=12, test=0, height=32, width=64)
+    return folder
+
+
+def test_batches_reach_the_gpu_as_they_reach_the_processor_and_in_order():
+    rng = np.random.default_rng(0)
+    pairs = [collate([(rng.integers(0, 256, (h, w, 3), np.uint8), rng.integers(0, 3, (h, w), np.uint8))])
+             for h, w in rng.integers(1, 300, (20, 2))]
+    here, there = (list(on_device(pairs, torch.device(name))) for name in ("cpu", "cuda"))
+    for (image, label), (image_there, label_there) in zip(here, there, strict=True):
+        assert image_there.is_cuda and label_there.dtype == torch.int64
+        assert torch.allclose(image_there.cpu(), image, atol=1e-5) and torch.equal(label_there.cpu(), label)
+
+
+@pytest.mark.parametrize("amp, pad, tolerance", [(False, 1, 1e-2), (True, 1, 5e-2), (True, 100, 5e-2)])
+def test_steps_on_the_gpu_are_those_of_the_processor(amp, pad, tolerance):
+    """Up to the digits of TF32 and bf16: three steps, and where they have led."""
+    ends = []
+    for name in ("cpu", "cuda"):
+        device = pick_device(name)
+        torch.manual_seed(0)
+        net = FCN8s(3, pad, width=1 / 8, fc_channels=64, dropout=0)
+        start = {key: value.clone() for key, value in net.state_dict().items()}
+        images, labels = torch.randn(2, 3, 64, 96), torch.randint(0, 3, (2, 64, 96))
+        net = net.to(device).train()
+        optimizer = train.sgd(net, SETTINGS)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.002 * group["times"]
+        autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if amp and name == "cuda" else nullcontext  # noqa: B023
+        images = images.to(device).contiguous(memory_format=torch.channels_last)
+        values = [train.learn(net, optimizer, images, labels.to(device), SETTINGS, autocast, Ranks())[0].item() for _ in range(3)]
+        ends.append((values, {key: value.cpu() - start[key] for key, value in net.state_dict().items()}))
+    (here, moved_here), (there, moved_there) = ends
+    assert here[0] != here[-1] and there == pytest.approx(here, rel=tolerance)
+    for layer in ("score_fr", "score_pool4", "score_pool3"):
+        a, b = moved_here[f"{layer}.weight"], moved_there[f"{layer}.weight"]
+        assert a.norm() > 0 and (a - b).norm() <= 4 * tolerance * a.norm(), layer
+
+
+def test_a_run_learns_resumes_and_moves_between_gpu_and_processor(scenes, tmp_path, capsys):
+    argv = ["--data", str(scenes), "--out", str(tmp_path / "run"), *TINY, "--device", "cuda", "--amp", "off", "--epochs", "2"]
+    assert train.main(argv) == 0
+    for device, epochs in (("cuda", 3), ("cpu", 4), ("cuda", 5)):
+        assert train.main(["--resume", "--out", str(tmp_path / "run"), "--device", device, "--epochs", str(epochs)]) == 0
+    log = read_tensors(tmp_path / "run/last.pt")["log"]
+    assert [row["epoch"] for row in log] == [1, 2, 3, 4, 5] and log[-1]["train_loss"] < log[0]["train_loss"]
+    capsys.readouterr()
+    seen = []
+    for device in ("cpu", "cuda"):
+        assert predict.main([str(tmp_path / "run/best.pt"), "--data", str(scenes), "--out", str(tmp_path / device), "--device",
+                             device, "--amp", "off"]) == 0
+        seen.append([np.asarray(Image.open(file)) for file in sorted((tmp_path / device / "mask").iterdir())])
+    assert np.mean([(a == b).mean() for a, b in zip(*seen, strict=True)]) > 0.99
+
+
+@pytest.mark.parametrize("more", [[], ["--recompute"], ["--recipe", "paper", "--crop", "none", "--lr", "1e-7"]])
+def test_every_kind_of_run_ends_on_the_gpu(scenes, tmp_path, more):
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY, "--device", "cuda", "--epochs", "1", *more]) == 0
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+def test_two_processes_train_with_a_gpu_each(scenes, tmp_path):
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                           ROOT / "train.py", "--data", scenes, "--out", tmp_path / "run", *TINY, "--batch-size", "4",
+                           "--epochs", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run/best.pt").exists()
