@@ -48,7 +48,8 @@ class Sample(NamedTuple):
 class DataSet(NamedTuple):
     """What was found: a line that says it, the names of classes 0 ... C-1, the split, and the reader of label files.
 
-    read_label(path) gives uint8 [H, W] class ids and raises InputError. kitti: the layout is KITTI Road's.
+    read_label(path) gives uint8 [H, W] class ids and raises InputError. kitti: the layout is KITTI Road's. test: images that
+    training never looks at, for predict.py --split test; most data sets have none.
     """
     found: str
     classes: list[str]
@@ -56,6 +57,7 @@ class DataSet(NamedTuple):
     val: list[Sample]
     read_label: Callable[[Path], np.ndarray]
     kitti: bool = False
+    test: list[Sample] = []
 
     @property
     def road(self) -> int | None:
@@ -150,6 +152,7 @@ def find_masks(root: Path, split_seed: int) -> DataSet:
         train, val = matched(root), []
     if not val:
         train, val = hold_out(train, split_seed)
+    test = matched(root / "test") if (root / "test" / "masks").is_dir() else []
 
     names = root / "classes.txt"
     if names.is_file():
@@ -176,8 +179,8 @@ def find_masks(root: Path, split_seed: int) -> DataSet:
 
     named = "named in classes.txt" if names.is_file() else "counted in the masks"
     found = (f"{root}: images and masks, {len(classes)} classes {named}: "
-             f"{len(train)} training + {len(val)} held-out images")
-    return DataSet(found, classes, train, val, read_label)
+             f"{len(train)} training + {len(val)} held-out images{f' + {len(test)} for --split test' if test else ''}")
+    return DataSet(found, classes, train, val, read_label, test=test)
 
 
 def find_voc(root: Path) -> DataSet:
@@ -370,7 +373,7 @@ def main(arguments: list[str]) -> int:
         print(f"data.py: error: {error}", file=sys.stderr)
         return 2
     print(data.found)
-    for part, members in (("train", data.train), ("held out", data.val)):
+    for part, members in (("train", data.train), ("held out", data.val), ("test", data.test)):
         for sample in members:
             print(f"{part}\t{sample.image}\t{sample.label}")
     return 0

@@ -16,7 +16,6 @@ from torch import nn
 from vgg import IMAGE, VGG16, Grid, InputError
 
 TILE = 1536   # images of more than TILE x TILE pixels are computed in parts of at most as many, see `tiled`
-SKIPS = 2.0   # how much longer pool4 and pool3 are made than fc7, see `balance`
 IGNORE = 255  # label of pixels that neither train nor count
 
 
@@ -66,7 +65,7 @@ class FCN8s(nn.Module):
     learn_upsampling   False: the transposed convolutions stay bilinear, as in the authors' networks
     skip_scale         factors on pool4 and pool3 before they are scored; (1, 1), the default, leaves them as they are.
                        The authors' at-once network has (0.01, 0.0001): Caffe's VGG16 has activations of tens and hundreds
-                       there, which would swamp score_fr. `balance` measures them instead
+                       there, which would swamp score_fr. `balance` in start.py measures them instead
     dropout            share of the elements of fc6 and fc7 that training sets to zero, as in VGG16
 
     Where the crops come from. Cell i of a map lies at pixel stride*i + offset of the image (class Grid in vgg.py), and
@@ -225,62 +224,6 @@ def classify(compute: Callable, image: torch.Tensor, reach: float, tile: int = T
             pixels = (part != IGNORE).sum()
             total, valid = total + loss(scores, part, weights=weights) * pixels, valid + pixels
     return classes, confidence, None if labels is None else total / valid.clamp(min=1)
-
-
-@torch.no_grad()
-def balance(net: FCN8s, image: torch.Tensor):
-    """Scale what the score layers see: fc7 to a root mean square of 1 on `image` [N, 3, H, W], pool4 and pool3 to SKIPS
-    times its length.
-
-    A step of a score layer changes the scores by the squared length of its input, the sum over channels. With Caffe's
-    VGG16 that is some 80,000 for a fresh fc7 and 80,000,000 for pool3; with other weights it is other numbers; and the
-    largest sets the rate that all have to bear. Of about one length, all three learn at about one pace. The skips may go
-    somewhat faster, since the fine detail that they add is learnt last (CamVid: twice the length was worth up to 0.6 points
-    of mean IoU on two streets that no training image showed, and 1.7 on the validation images; a third of it cost 4). For the pools the factor is
-    skip_scale. For fc7 it is in the weights: ReLU passes factors on, so that dividing fc6's weights and both biases by
-    a factor divides fc7 by it and changes nothing else.
-    """
-    pool3, pool4, fc7 = (features.pow(2).sum(1).mean().sqrt().item() for features in net.eval().vgg(image))
-    if min(pool3, pool4, fc7) == 0:  # nothing passes, as may happen in a very narrow network: nothing to go by
-        return
-    length = math.sqrt(net.vgg.channels["fc7"])
-    for scaled in (net.vgg.fc6.weight, net.vgg.fc6.bias, net.vgg.fc7.bias):
-        scaled /= fc7 / length
-    net.set_skip_scale(SKIPS * length / pool4, SKIPS * length / pool3)
-
-
-def take_over(net: FCN8s, content: dict, path) -> str:
-    """Begin where another training ended: the authors' stages 32s, 16s, 8s (section 4.2), or one data set after another.
-
-    content    of a checkpoint of train.py, as read_tensors gives it; `path` is for messages
-
-    VGG16 comes with the factors on the skips; the score layers too where the classes are as many, and learnt upsampling
-    where the stride is the same. Returns one line on it. Raises InputError, and leaves `net` as it was, if the networks
-    differ in size or something is missing.
-    """
-    state, config = content.get("model"), content.get("config")
-    if not isinstance(state, dict) or not isinstance(config, dict) or len(config.get("skip_scale", ())) != 2:
-        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
-    for name in ("pad", "width", "fc_channels"):
-        if config.get(name) != net.config[name]:
-            raise InputError(f"{path}: was trained with --{name.replace('_', '-')} {config.get(name)}, this network has "
-                             f"{net.config[name]}")
-    parts = ("vgg",)
-    if config.get("num_classes") == net.config["num_classes"]:
-        parts = ("vgg", "score", "upscore") if config.get("stride") == net.config["stride"] else ("vgg", "score")
-    wanted = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(parts)}
-    for name, tensor in wanted.items():
-        if name not in state and name.startswith("score"):
-            continue  # of a coarser stage
-        if not isinstance(state.get(name), torch.Tensor) or state[name].shape != tensor.shape:
-            raise InputError(f"{path}: {name} is missing or not {list(tensor.shape)}; the file is damaged")
-        if not torch.isfinite(state[name]).all():
-            raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged")
-    net.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
-    net.set_skip_scale(*config["skip_scale"])
-    fresh = sorted({name.partition(".")[0] for name in net.state_dict() if name.startswith("score")
-                    and not (name in wanted and name in state)})
-    return f"{path}: taken over from a trained network; {', '.join(fresh) or 'nothing'} starts fresh"
 
 
 def loss(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor | None = None,

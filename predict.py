@@ -93,7 +93,9 @@ def predict(options, failed: list[str]):
         reader = Reader(data.read_label, cache_bytes=0)
         # KITTI's results are named as the ground truth, so that metrics.py can score them.
         jobs = [Job(sample.image, Path((sample.label if data.kitti else sample.image).stem), sample)
-                for sample in (data.train if options.split == "train" else data.val)]
+                for sample in getattr(data, options.split or "val")]
+        if not jobs:
+            raise InputError(f"{options.data}: has no images and masks in a folder test, for --split test")
         for job in jobs:
             if data.kitti and calibration_of(job.picture).is_file():
                 homography(calibration_of(job.picture))  # raises what is wrong with it now, not in an hour
@@ -294,8 +296,8 @@ def parse(argv):
     parser.add_argument("--confidence", action="store_true", help="also write the confidence of class road (or lane)")
     parser.add_argument("--data", metavar="DIR", type=Path, help="predict and score a data set with ground truth")
     parser.add_argument("--kitti", metavar="DIR", type=Path, help="predict KITTI Road, write bird's-eye views and the zip")
-    parser.add_argument("--split", choices=("train", "val", "training", "testing"),
-                        help="of --data: train or val (default); of --kitti: training or testing (default)")
+    parser.add_argument("--split", choices=("train", "val", "test", "training", "testing"),
+                        help="of --data: train, val (default) or test; of --kitti: training or testing (default)")
     parser.add_argument("--tile", metavar="N", type=like(r"[1-9]\d{0,5}", "a whole number", int), default=TILE,
                         help="largest part computed at once, N x N pixels: bounds the memory (default %(default)s: 3 GiB)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default %(default)s)")
@@ -305,7 +307,7 @@ def parse(argv):
     options = parser.parse_args(argv)
     if bool(options.inputs) + bool(options.data) + bool(options.kitti) != 1:
         parser.error("say what to predict: either pictures and folders, or --data DIR, or --kitti DIR")
-    splits = ("train", "val") if options.data else ("training", "testing") if options.kitti else ()
+    splits = ("train", "val", "test") if options.data else ("training", "testing") if options.kitti else ()
     if options.split and options.split not in splits:
         parser.error(f"--split {options.split}: " + (f"choose {' or '.join(splits)}" if splits else
                                                      "goes with --data or --kitti"))

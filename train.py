@@ -27,19 +27,18 @@ import torch
 from torch import nn
 
 import roads
-from batches import batches, class_weights, collate, normalise, on_device, training_batches
+from batches import batches, class_weights, on_device, training_batches
 from data import Reader, find
 from draw import draw_curves, draw_samples
-from fcn import IGNORE, FCN8s, balance, classify, loss, take_over
+from fcn import IGNORE, FCN8s, classify, loss
 from metrics import TITLES, RoadScores, columns, confusion, report, scores
 from ranks import Ranks
 from run import (Progress, Stop, Stopped, Waiting, check_images, choose_folder, is_whole, keep_memory, like, load_checkpoint,
                  one_line, open_run, pick_device, settle, size, use_bf16, write_log, write_text)
-from vgg import InputError, load_imagenet, read_tensors, save_tensors
-from weights.convert import convert, download
+from start import build
+from vgg import InputError, read_tensors, save_tensors
 
 HERE = Path(__file__).resolve().parent
-WEIGHTS = HERE / "weights" / "vgg16.pth"
 
 # Every default, once. The first value holds with --data. The second holds for the synthetic roads, which must train from
 # scratch in a few minutes on a processor. The third is that of the networks that the authors released with the paper's
@@ -54,11 +53,11 @@ DEFAULTS = {
     "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss; a small fresh network bears more. Paper: of the sum
     "width":         (1.0,        0.25,       1.0),        # factor on the channels of VGG16
     "fc_channels":   ("auto",     256,        4096),       # of fc6 and fc7. auto: as the weights have them; 512 where those are
-                                                           # convolutions alone, see suited_channels
+                                                           # convolutions alone, see start.suited_channels
     "weights":       ("auto",     "none",     "auto"),     # ImageNet is worth many thousand labels; the demo needs no download
     "dropout":       (0.1,        0.1,        0.5),        # 0.5 is made for trained fc6 and fc7: fresh ones then score otherwise
                                                            # in training, with their dropout, than after it
-    "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3, see fcn.balance
+    "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3, see start.balance
     "task":          ("road",     "road",     "road"),     # KITTI's ground truth: road or lane
     "classes":       ("all",      "all",      "all"),      # or names with commas between; the others become background
     "class_weights": ("auto",     "auto",     "none"),     # sqrt, rare classes count more (batches.class_weights), where mean
@@ -392,46 +391,6 @@ def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown
 
 # ---- setting up -----------------------------------------------------------------------------------------------------
 
-def build(settings, data, reader, saved) -> FCN8s:
-    """The network: as it was saved, or fresh with ImageNet weights where the settings say so."""
-    if saved:
-        try:
-            net = FCN8s(**saved["config"])
-            net.load_state_dict(saved.pop("model"))  # half a gigabyte less from here on
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(f"the checkpoint's weights are not those of its settings ({str(error).splitlines()[0]})") from None
-        return net
-    path = WEIGHTS if settings["weights"] == "auto" else settings["weights"]
-    if settings["weights"] == "auto":
-        if settings["width"] != 1:
-            raise InputError("ImageNet weights have no reduced width; add --weights none, or leave out --width")
-        if not WEIGHTS.is_file():
-            print(convert(download(), WEIGHTS))
-    content = {} if path == "none" else read_tensors(path)
-    if settings["fc_channels"] == "auto":
-        settings["fc_channels"] = suited_channels(content)
-    try:
-        net = FCN8s(len(data.classes), settings["pad"], settings["stride"], settings["width"], settings["fc_channels"],
-                    settings["learn_upsampling"], dropout=settings["dropout"])
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    except TypeError:
-        raise InputError(f"--width {settings['width']:g}: makes more channels than can be counted") from None
-    if "model" in content:
-        print(take_over(net, content, path))
-    elif content:
-        print(load_imagenet(net.vgg, path, content))
-    if settings["skip_scale"] != "auto":
-        net.set_skip_scale(*map(float, settings["skip_scale"].split(",")))
-    elif "model" not in content:
-        image, label = reader(data.train[0])
-        height, width = size(settings["crop"]) or label.shape  # a photo of 12 megapixels, whole, would take 7 GiB
-        image, _ = collate([(image[-height:, :width], label[-height:, :width])])
-        balance(net, normalise(image))
-    print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
-    return net
-
-
 def suited_epochs(settings: dict, steps_per_epoch: int, device: torch.device) -> int:
     """The length of a run that was not told, in epochs."""
     if settings["recipe"] == "paper":
@@ -439,16 +398,6 @@ def suited_epochs(settings: dict, steps_per_epoch: int, device: torch.device) ->
         return math.ceil(PAPER_STEPS["at once" if at_once else "stage"] / steps_per_epoch)
     epochs = CPU_EPOCHS if device.type == "cpu" else GPU_EPOCHS
     return max(epochs, math.ceil(LEAST_STEPS / steps_per_epoch))
-
-
-def suited_channels(content: dict) -> int:
-    """Channels of fc6 and fc7 that suit the weights to begin with: a checkpoint, ImageNet's, or {} for none."""
-    if isinstance(content.get("config"), dict) and isinstance(content["config"].get("fc_channels"), int):
-        return content["config"]["fc_channels"]
-    if isinstance(content.get("fc6.bias"), torch.Tensor):
-        return content["fc6.bias"].numel()
-    # Of the convolutions alone, as many as pool5: fc6 begins with them (vgg.identity_init), and more scored no better.
-    return 512 if content else 4096
 
 
 def synthetic_roads(folder: Path) -> Path:

@@ -287,62 +287,6 @@ def save_tensors(content: dict, path: Path, before: Path | None = None):
             beside.unlink()
 
 
-@torch.no_grad()
-def identity_init(net: VGG16):
-    """Let fresh fc6 and fc7 begin by handing on what pool5 has found: their channel i is its channel i.
-
-    Identity initialisation (Yu and Koltun 2016, section 3). With He-normal weights the scores would begin from a random
-    mixture of the 512*7*7 numbers that fc6 sees, to be sorted out from a few hundred images; so they begin from features
-    that a million images have taught. A tenth of the fresh weights stays, for what is to be learnt from the rest of the
-    window, and for channels that pool5 does not have.
-    """
-    for layer in (net.fc6, net.fc7):
-        layer.weight *= 0.1
-    middle = net.fc6.kernel_size[0] // 2
-    for i in range(min(net.fc6.weight.shape[:2])):
-        net.fc6.weight[i, i, middle, middle] += 1
-    for i in range(net.channels["fc7"]):
-        net.fc7.weight[i, i] += 1
-
-
-def load_imagenet(net: VGG16, path, state: dict | None = None) -> str:
-    """Load converted ImageNet weights (`python weights/convert.py`) into `net`; returns one line on what was loaded.
-
-    path     of the file, also for messages
-    state    what read_tensors(path) gave, where that has been called already
-
-    Strict: a tensor that is missing, extra, wrongly shaped or not finite raises InputError with its name, and leaves
-    `net` as it was. One exception: a file with the thirteen convolutions alone is completed by `identity_init`, and the line
-    says so.
-    """
-    state = read_tensors(path) if state is None else state
-    wanted = net.state_dict()
-    features_only = not any(name.startswith("fc") for name in state)
-    if features_only:
-        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("fc")}
-
-    mend = "convert it with: python weights/convert.py FILE"
-    for name in wanted:
-        if name not in state:
-            raise InputError(f"{path}: tensor {name} is missing; {mend}")
-    for name, tensor in state.items():
-        if name not in wanted:
-            raise InputError(f"{path}: unexpected tensor {name!r}; {mend}")
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
-            raise InputError(f"{path}: {name} is not a dense tensor of floating point numbers; {mend}")
-        if tensor.shape != wanted[name].shape:
-            raise InputError(f"{path}: {name} is {list(tensor.shape)}, the network has {list(wanted[name].shape)}; "
-                             "use width 1 and fc_channels 4096, convert with --features-only for other fc_channels, "
-                             "or train with --weights none")
-        if not torch.isfinite(tensor.to(wanted[name].dtype)).all():
-            raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged")
-    net.load_state_dict(state, strict=False)  # strict by the checks above, but for the declared exception
-    if features_only:
-        identity_init(net)
-        return f"{path}: 13 convolutions from ImageNet; the file has no fc6 and fc7, they start fresh, passing pool5 on"
-    return f"{path}: 13 convolutions, fc6 and fc7 from ImageNet"
-
-
 if __name__ == "__main__":
     for pad in (1, 100):
         net = VGG16(pad=pad)

@@ -20,8 +20,9 @@ from torch import nn
 import predict
 from conftest import SHARED
 from data import VOC_CLASSES
-from fcn import FCN8s, take_over
-from vgg import IMAGE_MEAN, IMAGE_STD, VGG16, InputError, load_imagenet, read_tensors
+from fcn import FCN8s
+from start import load_imagenet, take_over
+from vgg import IMAGE_MEAN, IMAGE_STD, VGG16, InputError, read_tensors
 from weights import convert as module
 from weights.convert import convert, download
 

@@ -170,6 +170,7 @@ class Evil:
     (lambda state, f: torch.save({**state, "conv9_9.weight": torch.zeros(1)}, f), "conv9_9.weight"),
     (lambda state, f: torch.save({k: v for k, v in state.items() if k != "conv3_2.bias"}, f), "conv3_2.bias"),
     (lambda state, f: torch.save({**state, "conv4_1.bias": torch.zeros(3)}, f), "conv4_1.bias"),
+    (lambda state, f: torch.save({}, f), "conv1_1.weight is missing"),
     (lambda state, f: f.write_bytes(pickle.dumps(Evil())), "not a whole file of torch.save"),
     (lambda state, f: torch.save(Evil(), f), "not a whole file of torch.save"),
     (lambda state, f: (torch.save(state, f), f.write_bytes(f.read_bytes()[:-2000])), "not a whole file of torch.save"),

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcn import IGNORE, FCN8s, balance, bilinear_kernel, classify, fuse, halo, loss, tiled
+from fcn import IGNORE, FCN8s, bilinear_kernel, classify, fuse, halo, loss, tiled
+from start import balance
 from test_vgg import reference as vgg_reference
 
 SIZES = st.integers(1, 200)

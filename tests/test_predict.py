@@ -12,7 +12,7 @@ import predict
 import roads
 import train
 from batches import normalise
-from data import read_image, read_mask
+from data import find, read_image, read_mask
 from fcn import FCN8s
 from vgg import read_tensors, save_tensors
 
@@ -272,6 +272,22 @@ def test_own_masks_are_scored_and_other_classes_refused(streets, tmp_path, capsy
     (tmp_path / "d/classes.txt").write_text("\n".join("abcd"))
     assert run(streets, "--data", tmp_path / "d", "--out", tmp_path / "out") == 2
     assert "a, b, c, d" in (error := capsys.readouterr().err) and "class 9, road" in error
+
+
+def test_test_images_are_scored_when_asked_for_and_never_trained_or_held_out(streets, tmp_path, capsys):
+    for i in range(6):
+        part = tmp_path / "d" / ("test" if i > 3 else "train")
+        photo(part / "images" / f"{i}.jpg")
+        (part / "masks").mkdir(exist_ok=True)
+        Image.fromarray(np.full((40, 50), i, np.uint8)).save(part / "masks" / f"{i}.png")
+    (tmp_path / "d/classes.txt").write_text("\n".join([f"class {i}" for i in range(10)] + ["road"]))
+    data = find(tmp_path / "d")
+    assert sorted(s.image.stem for s in data.train + data.val) == ["0", "1", "2", "3"]
+    assert run(streets, "--data", tmp_path / "d", "--split", "test", "--out", tmp_path / "out") == 0
+    assert "mean IoU" in capsys.readouterr().out and files(tmp_path / "out/mask") == {"4.png", "5.png"}
+    shutil.rmtree(tmp_path / "d/test/masks")  # pictures alone may lie there
+    assert run(streets, "--data", tmp_path / "d", "--split", "test", "--out", tmp_path / "out") == 2
+    assert "no images and masks in a folder test" in capsys.readouterr().err
 
 
 def broken_checkpoint(path, how):

@@ -15,10 +15,12 @@ from PIL import Image
 
 import predict
 import roads
+import start
 import train
 from data import find, read_kitti_label
-from fcn import IGNORE, FCN8s, loss, take_over
+from fcn import IGNORE, FCN8s, loss
 from ranks import Ranks
+from start import take_over
 from vgg import VGG16, InputError
 
 TINY = ["--width", "0.03125", "--fc-channels", "8", "--crop", "none", "--weights", "none", "--workers", "0",
@@ -215,16 +217,16 @@ def test_every_option_trains_and_is_kept_in_the_checkpoint(scenes, tmp_path, mor
 def test_no_more_than_the_crop_reaches_the_network_before_and_in_training(scenes, tmp_path, monkeypatch):
     seen = []
 
-    def watched(name, image):
-        function = getattr(train, name)
+    def watched(module, name, image):
+        function = getattr(module, name)
 
         def call(*args):
             seen.append((name, *args[image].shape[2:]))
             return function(*args)
-        monkeypatch.setattr(train, name, call)
+        monkeypatch.setattr(module, name, call)
 
-    watched("balance", image=1)
-    watched("learn", image=2)
+    watched(start, "balance", image=1)
+    watched(train, "learn", image=2)
     assert run(scenes, tmp_path, "--epochs", "1", "--crop", "24x40") == 0
     assert {name for name, *_ in seen} == {"balance", "learn"}
     assert all((height, width) == (24, 40) or name == "learn" and height <= 24 and width <= 40 for name, height, width in seen)
@@ -459,7 +461,7 @@ def test_weights_that_cannot_be_downloaded_are_said_with_the_ways_out(scenes, tm
     def no_network():
         raise InputError("cannot be downloaded; train with --weights none")
 
-    monkeypatch.setattr(train, "WEIGHTS", tmp_path / "absent.pth")
-    monkeypatch.setattr(train, "download", no_network)
+    monkeypatch.setattr(start, "WEIGHTS", tmp_path / "absent.pth")
+    monkeypatch.setattr(start, "download", no_network)
     assert run(scenes, tmp_path / "run", "--weights", "auto", "--width", "1") == 2
     assert "--weights none" in capsys.readouterr().err

@@ -7,7 +7,7 @@ FILE is one of these, told apart by the names of its tensors (README.md beside t
     VGG16 convolutions     features.N alone; --features-only makes them of the two above
     pytorch-fcn's FCN-8s   conv1_1 ... fc7, score_*, upscore*: the authors' complete network, with Caffe's input
 
-Without FILE torchvision's is downloaded (528 MiB). VGG16 becomes weights/vgg16.pth, for vgg.load_imagenet; FCN-8s
+Without FILE torchvision's is downloaded (528 MiB). VGG16 becomes weights/vgg16.pth, for start.load_imagenet; FCN-8s
 becomes weights/fcn8s.pth, a checkpoint that predict.py and train.py --weights take. Both take RGB images normalised as
 vgg.py says.
 

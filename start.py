@@ -1,0 +1,185 @@
+"""What a network begins with: ImageNet's weights, those of another training, or chance.
+
+And what is done to the fresh layers, so that a few hundred images are enough to teach them: they begin by passing on what
+ImageNet has taught, and the three maps that are scored are brought to one length.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from batches import collate, normalise
+from fcn import FCN8s
+from run import size
+from vgg import VGG16, InputError, read_tensors
+from weights.convert import convert, download
+
+WEIGHTS = Path(__file__).resolve().parent / "weights" / "vgg16.pth"
+SKIPS = 2.0   # how much longer pool4 and pool3 are made than fc7, see `balance`
+
+
+def build(settings, data, reader, saved) -> FCN8s:
+    """The network: as it was saved, or fresh with ImageNet weights where the settings say so."""
+    if saved:
+        try:
+            net = FCN8s(**saved["config"])
+            net.load_state_dict(saved.pop("model"))  # half a gigabyte less from here on
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(f"the checkpoint's weights are not those of its settings ({str(error).splitlines()[0]})") from None
+        return net
+    path = WEIGHTS if settings["weights"] == "auto" else settings["weights"]
+    if settings["weights"] == "auto":
+        if settings["width"] != 1:
+            raise InputError("ImageNet weights have no reduced width; add --weights none, or leave out --width")
+        if not WEIGHTS.is_file():
+            print(convert(download(), WEIGHTS))
+    content = None if path == "none" else read_tensors(path)
+    if settings["fc_channels"] == "auto":
+        settings["fc_channels"] = suited_channels(content)
+    try:
+        net = FCN8s(len(data.classes), settings["pad"], settings["stride"], settings["width"], settings["fc_channels"],
+                    settings["learn_upsampling"], dropout=settings["dropout"])
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    except TypeError:
+        raise InputError(f"--width {settings['width']:g}: makes more channels than can be counted") from None
+    trained = content is not None and "model" in content
+    if trained:
+        print(take_over(net, content, path))
+    elif content is not None:
+        print(load_imagenet(net.vgg, path, content))
+    if settings["skip_scale"] != "auto":
+        net.set_skip_scale(*map(float, settings["skip_scale"].split(",")))
+    elif not trained:
+        image, label = reader(data.train[0])
+        height, width = size(settings["crop"]) or label.shape  # a photo of 12 megapixels, whole, would take 7 GiB
+        image, _ = collate([(image[-height:, :width], label[-height:, :width])])
+        balance(net, normalise(image))
+    print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
+    return net
+
+
+def suited_channels(content: dict | None) -> int:
+    """Channels of fc6 and fc7 that suit the weights to begin with: a checkpoint, ImageNet's, or None."""
+    if content is None:
+        return 4096
+    if isinstance(content.get("config"), dict) and isinstance(content["config"].get("fc_channels"), int):
+        return content["config"]["fc_channels"]
+    if isinstance(content.get("fc6.bias"), torch.Tensor):
+        return content["fc6.bias"].numel()
+    return 512  # convolutions alone: as many as pool5's, which fc6 begins with (identity_init); more scored no better
+
+
+def load_imagenet(net: VGG16, path, state: dict | None = None) -> str:
+    """Load converted ImageNet weights (`python weights/convert.py`) into `net`; returns one line on what was loaded.
+
+    path     of the file, also for messages
+    state    what read_tensors(path) gave, where that has been called already
+
+    Strict: a tensor that is missing, extra, wrongly shaped or not finite raises InputError with its name, and leaves
+    `net` as it was. One exception: a file with the thirteen convolutions alone is completed by `identity_init`, and the line
+    says so.
+    """
+    state = read_tensors(path) if state is None else state
+    wanted = net.state_dict()
+    features_only = not any(name.startswith("fc") for name in state)
+    if features_only:
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.startswith("fc")}
+
+    mend = "convert it with: python weights/convert.py FILE"
+    for name in wanted:
+        if name not in state:
+            raise InputError(f"{path}: tensor {name} is missing; {mend}")
+    for name, tensor in state.items():
+        if name not in wanted:
+            raise InputError(f"{path}: unexpected tensor {name!r}; {mend}")
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or not tensor.is_floating_point():
+            raise InputError(f"{path}: {name} is not a dense tensor of floating point numbers; {mend}")
+        if tensor.shape != wanted[name].shape:
+            raise InputError(f"{path}: {name} is {list(tensor.shape)}, the network has {list(wanted[name].shape)}; "
+                             "use width 1 and fc_channels 4096, convert with --features-only for other fc_channels, "
+                             "or train with --weights none")
+        if not torch.isfinite(tensor.to(wanted[name].dtype)).all():
+            raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged")
+    net.load_state_dict(state, strict=False)  # strict by the checks above, but for the declared exception
+    if features_only:
+        identity_init(net)
+        return f"{path}: 13 convolutions from ImageNet; the file has no fc6 and fc7, they start fresh, passing pool5 on"
+    return f"{path}: 13 convolutions, fc6 and fc7 from ImageNet"
+
+
+@torch.no_grad()
+def identity_init(net: VGG16):
+    """Let fresh fc6 and fc7 begin by handing on what pool5 has found: their channel i is its channel i.
+
+    Identity initialisation (Yu and Koltun 2016, section 3). With He-normal weights the scores would begin from a random
+    mixture of the 512*7*7 numbers that fc6 sees, to be sorted out from a few hundred images; so they begin from features
+    that a million images have taught. A tenth of the fresh weights stays, for what is to be learnt from the rest of the
+    window, and for channels that pool5 does not have.
+    """
+    for layer in (net.fc6, net.fc7):
+        layer.weight *= 0.1
+    middle = net.fc6.kernel_size[0] // 2
+    for i in range(min(net.fc6.weight.shape[:2])):
+        net.fc6.weight[i, i, middle, middle] += 1
+    for i in range(net.channels["fc7"]):
+        net.fc7.weight[i, i] += 1
+
+
+@torch.no_grad()
+def balance(net: FCN8s, image: torch.Tensor):
+    """Scale what the score layers see: fc7 to a root mean square of 1 on `image` [N, 3, H, W], pool4 and pool3 to SKIPS
+    times its length.
+
+    A step of a score layer changes the scores by the squared length of its input, the sum over channels. With Caffe's
+    VGG16 that is some 80,000 for a fresh fc7 and 80,000,000 for pool3; with other weights it is other numbers; and the
+    largest sets the rate that all have to bear. Of about one length, all three learn at about one pace. The skips may go
+    somewhat faster, since the fine detail that they add is learnt last (CamVid: twice the length was worth up to 0.6 points
+    of mean IoU on two streets that no training image showed, and 1.7 on the validation images; a third of it cost 4). For the pools the factor is
+    skip_scale. For fc7 it is in the weights: ReLU passes factors on, so that dividing fc6's weights and both biases by
+    a factor divides fc7 by it and changes nothing else.
+    """
+    pool3, pool4, fc7 = (features.pow(2).sum(1).mean().sqrt().item() for features in net.eval().vgg(image))
+    if min(pool3, pool4, fc7) == 0:  # nothing passes, as may happen in a very narrow network: nothing to go by
+        return
+    length = math.sqrt(net.vgg.channels["fc7"])
+    for scaled in (net.vgg.fc6.weight, net.vgg.fc6.bias, net.vgg.fc7.bias):
+        scaled /= fc7 / length
+    net.set_skip_scale(SKIPS * length / pool4, SKIPS * length / pool3)
+
+
+def take_over(net: FCN8s, content: dict, path) -> str:
+    """Begin where another training ended: the authors' stages 32s, 16s, 8s (section 4.2), or one data set after another.
+
+    content    of a checkpoint of train.py, as read_tensors gives it; `path` is for messages
+
+    VGG16 comes with the factors on the skips; the score layers too where the classes are as many, and learnt upsampling
+    where the stride is the same. Returns one line on it. Raises InputError, and leaves `net` as it was, if the networks
+    differ in size or something is missing.
+    """
+    state, config = content.get("model"), content.get("config")
+    if not isinstance(state, dict) or not isinstance(config, dict) or len(config.get("skip_scale", ())) != 2:
+        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
+    for name in ("pad", "width", "fc_channels"):
+        if config.get(name) != net.config[name]:
+            raise InputError(f"{path}: was trained with --{name.replace('_', '-')} {config.get(name)}, this network has "
+                             f"{net.config[name]}")
+    parts = ("vgg",)
+    if config.get("num_classes") == net.config["num_classes"]:
+        parts = ("vgg", "score", "upscore") if config.get("stride") == net.config["stride"] else ("vgg", "score")
+    wanted = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(parts)}
+    for name, tensor in wanted.items():
+        if name not in state and name.startswith("score"):
+            continue  # of a coarser stage
+        if not isinstance(state.get(name), torch.Tensor) or state[name].shape != tensor.shape:
+            raise InputError(f"{path}: {name} is missing or not {list(tensor.shape)}; the file is damaged")
+        if not torch.isfinite(state[name]).all():
+            raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged")
+    net.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
+    net.set_skip_scale(*config["skip_scale"])
+    fresh = sorted({name.partition(".")[0] for name in net.state_dict() if name.startswith("score")
+                    and not (name in wanted and name in state)})
+    return f"{path}: taken over from a trained network; {', '.join(fresh) or 'nothing'} starts fresh"
