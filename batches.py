@@ -71,9 +71,10 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
 def class_weights(counts: np.ndarray) -> torch.Tensor:
     """float32 [C]: what a pixel of each class counts in the loss, so that rare classes are not lost among the others.
 
-    counts [C], the pixels of each class in all training images. A class of frequency f counts as 1 / sqrt(f), up to a factor that makes the
-    mean over all pixels 1: between all pixels alike (1) and all classes alike however few pixels show them (1 / f). Below
-    RAREST the weight grows no more, or a few stray pixels would outweigh all else. A class that no image has counts as 1.
+    counts [C], the pixels of each class in all training images. A class of frequency f counts as 1 / sqrt(f), up to a factor
+    that makes the mean over all pixels 1: between all pixels alike (1) and all classes alike however few pixels show them
+    (1 / f). Below RAREST the weight grows no more, or a few stray pixels would outweigh all else. A class that no image has
+    counts as 1.
     """
     frequency = counts / max(counts.sum(), 1)
     weights = 1 / np.sqrt(np.maximum(frequency, RAREST))

@@ -21,7 +21,7 @@ from fcn import IGNORE
 from vgg import InputError
 
 HELD_OUT = 0.2             # share of the images that are kept out of training where the folder does not say
-CACHE_BYTES = 2 * 2**30    # decoded pictures and labels kept in memory, by each process: KITTI Road (0.5 GB) and CamVid (0.3 GB) fit
+CACHE_BYTES = 2 * 2**30    # decoded pictures and labels kept in memory by each process: KITTI Road (0.5 GB), CamVid (0.3) fit
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
 
 # Pillow's own limit against pictures made to exhaust the memory stops at 179 million pixels, which telephones reach.
@@ -207,7 +207,8 @@ def find_voc(root: Path) -> DataSet:
             mask = next((file for file in masks if file.is_file()), None)
             for file in (image, mask or masks[0]):
                 if not file.is_file():
-                    raise InputError(f"{lists / split}.txt: names {stem[:60]!r}, but there is no {file.name[:64]!r} in {file.parent}")
+                    raise InputError(f"{lists / split}.txt: names {stem[:60]!r}, but there is no {file.name[:64]!r} in "
+                                     f"{file.parent}")
             samples.append(Sample(image, mask, ""))
         if not samples:
             raise InputError(f"{lists / split}.txt: names no images")

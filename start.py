@@ -138,9 +138,10 @@ def balance(net: FCN8s, image: torch.Tensor):
     VGG16 that is some 80,000 for a fresh fc7 and 80,000,000 for pool3; with other weights it is other numbers; and the
     largest sets the rate that all have to bear. Of about one length, all three learn at about one pace. The skips may go
     somewhat faster, since the fine detail that they add is learnt last (CamVid: twice the length was worth up to 0.6 points
-    of mean IoU on two streets that no training image showed, and 1.7 on the validation images; a third of it cost 4). For the pools the factor is
-    skip_scale. For fc7 it is in the weights: ReLU passes factors on, so that dividing fc6's weights and both biases by
-    a factor divides fc7 by it and changes nothing else.
+    of mean IoU on two streets that no training image showed, and 1.7 on the validation images; a third of it cost 4).
+
+    For the pools the factor is skip_scale. For fc7 it is in the weights: ReLU passes factors on, so that dividing fc6's
+    weights and both biases by a factor divides fc7 by it and changes nothing else.
     """
     pool3, pool4, fc7 = (features.pow(2).sum(1).mean().sqrt().item() for features in net.eval().vgg(image))
     if min(pool3, pool4, fc7) == 0:  # nothing passes, as may happen in a very narrow network: nothing to go by

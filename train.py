@@ -50,18 +50,19 @@ DEFAULTS = {
     "batch_size":    (1,          2,          1),          # 1: least memory, and the most steps per epoch
     "crop":          ("384x1248", "96x320",   "none"),     # largest part of an image to train on: here the whole, since what
                                                            # an image's edges look like is part of what is learnt
-    "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss; a small fresh network bears more. Paper: of the sum
+    "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss, of which a small fresh network bears more; paper:
+                                                           # of the sum
     "width":         (1.0,        0.25,       1.0),        # factor on the channels of VGG16
     "fc_channels":   ("auto",     256,        4096),       # of fc6 and fc7. auto: as the weights have them; 512 where those are
                                                            # convolutions alone, see start.suited_channels
     "weights":       ("auto",     "none",     "auto"),     # ImageNet is worth many thousand labels; the demo needs no download
-    "dropout":       (0.1,        0.1,        0.5),        # 0.5 is made for trained fc6 and fc7: fresh ones then score otherwise
-                                                           # in training, with their dropout, than after it
+    "dropout":       (0.1,        0.1,        0.5),        # 0.5 is made for trained fc6 and fc7; of fresh ones the scores with
+                                                           # and without dropout then disagree
     "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3, see start.balance
     "task":          ("road",     "road",     "road"),     # KITTI's ground truth: road or lane
     "classes":       ("all",      "all",      "all"),      # or names with commas between; the others become background
     "class_weights": ("auto",     "auto",     "none"),     # sqrt, rare classes count more (batches.class_weights), where mean
-                                                           # IoU is the goal; none for a road, whose MaxF finds its own threshold
+                                                           # IoU is the goal; none for a road: MaxF finds its own threshold
     "flip":          ("auto",     "auto",     "no"),       # yes: half the views mirrored; no for lane: in a mirror the own lane
                                                            # is the left one, and a network taught both marks both
     "pad":           (1,          1,          100),        # 1, no border: the same network with a third less work (fcn.py)
@@ -232,7 +233,7 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):
         net.train()
-        torch.backends.cudnn.benchmark = settings["augment"]  # GPU: try all algorithms for each size; of random views there are few
+        torch.backends.cudnn.benchmark = settings["augment"]  # on a GPU, try all algorithms for each size: views have few
         started = time.perf_counter()
         done = step - (epoch - 1) * steps_per_epoch  # not 0 in an epoch that was interrupted
         waiting = Waiting(on_device(training_batches(reader, data.train, epoch, crop, settings, ranks, done), device))
@@ -272,11 +273,12 @@ def train(options: dict, stop: Stop, ranks: Ranks):
                **columns(result, data.classes)}
         log.append(row)
         loss_sum = torch.zeros((), device=device)
+        score = result[result["goal"]]
         progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, held out: loss "
-                      f"{row['val_loss']:.4f}, {TITLES.get(result['goal'], result['goal'])} {100 * result[result['goal']]:.2f} %")
-        better = len(log) == 1 or result[result["goal"]] > best
+                      f"{row['val_loss']:.4f}, {TITLES.get(result['goal'], result['goal'])} {100 * score:.2f} %")
+        better = len(log) == 1 or score > best
         if better:
-            best = result[result["goal"]]
+            best = score
             progress.line(report({"held out": result}, data.classes))
         if ranks.first:
             write_log(out / "log.csv", log)
@@ -357,9 +359,9 @@ def evaluate(net, data, samples, reader, device, autocast, workers, ranks, shown
              ) -> tuple[dict, list]:
     """(result, pictures) over whole images at their own size, one at a time. Ends early, with a part, once `stop` is asked.
 
-    result    `scores` of the pooled confusion matrix; `loss`, the mean over images, with the `weights` of training; where one class is
-              sought (KITTI's road) `road`, the results of RoadScores, and `MaxF` of all in the image; `goal`: which of
-              them says that a network is better
+    result    `scores` of the pooled confusion matrix; `loss`, the mean over images, with the `weights` of training; where one
+              class is sought (KITTI's road) `road`, the results of RoadScores, and `MaxF` of all in the image; `goal`:
+              which of them says that a network is better
     pictures  (image, truth, prediction), uint8 arrays, of the samples with the indices in `shown`
     """
     net.eval()
@@ -421,7 +423,8 @@ def parse(argv) -> dict:
             f"; paper: {paper}" if paper != real else "")
         parser.add_argument("--" + name.replace("_", "-"), default=None, help=f"{help} (default {said})", **kind)
 
-    parser.add_argument("--data", metavar="DIR", type=like("(?s).+", "a folder"), help="KITTI Road, PASCAL VOC, or images and masks (default: synthetic roads)")
+    parser.add_argument("--data", metavar="DIR", type=like("(?s).+", "a folder"),
+                        help="KITTI Road, PASCAL VOC, or images and masks (default: synthetic roads)")
     parser.add_argument("--out", metavar="DIR", help="folder of this run (default runs/NAME, the first free)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.pt")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
@@ -430,8 +433,8 @@ def parse(argv) -> dict:
     add("classes", "names of the classes to tell apart, with commas between, the others as background; or all", metavar="A,B")
     add("weights", "to begin with: ImageNet's converted (auto: weights/vgg16.pth, else a download), a best.pt, or none",
         metavar="PATH")
-    add("epochs", f"passes over the training images; auto is {GPU_EPOCHS}, on a processor {CPU_EPOCHS}, of few images as many as "
-        f"make {LEAST_STEPS} steps, and with --recipe paper the authors' number of steps", type=whole, metavar="N")
+    add("epochs", f"passes over the training images; auto is {GPU_EPOCHS}, on a processor {CPU_EPOCHS}, of few images as many "
+        f"as make {LEAST_STEPS} steps, and with --recipe paper as many as the authors' steps", type=whole, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
     add("crop", "largest training window, HxW, or none", type=like(r"none|[1-9]\d{0,6}x[1-9]\d{0,6}", "none or a size, HxW"),
         metavar="HxW")
@@ -445,12 +448,12 @@ def parse(argv) -> dict:
     add("stride", "FCN-8s, FCN-16s or FCN-32s", type=int, choices=(8, 16, 32))
     add("width", "factor on the channels of VGG16", type=positive)
     add("fc_channels", "channels of fc6 and fc7, or auto: as the weights have them", metavar="N",
-        type=like(r"auto|[1-9]\d{0,17}", "auto or a whole number from 1 up", lambda text: text if text == "auto" else int(text)))
+        type=like(r"auto|[1-9]\d{0,17}", "auto or a whole number from 1 up", lambda it: it if it == "auto" else int(it)))
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
     add("skip_scale", "factors on pool4 and pool3: A,B or auto (twice as long as fc7)", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
-    add("class_weights", "what a pixel counts in the loss: alike, by 1 / sqrt(frequency of its class), or auto: sqrt where mean IoU is the goal",
-        choices=("auto", "none", "sqrt"))
+    add("class_weights", "what a pixel counts in the loss: alike, by 1 / sqrt(frequency of its class), or auto: sqrt where "
+        "mean IoU is the goal", choices=("auto", "none", "sqrt"))
     add("flip", "mirror half the training views, or auto: not where --task is lane", choices=("auto", "yes", "no"))
     add("recompute", "compute activations twice instead of keeping them", action="store_const", const=True)
     add("compile", "compile the network with torch.compile", action="store_const", const=True)
