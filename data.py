@@ -79,11 +79,17 @@ def find(root, task: str = "road", split_seed: int = 0, keep: str = "all") -> Da
         raise InputError(f"{root}: no such folder")
     if (root / "training" / "image_2").is_dir():
         return keep_classes(find_kitti(root, task, split_seed), keep)
+    if task != "road":
+        raise InputError(f"--task {task}: {root} is not a folder of KITTI Road; to learn some classes of a data set, name them "
+                         "with --classes")
     if (root / "train" / "images").is_dir() or (root / "images").is_dir():
         return keep_classes(find_masks(root, split_seed), keep)
     if (root / "JPEGImages").is_dir():
         return keep_classes(find_voc(root), keep)
-    raise InputError(f"{root}: no data set found here; known layouts are {LAYOUTS}")
+    above = root.resolve().parent
+    meant = root.name in ("training", "train", "images", "JPEGImages") and any(
+        (above / inner).is_dir() for inner in ("training/image_2", "train/images", "images", "JPEGImages"))
+    raise InputError(f"{root}: no data set found here; " + (f"did you mean {above}?" if meant else f"known layouts are {LAYOUTS}"))
 
 
 def keep_classes(data: DataSet, keep: str) -> DataSet:
@@ -148,6 +154,9 @@ def find_masks(root: Path, split_seed: int) -> DataSet:
     if (root / "train" / "images").is_dir():
         train = matched(root / "train")
         val = matched(root / "val") if (root / "val").is_dir() else []
+    elif (root / "val" / "images").is_dir():
+        raise InputError(f"{root / 'val'}: goes beside a folder train; move {root / 'images'} and {root / 'masks'} into "
+                         f"{root / 'train'}")
     else:
         train, val = matched(root), []
     if not val:
@@ -171,6 +180,9 @@ def find_masks(root: Path, split_seed: int) -> DataSet:
         ids = ids[ids != IGNORE]
         if not len(ids):
             raise InputError(f"{root}: every pixel of every mask is {IGNORE} (ignored); there is nothing to learn")
+        if ids.max() >= 2 * len(ids) and ids.max() > 20:
+            raise InputError(f"{root}: the masks hold {len(ids)} ids, {', '.join(map(str, ids[:4]))} ..., the largest {ids.max()}; "
+                             f"number them 0, 1, 2, or say in {names} what the ids from 0 on are called")
         classes = [f"class {i}" for i in range(int(ids.max()) + 1)]
 
     def read_label(path):
@@ -250,7 +262,7 @@ def matched(folder: Path) -> list[Sample]:
             found[file.stem] = file
     for stem in sorted(images.keys() ^ masks.keys()):
         lone, missing = (images[stem], "mask") if stem in images else (masks[stem], "image")
-        raise InputError(f"{lone}: there is no {missing} of this stem in {folder / (missing + 's')}")
+        raise InputError(f"{lone}: there is no {missing} named {stem} in {folder / (missing + 's')}")
     if not images:
         raise InputError(f"{folder / 'images'}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})")
     return [Sample(images[stem], masks[stem], "") for stem in sorted(images)]

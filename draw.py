@@ -37,11 +37,13 @@ def colours_for(classes: list[str]) -> np.ndarray:
 def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray:
     """The picture uint8 [H, W, 3] with classes uint8 [H, W] as colours over it; IGNORE is shown black.
 
-    Of road and not road only the road is tinted, so that the rest of the scene stays as it is.
+    Of road and not road only the road is tinted, and a class background never is: the rest of the scene stays as it is.
     """
     colours, opacity = np.zeros((256, 3), np.float32), np.full(256, 0.65, np.float32)
     colours[:len(classes)] = colours_for(classes)
     opacity[IGNORE] = 0.8
+    if classes[0] == "background":
+        opacity[0] = 0
     road = road_or_not(classes)
     if road is not None:
         opacity[road], opacity[1 - road] = 0.5, 0
@@ -131,6 +133,8 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
     losses = [("training", (31, 119, 180), [row["train_loss"] for row in rows]),
               ("held out", (214, 39, 40), [row["val_loss"] for row in rows])]
     ious = [("mean", (0, 0, 0), [row["mean_iou"] for row in rows])]
+    if "MaxF" in rows[0]:  # the measure by which a network that seeks one class is kept
+        ious += [("MaxF", (120, 120, 120), [row.get("MaxF", np.nan) for row in rows])]
     ious += [(name, tuple(colour), [row[f"iou_{name}"] for row in rows])
              for name, colour in zip(classes, colours_for(classes).tolist(), strict=True)]
     bottom = max(740, 440 + 20 * len(ious))  # room for every class in the legend

@@ -183,7 +183,7 @@ def report(results: dict[str, dict], classes: list[str]) -> str:
 
 def columns(result: dict, classes: list[str]) -> dict[str, float]:
     """Such a result as columns of a log: one measure each."""
-    row = {key: result[key] for key in TITLES}
+    row = {key: result[key] for key in (*TITLES, *(["MaxF"] if "MaxF" in result else []))}
     row.update({f"iou_{name}": value for name, value in zip(classes, result["iou"], strict=True)})
     for (space, category), values in result.get("road", {}).items():
         row.update({f"{name}_{category}_{space}": values[name] for name in ("MaxF", "AP")})
@@ -197,7 +197,7 @@ def read_calibration(path: Path) -> dict[str, np.ndarray]:
     try:
         lines = Path(path).read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such calibration file") from None
+        raise InputError(f"{path}: no such calibration file; the bird's-eye view needs the benchmark's folder calib") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a calibration file ({getattr(error, 'strerror', 'not text')})") from None
     matrices = {}

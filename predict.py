@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         failed.append(message)
         return 2
     except KeyboardInterrupt:
-        failed.append("stopped; the pictures done so far are there")
+        failed.append(f"stopped; the pictures done so far are in {options.out}")
         return 130
     finally:
         for message in failed:
@@ -80,7 +80,8 @@ def predict(options, failed: list[str]):
     if options.kitti and classes[road] not in ("road", "lane"):
         raise InputError(f"{options.checkpoint}: was trained to find {classes[road]}; KITTI Road takes road or lane")
     if options.tile < 2 * halo(net.reach) + 32:
-        raise InputError(f"--tile {options.tile}: at least {2 * halo(net.reach) + 32} are needed, most of it halo")
+        raise InputError(f"--tile {options.tile}: at least {2 * halo(net.reach) + 32} are needed, since a tile has a margin of "
+                         f"{halo(net.reach)} pixels on each side")
     device = pick_device(options.device)
     give_back = keep_memory(device)
     compute = prepared(net, options.amp, device)
@@ -147,6 +148,10 @@ def predict(options, failed: list[str]):
 
 def load(path: Path) -> tuple[FCN8s, dict]:
     """The network of a checkpoint of train.py, and what else the checkpoint says. Raises InputError."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, no checkpoint; did you mean {path / 'best.pt'}?")
+    if path.suffix.lower() in IMAGE_ENDINGS:
+        raise InputError(f"{path}: is a picture; the checkpoint comes first, such as runs/NAME/best.pt")
     saved = read_tensors(path)
     try:
         if len(saved["classes"]) != saved["config"]["num_classes"] or not {"task", "split_seed"} <= saved["settings"].keys():
@@ -235,7 +240,7 @@ def data_set(root: Path, saved: dict):
     data = find(root, settings["task"], settings["split_seed"], settings.get("classes", "all"))
     if data.classes != saved["classes"]:
         raise InputError(f"{root}: has the classes {', '.join(data.classes)}; the network knows "
-                         f"{', '.join(saved['classes'])}")
+                         f"{', '.join(saved['classes'])}: classes.txt must name the same")
     print(data.found)
     return data
 
@@ -275,7 +280,7 @@ def write(job: Job, options, image: np.ndarray, predicted: torch.Tensor, confide
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path, compress_level=1)  # a third of the time, some per cent of the space
         except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+            raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from None
 
 
 def pack(archive: Path, maps: list[Path]):
@@ -290,7 +295,7 @@ def pack(archive: Path, maps: list[Path]):
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"predict.py: error: {message}\n")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="best.pt of a run of train.py")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="best.pt of a run of train.py; always first")
     parser.add_argument("inputs", metavar="INPUT", nargs="*", help="pictures, folders, or a KITTI Road folder")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path(OUT), help="where results go (default %(default)s)")
     parser.add_argument("--confidence", action="store_true", help="also write the confidence of class road (or lane)")

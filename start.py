@@ -100,8 +100,8 @@ def load_imagenet(net: VGG16, path, state: dict | None = None) -> str:
             raise InputError(f"{path}: {name} is not a dense tensor of floating point numbers; {mend}")
         if tensor.shape != wanted[name].shape:
             raise InputError(f"{path}: {name} is {list(tensor.shape)}, the network has {list(wanted[name].shape)}; "
-                             "use width 1 and fc_channels 4096, convert with --features-only for other fc_channels, "
-                             "or train with --weights none")
+                             "leave out --width and --fc-channels, or train with --weights none; for other --fc-channels "
+                             "convert with --features-only")
         if not torch.isfinite(tensor.to(wanted[name].dtype)).all():
             raise InputError(f"{path}: {name} holds values that are not finite; the file is damaged")
     net.load_state_dict(state, strict=False)  # strict by the checks above, but for the declared exception
@@ -166,8 +166,8 @@ def take_over(net: FCN8s, content: dict, path) -> str:
         raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
     for name in ("pad", "width", "fc_channels"):
         if config.get(name) != net.config[name]:
-            raise InputError(f"{path}: was trained with --{name.replace('_', '-')} {config.get(name)}, this network has "
-                             f"{net.config[name]}")
+            option = f"--{name.replace('_', '-')} {config.get(name)}"
+            raise InputError(f"{path}: was trained with {option}, this network has {net.config[name]}; add {option}")
     parts = ("vgg",)
     if config.get("num_classes") == net.config["num_classes"]:
         parts = ("vgg", "score", "upscore") if config.get("stride") == net.config["stride"] else ("vgg", "score")

@@ -141,6 +141,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         raise InputError(f"--batch-size {settings['batch_size']}: is divided among {ranks.size} processes, each needs an image")
     if ranks.size > 1 and settings["device"].startswith("cuda:"):
         raise InputError(f"--device {settings['device']}: each process takes a GPU of its own; say --device cuda")
+    if not saved and settings["weights"] not in ("auto", "none") and not Path(settings["weights"]).is_file():
+        raise InputError(f"{settings['weights']}: no such file of weights; see weights/README.md, or --weights none")
     device = pick_device(settings["device"], ranks.local)
     give_back = keep_memory(device)
     amp = use_bf16(settings["amp"], device)
@@ -178,6 +180,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     if settings["epochs"] == "auto":
         settings["epochs"] = suited_epochs(settings, steps_per_epoch, device)
     total_steps = settings["epochs"] * steps_per_epoch
+    if saved and total_steps < saved["step"]:
+        raise InputError(f"--epochs {settings['epochs']}: the run has done {math.ceil(saved['step'] / steps_per_epoch)} already")
     step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
@@ -273,13 +277,13 @@ def train(options: dict, stop: Stop, ranks: Ranks):
                **columns(result, data.classes)}
         log.append(row)
         loss_sum = torch.zeros((), device=device)
-        score = result[result["goal"]]
-        progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, held out: loss "
-                      f"{row['val_loss']:.4f}, {TITLES.get(result['goal'], result['goal'])} {100 * score:.2f} %")
+        goal, score = TITLES.get(result["goal"], result["goal"]), result[result["goal"]]
         better = len(log) == 1 or score > best
+        progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, held out: loss {row['val_loss']:.4f}, "
+                      + (f"IoU {data.classes[1]} {100 * result['iou'][1]:.2f} %, " if data.road else "")
+                      + f"{goal} {100 * score:.2f} %" + (", the best so far" if better else ""))
         if better:
             best = score
-            progress.line(report({"held out": result}, data.classes))
         if ranks.first:
             write_log(out / "log.csv", log)
             draw_curves(out / "curves.png", log, data.classes)
@@ -302,10 +306,12 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         raise Stopped(asked, out)
     if ranks.first:
         print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
-              f"{report({'held out': checkpoint['result'], 'training': known}, data.classes)}\n\n"
+              f"{report({'held out': checkpoint['result'], 'training': known}, data.classes)}\n"
+              f"training: {len(some)} of the {len(data.train)} images, as a sample\n\n"
               f"last network, of epoch {len(log)}, IoU on training images: "
               f"{', '.join(f'{name} {100 * iou:.2f}' for name, iou in zip(data.classes, last['iou']))}\n"
-              f"pictures: {out / 'samples.png'} and {out / 'curves.png'}; weights: {out / 'best.pt'}")
+              f"pictures: {out / 'samples.png'} and {out / 'curves.png'}\n"
+              f"to see what it sees in others: python predict.py {out / 'best.pt'} PICTURE")
         lock.close()
 
 
@@ -415,20 +421,23 @@ def parse(argv) -> dict:
     natural = like(r"\d{1,18}", "a whole number", int)
     positive = like(number, "a positive number", float)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"train.py: error: {message}\n")  # one line, without the usage
+    parser.error = lambda message: parser.exit(  # one line, without the usage
+        2, f"train.py: error: {message.replace('unrecognized arguments: ', 'the folder goes after --data; not an option: ')}\n")
 
     def add(name, help, **kind):
         real, synthetic, paper = DEFAULTS[name]
-        said = f"{real}" + (f"; synthetic roads: {synthetic}" if synthetic != real else "") + (
-            f"; paper: {paper}" if paper != real else "")
-        parser.add_argument("--" + name.replace("_", "-"), default=None, help=f"{help} (default {said})", **kind)
+        said = f" (default {real}" + (f"; synthetic roads: {synthetic}" if synthetic != real else "") + (
+            f"; paper: {paper}" if paper != real else "") + ")"
+        parser.add_argument("--" + name.replace("_", "-"), default=None, **kind,
+                            help=help + (said if real is not False and name != "recipe" else ""))
 
     parser.add_argument("--data", metavar="DIR", type=like("(?s).+", "a folder"),
                         help="KITTI Road, PASCAL VOC, or images and masks (default: synthetic roads)")
     parser.add_argument("--out", metavar="DIR", help="folder of this run (default runs/NAME, the first free)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.pt")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-    add("recipe", "values of the options that are not given", choices=("default", "paper"))
+    add("recipe", "where the values of all other options come from: this project's defaults, or the paper's authors",
+        choices=("default", "paper"))
     add("task", "KITTI ground truth", choices=("road", "lane"))
     add("classes", "names of the classes to tell apart, with commas between, the others as background; or all", metavar="A,B")
     add("weights", "to begin with: ImageNet's converted (auto: weights/vgg16.pth, else a download), a best.pt, or none",
@@ -450,7 +459,7 @@ def parse(argv) -> dict:
     add("fc_channels", "channels of fc6 and fc7, or auto: as the weights have them", metavar="N",
         type=like(r"auto|[1-9]\d{0,17}", "auto or a whole number from 1 up", lambda it: it if it == "auto" else int(it)))
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
-    add("skip_scale", "factors on pool4 and pool3: A,B or auto (twice as long as fc7)", metavar="A,B",
+    add("skip_scale", "factors on pool4 and pool3: A,B or auto: so that both weigh twice as much as fc7", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
     add("class_weights", "what a pixel counts in the loss: alike, by 1 / sqrt(frequency of its class), or auto: sqrt where "
         "mean IoU is the goal", choices=("auto", "none", "sqrt"))

@@ -301,16 +301,31 @@ def spoil(root, how):
     if how == "no text":
         (masks(root, "abc") / "classes.txt").write_bytes(b"\xff\xfe\x00road")
         return "classes.txt"
+    if how == "lane":
+        masks(root, "abc")
+        return "--task lane"
+    if how == "val beside images":
+        masks(root, "abc")
+        masks(root / "val", "de")
+        return "val: goes beside a folder train"
+    if how == "ids with gaps":
+        masks(root, "ab")
+        picture(root / "masks/a.png", [[0, 200]])
+        return r"the largest 200.*classes.txt"
+    if how == "a level too low":
+        kitti(root)
+        return f"training: no data set found here; did you mean {root}"
     return "none"  # no such folder
 
 
 @pytest.mark.parametrize("how", ["mask missing", "image missing", "two of a stem", "lossy mask", "no pictures",
                                  "one image", "nothing known", "kitti truth missing", "kitti image missing",
-                                 "no class", "class twice", "no text", "no folder"])
+                                 "no class", "class twice", "no text", "no folder", "lane", "val beside images",
+                                 "ids with gaps", "a level too low"])
 def test_a_folder_that_cannot_be_used_is_one_line_that_names_the_file(tmp_path, how):
     named = spoil(tmp_path, how)
     with pytest.raises(InputError, match=named) as error:
-        find(tmp_path / ("none" if how == "no folder" else ""), "lane")
+        find(tmp_path / {"no folder": "none", "a level too low": "training"}.get(how, ""), "lane" if "kitti" in how or how == "lane" else "road")
     assert "\n" not in str(error.value)
 
 

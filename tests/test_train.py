@@ -443,6 +443,14 @@ def test_input_that_cannot_be_used_is_one_line_and_status_2(scenes, tmp_path, mo
     assert not (tmp_path / "runs").exists()  # nothing is left behind
 
 
+def test_a_run_is_not_resumed_for_fewer_epochs_than_it_has_done(scenes, tmp_path, capsys):
+    run(scenes, tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "1"]) == 2
+    assert "--epochs 1: the run has done 2 already" in capsys.readouterr().err
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
 def test_a_second_run_into_a_folder_is_refused_and_leaves_the_first(scenes, tmp_path, capsys):
     run(scenes, tmp_path)
     before = (tmp_path / "last.pt").read_bytes()

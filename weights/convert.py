@@ -260,7 +260,7 @@ def download() -> Path:
         torch.hub.download_url_to_file(URL, str(path), hash_prefix=hash_in_name(path.name))
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: the hash is another
         raise InputError(f"{URL} cannot be downloaded ({one_line(error)}): fetch it by hand, put it into {HERE} and "
-                         "run python weights/convert.py again, or train with --weights none") from None
+                         "run python weights/convert.py; other sources: weights/README.md; or train with --weights none") from None
     return path
 
 
@@ -347,6 +347,8 @@ def main() -> None:
         print(convert(args.file or download(), args.out, args.features_only, args.caffe, args.at_once))
     except InputError as error:
         parser.exit(2, f"convert.py: error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; nothing is written\n")
 
 
 if __name__ == "__main__":
