@@ -418,6 +418,7 @@ def synthetic_roads(folder: Path) -> Path:
 def parse(argv) -> dict:
     number = r"(?!0*\.?0*(e|,|$))\d*\.?\d+(e[+-]?\d{1,2})?"  # not nought, in any spelling
     whole = like(r"[1-9]\d{0,17}", "a whole number from 1 up", int)
+    whole_or_auto = like(r"auto|[1-9]\d{0,17}", "auto or a whole number from 1 up", lambda it: it if it == "auto" else int(it))
     natural = like(r"\d{1,18}", "a whole number", int)
     positive = like(number, "a positive number", float)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -443,7 +444,7 @@ def parse(argv) -> dict:
     add("weights", "to begin with: ImageNet's converted (auto: weights/vgg16.pth, else a download), a best.pt, or none",
         metavar="PATH")
     add("epochs", f"passes over the training images; auto is {GPU_EPOCHS}, on a processor {CPU_EPOCHS}, of few images as many "
-        f"as make {LEAST_STEPS} steps, and with --recipe paper as many as the authors' steps", type=whole, metavar="N")
+        f"as make {LEAST_STEPS} steps, and with --recipe paper as many as the authors' steps", type=whole_or_auto, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
     add("crop", "largest training window, HxW, or none", type=like(r"none|[1-9]\d{0,6}x[1-9]\d{0,6}", "none or a size, HxW"),
         metavar="HxW")
@@ -456,8 +457,7 @@ def parse(argv) -> dict:
     add("pad", "padding of conv1_1: 1, or 100 for the authors' network", type=whole, metavar="N")
     add("stride", "FCN-8s, FCN-16s or FCN-32s", type=int, choices=(8, 16, 32))
     add("width", "factor on the channels of VGG16", type=positive)
-    add("fc_channels", "channels of fc6 and fc7, or auto: as the weights have them", metavar="N",
-        type=like(r"auto|[1-9]\d{0,17}", "auto or a whole number from 1 up", lambda it: it if it == "auto" else int(it)))
+    add("fc_channels", "channels of fc6 and fc7, or auto: as the weights have them", type=whole_or_auto, metavar="N")
     add("dropout", "share of fc6 and fc7 set to zero in training", type=like(r"0?\.\d+|0", "a number from 0 to 1", float))
     add("skip_scale", "factors on pool4 and pool3: A,B or auto: so that both weigh twice as much as fc7", metavar="A,B",
         type=like(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
