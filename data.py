@@ -89,7 +89,8 @@ def find(root, task: str = "road", split_seed: int = 0, keep: str = "all") -> Da
     above = root.resolve().parent
     meant = root.name in ("training", "train", "images", "JPEGImages") and any(
         (above / inner).is_dir() for inner in ("training/image_2", "train/images", "images", "JPEGImages"))
-    raise InputError(f"{root}: no data set found here; " + (f"did you mean {above}?" if meant else f"known layouts are {LAYOUTS}"))
+    hint = f"did you mean {above}?" if meant else f"known layouts are {LAYOUTS}"
+    raise InputError(f"{root}: no data set found here; {hint}")
 
 
 def keep_classes(data: DataSet, keep: str) -> DataSet:
@@ -181,8 +182,8 @@ def find_masks(root: Path, split_seed: int) -> DataSet:
         if not len(ids):
             raise InputError(f"{root}: every pixel of every mask is {IGNORE} (ignored); there is nothing to learn")
         if ids.max() >= 2 * len(ids) and ids.max() > 20:
-            raise InputError(f"{root}: the masks hold {len(ids)} ids, {', '.join(map(str, ids[:4]))} ..., the largest {ids.max()}; "
-                             f"number them 0, 1, 2, or say in {names} what the ids from 0 on are called")
+            raise InputError(f"{root}: the masks hold {len(ids)} ids, {', '.join(map(str, ids[:4]))} ..., the largest "
+                             f"{ids.max()}; number them 0, 1, 2, or say in {names} what the ids from 0 on are called")
         classes = [f"class {i}" for i in range(int(ids.max()) + 1)]
 
     def read_label(path):

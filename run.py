@@ -235,8 +235,8 @@ def check_images(data: DataSet, reader: Reader, crop: tuple[int, int] | None) ->
                              "ids in the masks with classes.txt")
     if (counting["training"] > 0).sum() == 1:
         raise InputError(f"{samples[0].label.parent}: every training pixel that counts is of one class, "
-                         f"{data.classes[counting['training'].argmax()]}; masks hold the ids 0, 1, 2, ..., and 255 is ignored: where "
-                         "it marks the object, write 1 instead")
+                         f"{data.classes[counting['training'].argmax()]}; masks hold the ids 0, 1, 2, ..., and 255 is ignored: "
+                         "where it marks the object, write 1 instead")
     if unseen := [name for name, pixels in zip(data.classes, counting["training"]) if not pixels]:
         progress.line(f"no training image shows: {', '.join(unseen)}")
     if crop and min(crop[0] - largest[0], crop[1] - largest[1]) > 0:

@@ -181,7 +181,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         settings["epochs"] = suited_epochs(settings, steps_per_epoch, device)
     total_steps = settings["epochs"] * steps_per_epoch
     if saved and total_steps < saved["step"]:
-        raise InputError(f"--epochs {settings['epochs']}: the run has done {math.ceil(saved['step'] / steps_per_epoch)} already")
+        done = math.ceil(saved["step"] / steps_per_epoch)
+        raise InputError(f"--epochs {settings['epochs']}: the run has done {done} already")
     step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
@@ -279,8 +280,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         loss_sum = torch.zeros((), device=device)
         goal, score = TITLES.get(result["goal"], result["goal"]), result[result["goal"]]
         better = len(log) == 1 or score > best
-        progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, held out: loss {row['val_loss']:.4f}, "
-                      + (f"IoU {data.classes[1]} {100 * result['iou'][1]:.2f} %, " if data.road else "")
+        progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, "
+                      f"held out: loss {row['val_loss']:.4f}, " + (f"IoU {data.classes[1]} {100 * result['iou'][1]:.2f} %, " if data.road else "")
                       + f"{goal} {100 * score:.2f} %" + (", the best so far" if better else ""))
         if better:
             best = score
