@@ -280,9 +280,9 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         loss_sum = torch.zeros((), device=device)
         goal, score = TITLES.get(result["goal"], result["goal"]), result[result["goal"]]
         better = len(log) == 1 or score > best
-        progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, "
-                      f"held out: loss {row['val_loss']:.4f}, " + (f"IoU {data.classes[1]} {100 * result['iou'][1]:.2f} %, " if data.road else "")
-                      + f"{goal} {100 * score:.2f} %" + (", the best so far" if better else ""))
+        iou = f"IoU {data.classes[1]} {100 * result['iou'][1]:.2f} %, " if data.road else ""
+        progress.line(f"epoch {epoch}/{settings['epochs']}: loss {row['train_loss']:.4f}, held out: loss {row['val_loss']:.4f}, "
+                      f"{iou}{goal} {100 * score:.2f} %{', the best so far' if better else ''}")
         if better:
             best = score
         if ranks.first:
