@@ -88,3 +88,20 @@ def test_two_classes_without_a_road_are_both_coloured_and_named():
     shown = np.asarray(overlay(image, label, ["cat", "dog"]))
     assert (shown[0, 0] != 90).any() and (shown[0, 299] != 90).any() and (shown[0, 0] != shown[0, 299]).any()
     assert (shown[170:] == 255).any()
+
+
+def test_curves_show_the_measure_that_chooses_the_network(tmp_path):
+    rows = [{"epoch": i, "train_loss": 1.0, "val_loss": 1.0, "mean_iou": 0.1, "iou_not road": 0.1, "iou_road": 0.1, "MaxF": 0.8}
+            for i in (1, 2, 3)]
+    draw_curves(tmp_path / "with.png", rows, ["not road", "road"])
+    draw_curves(tmp_path / "without.png", [{**row, "MaxF": float("nan")} for row in rows], ["not road", "road"])
+    drawn, left_out = (np.asarray(Image.open(tmp_path / name).convert("RGB")).astype(int) for name in ("with.png", "without.png"))
+    changed = np.abs(drawn - left_out).sum(2)[380:, 70:710].any(1).nonzero()[0]  # rows of the lower chart, without its legend
+    assert changed.size and changed.max() - changed.min() < 10  # one level line
+
+
+def test_background_is_shown_as_it_is():
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    label = np.array([[0, 1, 2, 0, 1, 2]] * 4, np.uint8)
+    same = (tint(image, label, ["background", "a", "b"]) == image).all(2)
+    assert (same == (label == 0)).all()
