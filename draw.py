@@ -133,15 +133,16 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
     losses = [("training", (31, 119, 180), [row["train_loss"] for row in rows]),
               ("held out", (214, 39, 40), [row["val_loss"] for row in rows])]
     ious = [("mean", (0, 0, 0), [row["mean_iou"] for row in rows])]
+    title = "IoU on held-out images"
     if "MaxF" in rows[0]:  # the measure by which a network that seeks one class is kept
-        ious += [("MaxF", (31, 119, 180), [row.get("MaxF", np.nan) for row in rows])]
+        ious += [("MaxF", (31, 119, 180), [row["MaxF"] for row in rows])]
+        title = "IoU and MaxF on held-out images"
     ious += [(name, tuple(colour), [row[f"iou_{name}"] for row in rows])
              for name, colour in zip(classes, colours_for(classes).tolist(), strict=True)]
     bottom = max(740, 440 + 20 * len(ious))  # room for every class in the legend
     sheet = Image.new("RGB", (900, bottom + 20), "white")
     highest = max([v for _, _, line in losses for v in line if np.isfinite(v)], default=1.0)
     draw_chart(sheet, (0, 0, 900, 360), "loss (mean cross-entropy)", epochs, losses, highest or 1.0)
-    title = "IoU and MaxF on held-out images" if "MaxF" in rows[0] else "IoU on held-out images"
     draw_chart(sheet, (0, 380, 900, bottom), title, epochs, ious, 1.0)
     sheet.save(path, compress_level=1)
 

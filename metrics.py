@@ -183,7 +183,9 @@ def report(results: dict[str, dict], classes: list[str]) -> str:
 
 def columns(result: dict, classes: list[str]) -> dict[str, float]:
     """Such a result as columns of a log: one measure each."""
-    row = {key: result[key] for key in (*TITLES, *(["MaxF"] if "MaxF" in result else []))}
+    row = {key: result[key] for key in TITLES}
+    if "MaxF" in result:
+        row["MaxF"] = result["MaxF"]
     row.update({f"iou_{name}": value for name, value in zip(classes, result["iou"], strict=True)})
     for (space, category), values in result.get("road", {}).items():
         row.update({f"{name}_{category}_{space}": values[name] for name in ("MaxF", "AP")})

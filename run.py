@@ -68,11 +68,11 @@ def settle(options: dict, saved: dict | None, defaults: dict[str, tuple], free: 
     settings.update(saved["settings"] if saved else {})
     for name, value in options.items():
         if name in settings and value is not None:
-            if saved and name not in free and value == "auto":
-                continue  # it goes on with what auto came to
-            if saved and name not in free and value != settings[name]:
-                raise InputError(f"--{name.replace('_', '-')} {value}: the run to resume has {settings[name]}")
-            settings[name] = value
+            if saved and name not in free:
+                if value not in ("auto", settings[name]):  # it goes on with what auto came to
+                    raise InputError(f"--{name.replace('_', '-')} {value}: the run to resume has {settings[name]}")
+            else:
+                settings[name] = value
     return settings
 
 

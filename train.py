@@ -181,8 +181,8 @@ def train(options: dict, stop: Stop, ranks: Ranks):
         settings["epochs"] = suited_epochs(settings, steps_per_epoch, device)
     total_steps = settings["epochs"] * steps_per_epoch
     if saved and total_steps < saved["step"]:
-        done = math.ceil(saved["step"] / steps_per_epoch)
-        raise InputError(f"--epochs {settings['epochs']}: the run has done {done} already")
+        raise InputError(f"--epochs {settings['epochs']}: the run has done "
+                         f"{math.ceil(saved['step'] / steps_per_epoch)} already")
     step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
@@ -219,10 +219,11 @@ def train(options: dict, stop: Stop, ranks: Ranks):
     def refuse_divergence():
         """Raise if the loss or its gradient was not finite in any step so far: nothing of that shall reach the disk."""
         if diverged.item():
+            if not ranks.first:
+                raise SystemExit(2)  # all processes know it, one says it
             rate = learning_rate(diverged.item() - 1, total_steps, settings)
             raise InputError(f"the loss was not finite at step {diverged.item()}, at a rate of {rate:.2g}; nothing of it is "
-                             f"saved. Start again with a smaller --lr than {settings['lr']:g} and another --out"
-                             ) if ranks.first else SystemExit(2)  # all processes know it, one says it
+                             f"saved. Start again with a smaller --lr than {settings['lr']:g} and another --out")
 
     def save_checkpoint():
         refuse_divergence()

@@ -325,7 +325,8 @@ def spoil(root, how):
 def test_a_folder_that_cannot_be_used_is_one_line_that_names_the_file(tmp_path, how):
     named = spoil(tmp_path, how)
     with pytest.raises(InputError, match=named) as error:
-        find(tmp_path / {"no folder": "none", "a level too low": "training"}.get(how, ""), "lane" if "kitti" in how or how == "lane" else "road")
+        folder = {"no folder": "none", "a level too low": "training"}.get(how, "")
+        find(tmp_path / folder, "lane" if "kitti" in how or how == "lane" else "road")
     assert "\n" not in str(error.value)
 
 
