@@ -16,7 +16,7 @@ test: $(VENV)/test
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 bench: $(VENV)/run
-	$(VENV)/bin/python bench.py --device $(DEVICE) $(ARGS)
+	$(VENV)/bin/python -m support.bench --device $(DEVICE) $(ARGS)
 
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)

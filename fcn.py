@@ -1,22 +1,50 @@
-"""python fcn.py: print where the crops of FCN-8s come from, as arithmetic to check with a pencil.
+"""FCN-32s, FCN-16s and FCN-8s: class scores from three depths of VGG16, aligned, added, and brought to the image's size.
 
-FCN-32s, FCN-16s and FCN-8s (Long, Shelhamer and Darrell 2015, section 4 and figure 3): scores for each class from
-three depths of VGG16, each finer map added where its cells meet those of the coarser one, back to the image's size.
+    python fcn.py        print the derivation of every crop, line by line, with and without the border
+
+Long, Shelhamer and Darrell 2015, section 4 and figure 3. fc7 knows best what is in the image, but has one cell for
+32 x 32 pixels. pool4 (16 x 16) and pool3 (8 x 8) know less, but know better where. Each map is turned into class scores.
+The coarse scores are upsampled by two and added to the finer ones, twice; then they are upsampled to the pixels.
+
+To add two maps, their cells must lie on the same pixels. That takes a crop, and the crop follows from the grids alone.
 """
 
 from __future__ import annotations
-
-import math
-from typing import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vgg import IMAGE, VGG16, Grid, InputError
+from support.labels import IGNORE
+from vgg import IMAGE, VGG16, Grid, geometry
 
-TILE = 1536   # images of more than TILE x TILE pixels are computed in parts of at most as many, see `tiled`
-IGNORE = 255  # label of pixels that neither train nor count
+
+def crop_offset(fine: Grid, coarse: Grid) -> int:
+    """The cell of the map on grid `fine` that lies where cell 0 of the map on grid `coarse` lies.
+
+    Both maps have the same stride S by now, since the coarse one has been upsampled. Cell k of the upsampled map lies on
+    cell k + crop of the fine map if both are centred on the same pixel:
+
+        S*(k + crop) + fine.offset  =  S*k + coarse.offset,    hence    crop = (coarse.offset - fine.offset) / S
+
+    k has dropped out, and no size of an image or a map occurs: the crop is the same for every image. Raises ValueError if
+    the cells of the two maps never coincide.
+    """
+    crop = (coarse.offset - fine.offset) / coarse.stride
+    if coarse.stride != fine.stride or crop < 0 or crop != int(crop):
+        raise ValueError(f"the cells of {fine} and {coarse} do not coincide")
+    return int(crop)
+
+
+def fuse(coarse: torch.Tensor, fine: torch.Tensor, crop: int) -> torch.Tensor:
+    """The sum of two score maps [N, C, h, w] and [N, C, h', w'], where cell k of `coarse` lies on cell k + crop of `fine`.
+
+    Only the cells that both maps have are kept. With a border (pad=100) `fine` is larger on every side. Without one
+    (pad=1) `coarse` has a row or column more at the end wherever a pool has rounded up.
+    """
+    height = min(coarse.shape[2], fine.shape[2] - crop)
+    width = min(coarse.shape[3], fine.shape[3] - crop)
+    return coarse[:, :, :height, :width] + fine[:, :, crop:crop + height, crop:crop + width]
 
 
 def bilinear_kernel(size: int) -> torch.Tensor:
@@ -30,63 +58,48 @@ def bilinear_kernel(size: int) -> torch.Tensor:
     return tent[:, None] * tent[None, :]
 
 
-def meeting_point(inner: Grid, outer: Grid) -> int:
-    """The cell of the map on grid `outer` on which cell 0 of the map on grid `inner` lies.
-
-    Both maps have the same stride S, so that cell j + crop of the one lies on cell j of the other for every j:
-    S*(j + crop) + outer.offset = S*j + inner.offset. No size of an image or a map is in it. Raises ValueError if the
-    grids do not meet.
-    """
-    crop = (inner.offset - outer.offset) / inner.stride
-    if inner.stride != outer.stride or crop < 0 or crop != int(crop):
-        raise ValueError(f"{inner} and {outer} do not meet")
-    return int(crop)
-
-
-def fuse(coarse: torch.Tensor, fine: torch.Tensor, crop: int) -> torch.Tensor:
-    """Sum of two score maps [N, C, h, w] and [N, C, h', w'], where cell j of `coarse` lies on cell j + crop of `fine`.
-
-    Only the cells that both have are kept. With a border (pad=100) `fine` is the larger on every side; without one
-    (pad=1) `coarse` is, by a row or column at the end, where a pool had rounded up.
-    """
-    height = min(coarse.shape[2], fine.shape[2] - crop)
-    width = min(coarse.shape[3], fine.shape[3] - crop)
-    return coarse[:, :, :height, :width] + fine[:, :, crop:crop + height, crop:crop + width]
-
-
 class FCN8s(nn.Module):
     """Normalised images [N, 3, H, W] float to class scores [N, C, H, W], for every H and W >= 1.
 
     num_classes        C, at least 1
-    pad                padding of conv1_1: 1 (no border) or from 97 up; 100 is the authors' network (see VGG16)
-    stride             8: FCN-8s. 16 and 32: FCN-16s and FCN-32s, the paper's steps on the way (section 4.2)
+    pad                padding of conv1_1: 1 (no border) or at least 97; 100 is the authors' network (see VGG16)
+    stride             8 for FCN-8s; 16 and 32 for FCN-16s and FCN-32s, its predecessors (section 4.2)
     width              factor on the channels of the convolutions, for tests and small machines
     fc_channels        channels of fc6 and fc7
     learn_upsampling   False: the transposed convolutions stay bilinear, as in the authors' networks
-    skip_scale         factors on pool4 and pool3 before they are scored; (1, 1), the default, leaves them as they are.
-                       The authors' at-once network has (0.01, 0.0001): Caffe's VGG16 has activations of tens and hundreds
-                       there, which would swamp score_fr. `balance` in start.py measures them instead
+    skip_scale         factors on pool4 and pool3 before they are scored. The default (1, 1) leaves them as they are. The
+                       authors' at-once network has (0.01, 0.0001), because Caffe's VGG16 has activations of tens and
+                       hundreds there, which would swamp score_fr. `balance` in support/start.py measures them instead
     dropout            share of the elements of fc6 and fc7 that training sets to zero, as in VGG16
 
-    Where the crops come from. Cell i of a map lies at pixel stride*i + offset of the image (class Grid in vgg.py), and
-    cell j of the coarser map lies on cell m of the finer one:
+    Where the crops come from. One letter stands for one map: cell j of score_fr, k of upscore2, m of score_pool4, n of
+    upscore_pool4, p of score_pool3, q of upscore8, and pixel x of the image. The table gives the pixel on which each cell
+    is centred (class Grid in vgg.py), and the cells that coincide:
 
-                         pad=1                                   pad=100
-        score_fr         32 j + 15.5                             32 j + 12.5
-        upscore2         16 j + 15.5 - 16*0.5 = 16 j + 7.5       16 j + 12.5 - 16*1.5 = 16 j - 11.5
-        score_pool4      16 m +  7.5               m = j         16 m - 91.5              m = j + 80/16 = j + 5
-        upscore_pool4     8 j +  7.5 -  8*0.5 =  8 j + 3.5        8 j - 11.5 -  8*1.5 =  8 j - 23.5
-        score_pool3       8 m +  3.5               m = j          8 m - 95.5              m = j + 72/8  = j + 9
-        upscore8            m +  3.5 -  1*3.5 =    m                m - 23.5 -  1*7.5 =    m - 31
-        image               j                      m = j            j                     m = j + 31
+                         pad=1                                  pad=100
+        score_fr         32 j + 15.5                            32 j + 12.5
+        upscore2         16 k +  7.5    (15.5 - 16*0.5)         16 k - 11.5    (12.5 - 16*1.5)
+        score_pool4      16 m +  7.5     m = k                  16 m - 91.5     m = k + 80/16 = k + 5
+        upscore_pool4     8 n +  3.5    ( 7.5 -  8*0.5)          8 n - 23.5    (-11.5 - 8*1.5)
+        score_pool3       8 p +  3.5     p = n                   8 p - 95.5     p = n + 72/8 = n + 9
+        upscore8            q           ( 3.5 -  1*3.5)            q - 31      (-23.5 - 1*7.5)
+        image               x            q = x                     x            q = x + 31
 
-    In the last two lines it is the image whose pixel j is looked up in the finer map.
+    These are the numbers 5, 9 and 31 of the authors' network, and 0, 0 and 0 without the border.
 
-    Hence the numbers 5, 9 and 31 of the authors' network, and 0, 0, 0 without the border. The score layers start at
-    zero (section 4.3), so that an untrained network scores every class alike.
+    31 is not half of the surplus. The output of upscore8 is larger than the image by 65 rows and 62 columns at 375 x 1242,
+    and by 62 to 93 in general, because five pools round up at the far end alone. The near end is always 31 away.
 
-    A pixel's scores depend on what is up to `reach` = 245 pixels away: 201.5 at fc7 and, on the way back, 16*1.5 + 8*1.5
-    + 1*7.5 more. `tiled` goes by it.
+    Why a border of 100. fc6 has no padding there, so pool5 needs 7 rows for its window. pool5 has
+    ceil((H + 2*pad - 2) / 32) rows. That is at least 7 for every H >= 1 if pad >= 97; the authors took a round number. With a
+    pad of 90, images of 15 pixels a side and more would still work, smaller ones would not.
+
+    The three score layers start at zero (section 4.3): an untrained network scores all classes alike, and a new skip
+    changes nothing at first. Only these layers can start so. The gradient of a layer's weights is its input times the error
+    behind it; a score layer has both in the first step. A zero layer further up would output zeros, the layers behind it
+    would see no input, its ReLU would pass no error back, and it would never learn.
+
+    `reach` is how far a score sees: 245 pixels. That is 201.5 for fc7 and 16*1.5 + 8*1.5 + 1*7.5 for the upsampling.
 
     Raises ValueError for settings that make no network.
     """
@@ -99,7 +112,7 @@ class FCN8s(nn.Module):
         if stride not in (8, 16, 32):
             raise ValueError(f"stride is {stride}: it must be 8, 16 or 32")
         self.stride = stride
-        # All it takes to build this network again: FCN8s(**config). Checkpoints carry it.
+        # FCN8s(**config) builds the same network again. Checkpoints carry it.
         self.config = dict(num_classes=num_classes, pad=pad, stride=stride, width=width, fc_channels=fc_channels,
                            learn_upsampling=learn_upsampling, dropout=dropout)
         self.set_skip_scale(*skip_scale)
@@ -111,7 +124,7 @@ class FCN8s(nn.Module):
             return layer
 
         def upscore(factor):
-            # Without a border, padding of half a stride makes the output exactly `factor` times the input.
+            # Without a border, a padding of half a stride makes the output exactly `factor` times the input.
             layer = nn.ConvTranspose2d(num_classes, num_classes, kernel_size=2 * factor, stride=factor,
                                        padding=factor // 2 if pad == 1 else 0, bias=False)
             with torch.no_grad():
@@ -127,18 +140,18 @@ class FCN8s(nn.Module):
             self.upscore2 = upscore(2)
             self.score_pool4 = score(self.vgg.channels["pool4"])
             grid = grid.after(self.upscore2)
-            self.crop_pool4 = meeting_point(grid, self.vgg.grid["pool4"])
+            self.crop_pool4 = crop_offset(self.vgg.grid["pool4"], grid)
         if stride == 8:
             self.upscore_pool4 = upscore(2)
             self.score_pool3 = score(self.vgg.channels["pool3"])
             grid = grid.after(self.upscore_pool4)
-            self.crop_pool3 = meeting_point(grid, self.vgg.grid["pool3"])
-        # upscore8, upscore16 or upscore32: what is left of the way back to the image
+            self.crop_pool3 = crop_offset(self.vgg.grid["pool3"], grid)
+        # upscore8, upscore16 or upscore32: the rest of the way to the pixels
         self.last = f"upscore{stride}"
         self.add_module(self.last, upscore(stride))
         grid = grid.after(self.get_submodule(self.last))
-        self.crop_image = meeting_point(IMAGE, grid)
-        self.reach = grid.reach  # the way by fc7 is the longest; the skips see less
+        self.crop_image = crop_offset(grid, IMAGE)
+        self.reach = grid.reach  # along fc7, which sees farthest; the skips see less
 
     def set_skip_scale(self, pool4: float, pool3: float):
         self.scale_pool4, self.scale_pool3 = pool4, pool3
@@ -155,96 +168,61 @@ class FCN8s(nn.Module):
             score = fuse(self.upscore_pool4(score), self.score_pool3(pool3 * self.scale_pool3), self.crop_pool3)
         score = self.get_submodule(self.last)(score)
 
-        crop = self.crop_image
+        crop = self.crop_image  # pixel x of the image lies on cell x + crop of the scores
         return score[:, :, crop:crop + height, crop:crop + width]
 
 
-def halo(reach: float) -> int:
-    """`reach` in whole pixels, up to a multiple of 32: by so much the windows of `tiled` overlap their tiles."""
-    return 32 * math.ceil(reach / 32)
+def cross_entropy(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor | None = None,
+                  class_weights: torch.Tensor | None = None) -> torch.Tensor:
+    """The loss: mean cross-entropy over the valid pixels, a float32 scalar (float64 scores count as float32).
 
+    scores          [N, C, H, W] float
+    labels          [N, H, W] int64, class ids 0 ... C-1, or IGNORE
+    pixels          the number to divide by, where this is a part of a larger batch; by default the valid pixels here
+    class_weights   [C] float, the weight of a pixel of each class (support/counts.py); by default all are 1
 
-def tiled(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE) -> Iterator[tuple]:
-    """The scores of a large image piece by piece: yields (rows, columns, scores [N, C, h, w] of that part), two slices.
+    The sum is divided by the number of pixels, not by the sum of their weights: so what a pixel contributes does not
+    depend on the rest of its batch. A batch without a valid pixel has loss 0 and gradients of 0.
 
-    compute    FCN8s, or what ends in one: a part [N, 3, h, w] of the image [N, 3, H, W] to its scores
-    reach      that of the network
-    tile       bounds the memory: no more than tile x tile pixels are computed at a time
-
-    The parts cover the image once, and their scores are those of the whole image up to rounding. Two conditions make
-    it so. A part is computed with a halo around it as wide as `reach`, since nothing farther away has an influence;
-    only where the image itself ends is there none, and the same padding as ever. And every part starts on a multiple
-    of 32, so that the pools pair the same rows and columns as in the whole image. Raises ValueError if a tile would
-    hold nothing but halo.
+    The authors sum over the pixels instead, with a much smaller rate (docs/recipe.md).
     """
-    height, width = image.shape[2:]
-    margin = halo(reach)
-    # An image that is narrow in one direction leaves its share of the tile to the other; but it counts as no less than
-    # the halo, since the border of pad=100 and the windows of fc6 take room however narrow it is.
-    if max(height, margin) * max(width, margin) <= tile * tile:
-        yield slice(0, height), slice(0, width), compute(image)
-        return
-    if tile < 2 * margin + 32:
-        raise ValueError(f"tile is {tile}: it must be at least {2 * margin + 32}, {margin} on each side are halo")
-    wide = min(width, tile * tile // max(min(height, tile), margin))
-    tall = min(height, tile * tile // max(wide, margin))
-    for top, bottom, above, below in spans(height, tall, margin):
-        for left, right, before, behind in spans(width, wide, margin):
-            scores = compute(image[:, :, above:below, before:behind])
-            yield (slice(top, bottom), slice(left, right),
-                   scores[:, :, top - above:bottom - above, left - before:right - before])
-
-
-def spans(length: int, window: int, margin: int) -> list[tuple[int, int, int, int]]:
-    """0 ... length in parts [start, stop), each with `margin` around it in [first, last), at most `window` long."""
-    if length <= window:
-        return [(0, length, 0, length)]
-    step = (window - 2 * margin) // 32 * 32
-    return [(start, min(start + step, length), max(start - margin, 0), min(start + step + margin, length))
-            for start in range(0, length, step)]
-
-
-@torch.no_grad()
-def classify(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE, road: int | None = None,
-             labels: torch.Tensor | None = None, weights: torch.Tensor | None = None,
-             ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(classes, confidence, loss) of one image [1, 3, H, W] of any size, see `tiled`.
-
-    classes uint8 [H, W]; confidence uint8 [H, W], 255 times the probability of class `road`, zeros if there is none;
-    loss as below, with its `weights`, if there are labels [1, H, W]. All on the image's device.
-    """
-    classes = torch.empty(image.shape[2:], dtype=torch.uint8, device=image.device)
-    confidence, total, valid = torch.zeros_like(classes), 0.0, 0
-    for rows, columns, scores in tiled(compute, image, reach, tile):
-        classes[rows, columns] = scores[0].argmax(0).byte()
-        if road is not None:
-            confidence[rows, columns] = (255 * scores[0].float().softmax(0)[road]).round().byte()
-        if labels is not None:
-            part = labels[:, rows, columns]
-            pixels = (part != IGNORE).sum()
-            total, valid = total + loss(scores, part, weights=weights) * pixels, valid + pixels
-    return classes, confidence, None if labels is None else total / valid.clamp(min=1)
-
-
-def loss(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor | None = None,
-         weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean cross-entropy over the valid pixels: scores [N, C, H, W] float, labels [N, H, W] long in 0..C-1 or IGNORE.
-
-    pixels    by how many to divide, where this is a part of a larger batch; else the valid pixels are counted
-    weights   [C], by which the pixels of each class count (batches.class_weights); else all count alike
-
-    The sum is divided by the pixels, not by the sum of their weights: what a pixel counts does not depend on its batch.
-    A batch without a valid pixel gives 0, with gradients of 0. The authors' released solvers sum over pixels instead, with
-    rates smaller by about the number of pixels.
-    """
-    total = F.cross_entropy(scores.float(), labels, weights, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(scores.float(), labels, class_weights, ignore_index=IGNORE, reduction="sum")
     return total / ((labels != IGNORE).sum() if pixels is None else pixels).clamp(min=1)
 
 
+def derivation(net: FCN8s) -> str:
+    """The crops of a network as one would derive them with a pencil, several lines."""
+    def signed(number):
+        return f"{'-' if number < 0 else '+'} {abs(number):g}" if number else ""
+
+    def centre(grid, cell):
+        return f"{'' if grid.stride == 1 else f'{grid.stride} '}{cell} {signed(grid.offset)}".strip()
+
+    skips = [("upscore2", "k", "pool4", "m"), ("upscore_pool4", "n", "pool3", "p")][:{8: 2, 16: 1, 32: 0}[net.stride]]
+    grid = net.vgg.grid["fc7"].after(net.score_fr)
+    lines = [f"score_fr       cell j is centred on pixel {centre(grid, 'j')}"]
+    for layer, cell, skip, other in [*skips, (net.last, "q", "image", "x")]:
+        kernel, factor, padding = geometry(net.get_submodule(layer))
+        before, grid = grid, grid.after(net.get_submodule(layer))
+        half = (kernel - 1) / 2 - padding
+        lines += [f"{layer:14} stride {before.stride}/{factor} = {grid.stride}",
+                  f"{'':14} offset {before.offset:g} - {grid.stride} ((kernel - 1)/2 - padding) = {before.offset:g} - "
+                  f"{grid.stride} (({kernel} - 1)/2 - {padding}) = {before.offset:g} - {grid.stride * half:g} = {grid.offset:g}",
+                  f"{'':14} cell {cell} is centred on pixel {centre(grid, cell)}"]
+        if skip == "image":  # here the upsampled scores are the larger map, which is cropped
+            lines += [f"image          pixel x is cell q where {centre(grid, cell)} = x",
+                      f"{'':14} q = {f'x {signed(-grid.offset)}'.strip()}:  crop the output at {net.crop_image}"]
+        else:
+            fine, crop = net.vgg.grid[skip], getattr(net, f"crop_{skip}")
+            apart = grid.offset - fine.offset
+            by = f"/{grid.stride} = {cell} + {crop}" if apart else ""
+            lines += [f"score_{skip:8} cell {other} is centred on pixel {centre(fine, other)}",
+                      f"{'':14} they coincide where {centre(fine, other)} = {centre(grid, cell)}",
+                      f"{'':14} {other} = {f'{cell} {signed(apart)}'.strip()}{by}:  crop {skip} at {crop}"]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    for pad in (1, 100):
-        for stride in (32, 16, 8):
-            net = FCN8s(21, pad=pad, stride=stride, width=1 / 64, fc_channels=1)
-            crops = ", ".join(f"{name} at {getattr(net, 'crop_' + name)}" for name in ("pool4", "pool3", "image")
-                              if hasattr(net, "crop_" + name))
-            print(f"FCN-{stride}s, pad {pad:3}: crop {crops}")
+    for pad in (100, 1):
+        for stride in (8, 16, 32):
+            print(f"FCN-{stride}s with pad={pad}\n\n{derivation(FCN8s(21, pad, stride, width=1 / 64, fc_channels=1))}\n")

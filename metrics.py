@@ -1,25 +1,15 @@
-"""python metrics.py RESULTS_DIR TRAINING_DIR [--space image|bev]: score confidence maps as the KITTI Road benchmark does.
+"""The confusion matrix, and every measure that follows from it; and KITTI Road's measures, from confidences.
 
-RESULTS_DIR holds 8-bit grey maps, from any method, named as the ground truth in TRAINING_DIR/gt_image_2 and of the size
-of the image, or 400 wide and 800 high: these are bird's-eye views already. TRAINING_DIR is KITTI Road's training folder.
+    python metrics.py RESULTS_DIR TRAINING_DIR [--space image|bev]     score confidence maps as the benchmark does
 
-The second half of this file is the benchmark. The first is one confusion matrix, and what training prints follows from
-it. The measures are those of Long, Shelhamer and Darrell 2015, section 5: with n[t, p] the number of pixels of true class
-t predicted as class p, and t_i the sum of row i,
+RESULTS_DIR holds 8-bit grey maps, from any method, named as the ground truth in TRAINING_DIR/gt_image_2. They have the size
+of the image, or are 400 wide and 800 high: then they are bird's-eye views. TRAINING_DIR is KITTI Road's training folder.
 
-    pixel accuracy            sum_i n[i, i] / sum_i t_i
-    mean accuracy             mean over i of n[i, i] / t_i
-    mean IoU                  mean over i of n[i, i] / (t_i + sum_j n[j, i] - n[i, i])
-    frequency-weighted IoU    sum_i t_i * IoU_i / sum_i t_i
-
-A class that is neither in the truth nor predicted has no IoU, one that is not in the truth no accuracy: it is nan, and
-does not count in the means.
+The first half of this file is the confusion matrix, the second half is the benchmark.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
 import re
 import sys
@@ -28,21 +18,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import Sample, calibration_of, files_in, open_picture, read_kitti_label
-from fcn import IGNORE
-from vgg import InputError
+from data import DataSet, Sample, read_kitti_label
+from support.birdseye import BEV, bird_cells, bird_view, calibration_of
+from support.errors import InputError, Parser
+from support.files import write_csv
+from support.labels import IGNORE
+from support.pictures import files_in, open_picture
 
-# Bird's-eye view of the benchmark: metres right of the camera and ahead of it, in square cells.
-RIGHT, AHEAD, CELL = (-10.0, 10.0), (6.0, 46.0), 0.05
-BEV = (800, 400)  # rows (the first is the farthest) and columns, which follow from these
-URBAN = ("um_road", "umm_road", "uu_road")  # the sets that the benchmark's headline pools
+TITLES = {"pixel_acc": "pixel accuracy", "mean_acc": "mean accuracy", "mean_iou": "mean IoU",
+          "fw_iou": "frequency-weighted IoU"}
+URBAN = ("um_road", "umm_road", "uu_road")  # the categories that the benchmark's headline pools
+SPACES = {"image": "image", "bev": "bird's eye"}
 
 
 def confusion(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Confusion matrix int64 [C, C] on the tensors' device: row = truth, column = prediction, exact integers.
+    """Confusion matrix int64 [C, C] on the tensors' device: n[t, p] pixels of true class t are predicted as class p.
 
-    predicted, labels: integer tensors of one shape, values 0 ... C-1; pixels labelled IGNORE are left out.
-    Matrices of several images add up.
+    predicted, labels: integer tensors of one shape, values 0 ... C-1; pixels labelled IGNORE are left out. The counts are
+    exact, and the matrices of several images add up.
     """
     pairs = labels.long() * num_classes + predicted.long()
     # Ignored pixels go to a bin of their own at the end, which is cut off: cheaper than selecting the others first.
@@ -51,8 +44,18 @@ def confusion(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -
     return counts[:-1].view(num_classes, num_classes)
 
 
-def scores(matrix: torch.Tensor) -> dict:
-    """The measures of a confusion matrix: floats in 0..1 or nan where nothing counts, and `iou`, a list of C floats."""
+def measures(matrix: torch.Tensor) -> dict:
+    """The measures of the paper (section 5) from a confusion matrix n. With t_i the sum of row i:
+
+        pixel_acc    sum_i n[i, i] / sum_i t_i
+        mean_acc     mean over i of n[i, i] / t_i
+        iou          a list: n[i, i] / (t_i + sum_j n[j, i] - n[i, i]) for each i
+        mean_iou     mean over i of iou[i]
+        fw_iou       sum_i t_i * iou[i] / sum_i t_i
+
+    Floats in 0..1. A class that is neither in the truth nor predicted has no IoU, and one that is not in the truth has no
+    accuracy: it is nan, and does not count in the means.
+    """
     n = matrix.double().cpu()
     hit, truth, predicted = n.diagonal(), n.sum(1), n.sum(0)
     iou = hit / (truth + predicted - hit)      # 0/0 = nan: absent from both
@@ -66,42 +69,63 @@ def scores(matrix: torch.Tensor) -> dict:
     }
 
 
-TITLES = {"pixel_acc": "pixel accuracy", "mean_acc": "mean accuracy", "mean_iou": "mean IoU",
-          "fw_iou": "frequency-weighted IoU"}
-
-
-def table(columns: dict[str, dict], classes: list[str]) -> str:
-    """Text table of `scores` results in per cent: one column for each entry, one line for each measure and class."""
+def table(results: dict[str, dict], classes: list[str]) -> str:
+    """Text table of some `measures` by name, in per cent: one column for each name, one line for each measure and class."""
     width = max(len(title) for title in [*TITLES.values(), *(f"IoU {name}" for name in classes)])
-    lines = [" " * width + "".join(f"  {name:>10}" for name in columns)]
+    lines = [" " * width + "".join(f"  {name:>10}" for name in results)]
     for key, title in TITLES.items():
-        lines.append(f"{title:{width}}" + "".join(f"  {100 * column[key]:10.2f}" for column in columns.values()))
+        lines.append(f"{title:{width}}" + "".join(f"  {100 * result[key]:10.2f}" for result in results.values()))
     for i, name in enumerate(classes):
-        cells = ("absent" if math.isnan(column["iou"][i]) else f"{100 * column['iou'][i]:.2f}"
-                 for column in columns.values())
+        cells = ("absent" if math.isnan(result["iou"][i]) else f"{100 * result['iou'][i]:.2f}"
+                 for result in results.values())
         lines.append(f"{'IoU ' + name:{width}}" + "".join(f"  {cell:>10}" for cell in cells))
     return "\n".join(lines)
 
 
-# ---- KITTI Road: confidences in the image ---------------------------------------------------------------------------
+def report(results: dict[str, dict], classes: list[str]) -> str:
+    """All tables of some results by name: of `measures` and, where a result has them under "road", of RoadMeasures."""
+    roads = [road_table(result["road"], name) for name, result in results.items() if "road" in result]
+    return "\n\n".join([table(results, classes), *roads])
+
+
+def log_columns(result: dict, classes: list[str]) -> dict[str, float]:
+    """Such a result as columns of log.csv, one measure each."""
+    row = {key: result[key] for key in TITLES}
+    if "MaxF" in result:
+        row["MaxF"] = result["MaxF"]
+    row.update({f"iou_{name}": value for name, value in zip(classes, result["iou"], strict=True)})
+    for (space, category), values in result.get("road", {}).items():
+        row.update({f"{name}_{category}_{space}": values[name] for name in ("MaxF", "AP")})
+    return row
+
+
+def epoch_line(row: dict, epochs: int, result: dict, data: DataSet) -> str:
+    """One line on an epoch: its row of the log, and the measure by which the best network is chosen (`goal` of a result)."""
+    goal = result["goal"]
+    iou = f"IoU {data.classes[1]} {100 * result['iou'][1]:.2f} %, " if data.road else ""
+    return (f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, held out: loss {row['val_loss']:.4f}, "
+            f"{iou}{TITLES.get(goal, goal)} {100 * result[goal]:.2f} %")
+
+
+# ---- KITTI Road: confidences ----------------------------------------------------------------------------------------
 
 def histogram(confidence: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """int64 [2, 256]: how often each confidence occurs among valid pixels that are not road (row 0) and road (row 1).
 
     confidence: uint8, 255 times the probability of road; labels: 0, 1 or IGNORE; tensors of one shape, on one device.
-    All 256 thresholds of the benchmark follow from it. Histograms of several images add up: pixels are pooled.
+    All 256 thresholds of the benchmark follow from it. The histograms of several images add up: pixels are pooled.
     """
     bins = torch.where(labels == IGNORE, 512, labels.long() * 256 + confidence.long())
     return torch.bincount(bins.flatten(), minlength=513)[:512].view(2, 256)
 
 
 def benchmark(counts: torch.Tensor) -> dict:
-    """Measures of the benchmark (Fritsch, Kuehnl and Geiger 2013, section IV) from a histogram [2, 256].
+    """The benchmark's measures (Fritsch, Kuehnl and Geiger 2013, section IV) from a histogram [2, 256].
 
-    Road is where the confidence is at least a threshold i/255, i = 0 ... 255. MaxF is the largest F = 2 PRE REC /
-    (PRE + REC); PRE, REC, FPR, FNR and `threshold` are those where it is reached, the lowest such threshold. AP is
-    the mean over r = 0, 0.1 ... 1 of the largest PRE where REC >= r. Floats in 0..1; all nan if no pixel is road,
-    FPR also if all are.
+    A pixel is called road where its confidence is at least a threshold i/255, i = 0 ... 255. MaxF is the largest
+    F = 2 PRE REC / (PRE + REC) of all thresholds. PRE, REC, FPR and FNR are those at `threshold`, the lowest one that
+    reaches it. AP is the mean over r = 0, 0.1 ... 1 of the largest PRE at which REC >= r. Floats in 0..1; all nan if no
+    pixel is road, FPR also if all are.
     """
     names = ("MaxF", "AP", "PRE", "REC", "FPR", "FNR", "threshold")
     # Pixels at or above each threshold: sums from the top. Exact integers.
@@ -118,28 +142,29 @@ def benchmark(counts: torch.Tensor) -> dict:
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
-class RoadScores:
+class RoadMeasures:
     """The benchmark's measures over many images, by space ("image" or "bev") and category ("um_road" ...)."""
 
     def __init__(self):
         self.counts, self.images = {}, {}
 
     def add(self, space: str, category: str, confidence: torch.Tensor, labels: torch.Tensor):
+        """Add the confidences and labels of an image, see `histogram`."""
         key = space, category
         self.counts[key] = self.counts.get(key, 0) + histogram(confidence, labels).cpu()
         self.images[key] = self.images.get(key, 0) + 1
 
     def add_sample(self, sample: Sample, confidence: torch.Tensor, labels: torch.Tensor):
-        """The maps [H, W] of a sample: in the image and, where it is KITTI's and has a calibration, in bird's-eye view."""
+        """Add the maps [H, W] of a sample: in the image and, if it is KITTI's and has a calibration, in bird's-eye view."""
         category, calibration = sample.group or "all", calibration_of(sample.image)
         self.add("image", category, confidence, labels)
         if sample.group and calibration.is_file():
             cells = bird_cells(calibration, *labels.shape).to(labels.device)
             self.add("bev", category, bird_view(confidence, cells, 0), bird_view(labels, cells, IGNORE))
 
-    def __add__(self, other: RoadScores) -> RoadScores:
-        """The scores of the images of both."""
-        both = RoadScores()
+    def __add__(self, other: RoadMeasures) -> RoadMeasures:
+        """The measures over the images of both."""
+        both = RoadMeasures()
         for total, a, b in ((both.counts, self.counts, other.counts), (both.images, self.images, other.images)):
             total.update({key: a.get(key, 0) + b.get(key, 0) for key in a | b})
         return both
@@ -149,24 +174,21 @@ class RoadScores:
         return benchmark(sum(counts for (where, _), counts in self.counts.items() if where == space))
 
     def results(self) -> dict[tuple[str, str], dict]:
-        """`benchmark` and the number of `images` by (space, category), and URBAN if all three road sets are there."""
+        """`benchmark` and the number of `images` by (space, category), and URBAN if all three road categories are there."""
         counts, images = dict(self.counts), dict(self.images)
-        for space in ("image", "bev"):
+        for space in SPACES:
             keys = [(space, category) for category in URBAN]
             if all(key in counts for key in keys):
                 counts[space, "URBAN"] = sum(counts[key] for key in keys)
                 images[space, "URBAN"] = sum(images[key] for key in keys)
         order = ("um_lane", *URBAN, "URBAN")
-        place = {category: i for i, category in enumerate(order)}  # others, as of own classes, come first
+        place = {category: i for i, category in enumerate(order)}  # others, such as those of own classes, come first
         return {key: {**benchmark(counts[key]), "images": images[key]}
                 for key in sorted(counts, key=lambda key: (key[0] != "image", place.get(key[1], -1), key[1]))}
 
 
-SPACES = {"image": "image", "bev": "bird's eye"}
-
-
 def road_table(results: dict[tuple[str, str], dict], title: str = "") -> str:
-    """Text table of RoadScores.results in per cent, one line for each space and category; the threshold as it is."""
+    """Text table of RoadMeasures.results in per cent, one line for each space and category; the threshold as it is."""
     lines = [f"{title:20}  images    MaxF      AP     PRE     REC     FPR     FNR  threshold"]
     for (space, category), values in results.items():
         cells = " ".join(f"{100 * values[name]:7.2f}" for name in ("MaxF", "AP", "PRE", "REC", "FPR", "FNR"))
@@ -175,102 +197,11 @@ def road_table(results: dict[tuple[str, str], dict], title: str = "") -> str:
     return "\n".join(lines)
 
 
-def report(results: dict[str, dict], classes: list[str]) -> str:
-    """All tables of some results by name: of `scores` and, where a result has them under "road", of RoadScores."""
-    roads = [road_table(result["road"], name) for name, result in results.items() if "road" in result]
-    return "\n\n".join([table(results, classes), *roads])
+def score_folder(results: Path, training: Path, space: str | None = None) -> RoadMeasures:
+    """The measures of all maps in a folder. If a single map is amiss, InputError: a partial score would look like a whole one.
 
-
-def columns(result: dict, classes: list[str]) -> dict[str, float]:
-    """Such a result as columns of a log: one measure each."""
-    row = {key: result[key] for key in TITLES}
-    if "MaxF" in result:
-        row["MaxF"] = result["MaxF"]
-    row.update({f"iou_{name}": value for name, value in zip(classes, result["iou"], strict=True)})
-    for (space, category), values in result.get("road", {}).items():
-        row.update({f"{name}_{category}_{space}": values[name] for name in ("MaxF", "AP")})
-    return row
-
-
-# ---- KITTI Road: bird's-eye view ------------------------------------------------------------------------------------
-
-def read_calibration(path: Path) -> dict[str, np.ndarray]:
-    """The matrices of a KITTI calibration file, by name, as flat float64 arrays. Raises InputError naming the file."""
-    try:
-        lines = Path(path).read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such calibration file; the bird's-eye view needs the benchmark's folder calib") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a calibration file ({getattr(error, 'strerror', 'not text')})") from None
-    matrices = {}
-    for line in filter(str.strip, lines):
-        name, colon, numbers = line.partition(":")
-        try:
-            matrices[name.strip()] = np.array([float(number) for number in numbers.split()])
-        except ValueError:
-            colon = ""
-        if not colon:
-            raise InputError(f"{path}: a line is not NAME: NUMBERS but {line[:60]!r}")
-    return matrices
-
-
-def homography(calibration: Path) -> np.ndarray:
-    """[3, 3] float64: (x, z, 1) on the ground, metres right and ahead, to the image's (u, v, w), 1-based pixels u/w, v/w.
-
-    P2 R0_rect inverse(Tr_cam_to_road), of which the column of the height y falls away: the road is the plane y = 0.
-    Raises InputError naming the file.
-    """
-    matrices = read_calibration(calibration)
-
-    def square(name, *shape):
-        values = matrices.get(name)
-        if values is None or values.size != shape[0] * shape[1] or not np.isfinite(values).all():
-            raise InputError(f"{calibration}: {name} is missing or not {shape[0] * shape[1]} numbers")
-        full = np.eye(4)
-        full[:shape[0], :shape[1]] = values.reshape(shape)
-        return full
-
-    camera, rectify = square("P2", 3, 4), square("R0_rect", 3, 3)
-    try:
-        from_road = np.linalg.inv(square("Tr_cam_to_road", 3, 4))
-    except np.linalg.LinAlgError:
-        raise InputError(f"{calibration}: Tr_cam_to_road cannot be inverted") from None
-    return (camera @ rectify @ from_road)[:3, [0, 2, 3]]
-
-
-def bird_cells(calibration: Path, height: int, width: int) -> torch.Tensor:
-    """int64 [800, 400]: for each cell the image pixel that its centre is seen at, counted row by row, or -1 if none is.
-
-    `height` and `width` are those of the image. Raises InputError naming the file.
-    """
-    x = RIGHT[0] + CELL * (np.arange(BEV[1]) + 0.5)
-    z = AHEAD[1] - CELL * (np.arange(BEV[0]) + 0.5)
-    x, z = np.meshgrid(x, z)
-    with np.errstate(all="ignore"):  # a cell in the camera's own plane has w = 0; comparisons with nan are False
-        u, v, w = np.moveaxis(np.stack([x, z, np.ones_like(x)], axis=-1) @ homography(calibration).T, -1, 0)
-        u, v = u / w, v / w
-        seen = (w > 0) & (1 <= u) & (u <= width) & (1 <= v) & (v <= height)
-    pixel = (np.floor(np.where(seen, v, 1)) - 1) * width + np.floor(np.where(seen, u, 1)) - 1
-    return torch.from_numpy(np.where(seen, pixel, -1).astype(np.int64))
-
-
-def bird_view(values: torch.Tensor, cells: torch.Tensor, outside: int) -> torch.Tensor:
-    """An image [H, W, 3] or a map [H, W] of it, seen from above: [800, 400, 3] or [800, 400].
-
-    `outside` stands in the cells that the image does not cover.
-    """
-    above = values.flatten(0, 1)[cells.clamp(min=0)]
-    above[cells < 0] = outside
-    return above
-
-
-# ---- KITTI Road: a folder of maps -----------------------------------------------------------------------------------
-
-def score_folder(results: Path, training: Path, space: str | None = None) -> RoadScores:
-    """Scores of all maps in a folder; nothing at all if a single one is amiss: a partial score looks like a whole one.
-
-    The task (road or lane) is that of the maps; every ground truth of the task must have its map. `space` is by
-    default "bev" if the maps are bird's-eye views, else "image". Raises InputError.
+    The task (road or lane) is that of the maps, and every ground truth of the task must have its map. By default `space` is
+    "bev" if the maps are bird's-eye views, else "image".
     """
     if (training / "training").is_dir():
         training = training / "training"
@@ -292,7 +223,7 @@ def score_folder(results: Path, training: Path, space: str | None = None) -> Roa
         raise InputError(f"{results / missing[0]}: there is no map for this ground truth{more}; the "
                          f"held-out images alone are scored by predict.py --data {training.parent} --split val")
 
-    found, asked = RoadScores(), space
+    found, asked = RoadMeasures(), space
     for name, file in truths.items():
         category, task, number = file.stem.split("_")
         calibration = calibration_of(training / "image_2" / f"{category}_{number}.png")
@@ -324,9 +255,7 @@ def read_confidence(path: Path) -> torch.Tensor:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 for input that cannot be used (one line on stderr)."""
-    parser = argparse.ArgumentParser(description=__doc__.split("The second half")[0],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"metrics.py: error: {message}\n")
+    parser = Parser("metrics.py", description=__doc__.split("The first half")[0])
     parser.add_argument("results", metavar="RESULTS_DIR", type=Path, help="folder of maps, um_road_000000.png ...")
     parser.add_argument("training", metavar="TRAINING_DIR", type=Path, help="KITTI's training folder")
     parser.add_argument("--space", choices=("image", "bev"),
@@ -339,10 +268,7 @@ def main(argv: list[str] | None = None) -> int:
         print(road_table(results))
         if options.csv:
             rows = [{"category": category, "space": space, **values} for (space, category), values in results.items()]
-            with open(options.csv, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, rows[0])
-                writer.writeheader()
-                writer.writerows(rows)
+            write_csv(options.csv, rows)
     except (InputError, OSError) as error:
         if options.debug:
             raise

@@ -1,51 +1,42 @@
-"""python vgg.py: print the network's layers, their shapes, and where each one looks.
+"""VGG16 as a fully convolutional network, layer by layer: the encoder of FCN-8s.
 
-VGG16 (Simonyan and Zisserman 2015, configuration D) as a fully convolutional network: the trunk of FCN-8s.
+    python vgg.py        print the size, channels and grid of every map, for an image of 375 x 1242
 
-The classification network ends in dense layers, which fix the size of the input to 224 x 224. A dense layer that
-reads a 512 x 7 x 7 map is a 7 x 7 convolution that happens to be applied once; written as a convolution (fc6, fc7) it
-can be applied at every position of a map of any size. That is the step from a classifier to a segmenter (Long,
+VGG16 (Simonyan and Zisserman 2015, table 1, column D) classifies images of 224 x 224. Its first dense layer reads the
+whole of pool5, which is 7 x 7 at that size, so the size of the image is fixed. A dense layer that reads a 7 x 7 map is a
+7 x 7 convolution applied at one position. Written as a convolution, it can be applied at every position of a map of any
+size, with the same weights. That turns the classifier into a network that can label every part of an image (Long,
 Shelhamer and Darrell 2015, section 3.1). The last dense layer, which names ImageNet's 1000 classes, is dropped.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
-import zipfile
-from contextlib import suppress
-from pathlib import Path
-from typing import Callable, NamedTuple
+import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-# What the ImageNet weights expect: RGB in 0..1, minus this mean, divided by this standard deviation.
+from support.dense import DenseConv2d
+
+# The input that the ImageNet weights expect: RGB in 0..1, minus this mean, divided by this standard deviation.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-PART = 512  # outputs of a dense layer whose weights are turned to bf16 at a time, see `Product`
-
-
-class InputError(Exception):
-    """Something given by the user cannot be used. The message is one line: what, where, and how to mend it."""
-
-    def __str__(self):
-        return super().__str__().replace("\n", "\\n").replace("\r", "\\r")  # a file's name may have them
 
 
 class Grid(NamedTuple):
-    """Where the cells of a map lie in the image, and how far they see: cell i is centred on pixel
-    `stride * i + offset`, and no pixel farther than `reach` from there has a part in it (half the receptive field).
+    """Where the cells of a map lie in the image: cell i is centred on pixel `stride * i + offset`.
 
-    The same holds for rows and columns, for every input size. Pixel 0 has its centre at 0; the image itself is
-    Grid(1, 0, 0). Offsets and reaches are whole or half pixels, so that floats hold them exactly.
+    `reach` is how far a cell sees: no pixel farther than `reach` from its centre has an influence on it. Twice the
+    reach, plus one pixel, is the receptive field.
 
-    Output i of a convolution or pool with kernel k, stride s and padding p reads the inputs s*i - p ... s*i - p + k-1;
-    the middle of these is s*i + (k-1)/2 - p. A transposed convolution is the same picture seen from the other side:
-    its input i paints the outputs s*i - p ... s*i - p + k-1. With m = (k-1)/2 - p, on a map with Grid(S, O, R):
+    The same numbers hold for rows and columns, and for every size of image. Pixel 0 has its centre at 0, so the image
+    itself is Grid(1, 0, 0). Offsets and reaches are whole or half pixels, which floats represent exactly.
+
+    Output i of a convolution or pool with kernel k, stride s and padding p reads the inputs s*i - p ... s*i - p + k-1.
+    Their middle is s*i + (k-1)/2 - p. A transposed convolution is the same picture with input and output swapped: its
+    input i writes to the outputs s*i - p ... s*i - p + k-1. With m = (k-1)/2 - p, a layer turns Grid(S, O, R) into
 
         convolution or pool      Grid(S*s, O + S*m,   R + S*(k-1)/2)
         transposed convolution   Grid(S/s, O - S/s*m, R + S/s*(k-1)/2)
@@ -56,9 +47,8 @@ class Grid(NamedTuple):
     reach: float
 
     def after(self, layer: nn.Module) -> Grid:
-        """The grid of the layer's output, where this is the grid of its input. Geometry is read off the layer."""
-        kernel, stride, padding = (v if isinstance(v, int) else v[0]
-                                   for v in (layer.kernel_size, layer.stride, layer.padding))
+        """The grid of the layer's output, when this is the grid of its input."""
+        kernel, stride, padding = geometry(layer)
         half = (kernel - 1) / 2
         if isinstance(layer, nn.ConvTranspose2d):
             finer = self.stride // stride
@@ -69,61 +59,30 @@ class Grid(NamedTuple):
 IMAGE = Grid(stride=1, offset=0, reach=0)
 
 
-class Dense(nn.Conv2d):
-    """A dense layer applied at every position: what nn.Conv2d of stride 1 computes, [N, C, H, W] to [N, O, H', W'].
-
-    A convolution is a matrix product: one row for each position, holding the window seen from there, times the
-    weights. For fc6 that is also the fast way to compute it: its 102 million weights meet only a few hundred
-    positions, and the library's convolution, made for the reverse, takes two to four times as long on a processor.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        k, p = self.kernel_size[0], self.padding[0]
-        windows = F.pad(x, (p, p, p, p)).unfold(2, k, 1).unfold(3, k, 1)        # [N, C, H', W', k, k]
-        rows = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)                     # [N, H', W', C*k*k]
-        product = Product.apply(rows.flatten(0, 2), self.weight.flatten(1), self.bias)
-        return product.unflatten(0, rows.shape[:3]).permute(0, 3, 1, 2)
+def geometry(layer: nn.Module) -> tuple[int, int, int]:
+    """(kernel, stride, padding) of a layer with square windows."""
+    return tuple(v if isinstance(v, int) else v[0] for v in (layer.kernel_size, layer.stride, layer.padding))
 
 
-class Product(torch.autograd.Function):
-    """rows [P, I] times weight [O, I], transposed, plus bias [O]: [P, O], and how that is differentiated.
-
-    F.linear computes the same. Here rows may be bf16 and the weight fp32, and only a part of the weight is turned to
-    bf16 at a time. So neither a copy of fc6's weight in bf16 is kept from the forward to the backward pass, nor one of
-    its gradient made: 0.4 GB less at the most memory that a training step takes.
-    """
-
-    @staticmethod
-    def forward(ctx, rows, weight, bias):
-        ctx.save_for_backward(rows, weight)
-        products = [F.linear(rows, part.to(rows.dtype)) for part in weight.split(PART)]
-        return torch.cat(products, dim=1) + bias.to(rows.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        rows, weight = ctx.saved_tensors
-        grad_rows, grad_weight = torch.zeros_like(rows, dtype=weight.dtype), torch.empty_like(weight)
-        for part, out, g in zip(weight.split(PART), grad_weight.split(PART), grad.split(PART, 1)):
-            grad_rows += g @ part.to(rows.dtype)  # out = rows @ weight.T, hence d loss / d rows = grad @ weight
-            out.copy_(g.t() @ rows)               # and d loss / d weight = grad.T @ rows
-        return grad_rows.to(rows.dtype), grad_weight, grad.sum(0, dtype=weight.dtype)
+def size_after(layer: nn.Module, n: int) -> int:
+    """Rows (or columns) of the layer's output, when its input has n. Pools round up, as in the authors' network."""
+    kernel, stride, padding = geometry(layer)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return stride * (n - 1) + kernel - 2 * padding
+    return math.ceil((n + 2 * padding - kernel) / stride) + 1
 
 
 class VGG16(nn.Module):
-    """Image [N, 3, H, W] float, normalised, H and W >= 1, to the maps that FCN scores: (pool3, pool4, fc7).
+    """Normalised images [N, 3, H, W] float, H and W >= 1, to three maps: pool3, pool4 and fc7.
 
-    pad          padding of conv1_1. 1 is VGG16's own. The authors of FCN used 100, a border so wide that the 7 x 7
-                 window of fc6, which has no padding there, fits even an image of one pixel (from 97 on it does).
-                 With pad=1 fc6 has padding 3 instead, and computes one cell for each cell of pool5.
+    pad          padding of conv1_1. VGG16 has 1. The authors of FCN used 100: then pool5 is so large that the 7 x 7
+                 window of fc6, which has no padding in their network, fits even an image of one pixel. From 97 on it
+                 fits every image. With pad=1, fc6 has padding 3 instead, and fc7 has one cell for each cell of pool5
     width        factor on the channels of the thirteen convolutions (64 ... 512), for tests and small machines
     fc_channels  channels of fc6 and fc7
-    dropout      share of the single elements (not whole channels) after fc6 and fc7 that training sets to zero
+    dropout      share of the elements of fc6 and fc7 that training sets to zero (single elements, not whole channels)
 
-    Setting the attribute `recompute` to True trades time for memory in training: each block is computed a second time in
-    the backward pass, so that only the pools have to be kept until then. The gradients are the same.
-
-    `grid` maps each layer's name to the Grid of its output:
+    `grid` gives the Grid of each layer's output by the layer's name; cell i is centred on this pixel:
 
         layer             pad=1         pad=100
         conv1_1, conv1_2   i             i -  99
@@ -134,23 +93,23 @@ class VGG16(nn.Module):
         pool5            32i + 15.5    32i -  83.5
         fc6, fc7         32i + 15.5    32i +  12.5
 
-    Fresh weights are He-normal (He et al. 2015, section 2.2) with zero biases. Raises ValueError for any other pad,
-    or a width or fc_channels that leaves no channel.
+    New weights are He-normal (He et al. 2015, section 2.2), biases zero. Raises ValueError for any other pad, and for a
+    width or fc_channels that leaves no channel.
     """
 
     def __init__(self, pad: int = 1, width: float = 1.0, fc_channels: int = 4096, dropout: float = 0.5):
         super().__init__()
-        self.dropout, self.recompute = dropout, False
+        self.dropout = dropout
         if pad != 1 and pad < 97:
             raise ValueError(f"pad is {pad}: it must be 1 (no border) or at least 97 (fc6 fits the smallest image)")
         if not width > 0 or fc_channels < 1:
             raise ValueError(f"width is {width} and fc_channels {fc_channels}: both must be positive")
         c1, c2, c3, c4 = (max(1, round(width * channels)) for channels in (64, 128, 256, 512))
 
-        # In the order of the forward pass: the grids below are accumulated along it.
+        # In the order of the forward pass, since the grids below are computed in this order.
         self.conv1_1 = nn.Conv2d(3, c1, kernel_size=3, padding=pad)
         self.conv1_2 = nn.Conv2d(c1, c1, kernel_size=3, padding=1)
-        self.pool1 = nn.MaxPool2d(2, stride=2, ceil_mode=True)  # Caffe's pools round up: no row is lost
+        self.pool1 = nn.MaxPool2d(2, stride=2, ceil_mode=True)  # rounds up, so that no row is lost
 
         self.conv2_1 = nn.Conv2d(c1, c2, kernel_size=3, padding=1)
         self.conv2_2 = nn.Conv2d(c2, c2, kernel_size=3, padding=1)
@@ -171,9 +130,10 @@ class VGG16(nn.Module):
         self.conv5_3 = nn.Conv2d(c4, c4, kernel_size=3, padding=1)
         self.pool5 = nn.MaxPool2d(2, stride=2, ceil_mode=True)
 
-        # The dense layers: 4096 x (512*7*7) and 4096 x 4096 numbers, in convolutional shape.
-        self.fc6 = Dense(c4, fc_channels, kernel_size=7, padding=3 if pad == 1 else 0)
-        self.fc7 = Dense(fc_channels, fc_channels, kernel_size=1)
+        # The dense layers: 4096 x (512*7*7) and 4096 x 4096 weights in the shape of convolutions.
+        # DenseConv2d computes what nn.Conv2d computes, as one matrix product: faster for so large a kernel.
+        self.fc6 = DenseConv2d(c4, fc_channels, kernel_size=7, padding=3 if pad == 1 else 0)
+        self.fc7 = DenseConv2d(fc_channels, fc_channels, kernel_size=1)
 
         self.channels = {"pool3": c3, "pool4": c4, "fc7": fc_channels}
         self.grid = {}
@@ -184,17 +144,16 @@ class VGG16(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        compute = recomputed if self.recompute and torch.is_grad_enabled() else lambda block, x: block(x)
-        pool1 = compute(self.block1, x)
-        pool2 = compute(self.block2, pool1)
-        pool3 = compute(self.block3, pool2)
-        pool4 = compute(self.block4, pool3)
-        pool5 = compute(self.block5, pool4)
-        fc7 = compute(self.dense, pool5)
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        pool1 = self.block1(image)
+        pool2 = self.block2(pool1)
+        pool3 = self.block3(pool2)
+        pool4 = self.block4(pool3)
+        pool5 = self.block5(pool4)
+        fc7 = self.dense(pool5)
         return pool3, pool4, fc7
 
-    # ReLU works in place: a convolution does not need its own output to learn, and the maps are large.
+    # The ReLUs work in place, since the maps are large and the backward pass of a convolution does not need its output.
 
     def block1(self, image: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.conv1_1(image), inplace=True)
@@ -231,66 +190,17 @@ class VGG16(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-def recomputed(block: Callable, x: torch.Tensor) -> torch.Tensor:
-    """block(x), of which nothing but x is kept for the backward pass: what else that needs is computed once more then."""
-    return checkpoint(block, x, use_reentrant=False)
-
-
-def read_tensors(path) -> dict:
-    """The dictionary in a file written by torch.save: tensors by name, or a whole checkpoint.
-
-    Nothing in the file can run code (weights_only). Raises InputError, naming the file, if it is not such a file.
-    """
-    try:
-        # An open file, since torch.load would go by the ending of a path; and no warnings on bytes that it then refuses.
-        with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # PyTorch does not compare the checksums in the file: a block that the disk has lost would load as zeros.
-            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
-                raise ValueError
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # a cut, foreign or crafted file raises nearly anything: zip, pickle, struct, runtime errors
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise  # nothing is wrong with the file
-        raise InputError(f"{path}: is not a whole file of torch.save with tensors and numbers alone; "
-                         "fetch or make it again") from None
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{path}: holds no dictionary of tensors by name")
-    return content
-
-
-def save_tensors(content: dict, path: Path, before: Path | None = None):
-    """Write a dictionary that read_tensors reads, all or nothing: the same content gives the same bytes.
-
-    Written beside, flushed to the disk, renamed: whatever happens, the file under this name is a whole one. What it
-    replaces is kept under the name `before`, if there is one; between the two renames only that is there. Raises
-    InputError if the file cannot be written; what was there before is then still there, under one name or the other.
-    """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # in the same folder, where a rename is atomic
-    try:
-        with open(beside, "wb") as file:  # an open file, since torch.save would put the name of a path into the bytes
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if before and path.exists():
-            os.replace(path, before)
-        os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        error = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"{path}: cannot be written ({reason})") from None
-    finally:
-        with suppress(OSError):
-            beside.unlink()
-
-
 if __name__ == "__main__":
     for pad in (1, 100):
-        net = VGG16(pad=pad)
-        print(f"VGG16(pad={pad}), {sum(p.numel() for p in net.parameters()):,} parameters")
+        with torch.device("meta"):  # shapes without memory for the weights
+            net = VGG16(pad)
+        height, width, channels = 375, 1242, 3
+        print(f"VGG16(pad={pad}): {sum(p.numel() for p in net.parameters()):,} parameters\n"
+              "layer       kernel stride padding  map [channels, rows, columns]  cell i is centred on      and sees to")
         for name, layer in net.named_children():
-            shape = "x".join(map(str, layer.weight.shape)) if isinstance(layer, nn.Conv2d) else ""
-            print(f"  {name:8} {shape:15} cell i lies at pixel {net.grid[name].stride:2} i {net.grid[name].offset:+.1f}")
+            height, width = size_after(layer, height), size_after(layer, width)
+            channels = getattr(layer, "out_channels", channels)
+            grid, (kernel, stride, padding) = net.grid[name], geometry(layer)
+            print(f"{name:8} {kernel:9} {stride:6} {padding:7}  {f'[{channels}, {height}, {width}]':29}"
+                  f"  pixel {grid.stride:2} i {grid.offset:+6.1f}      {grid.reach:5.1f} pixels away")
+        print()

@@ -2,7 +2,7 @@
 
 import pytest
 
-import bench
+from support import bench
 
 
 def test_ratios_and_shares_are_medians_over_rounds_in_which_the_cases_took_turns():

@@ -12,17 +12,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
 import predict
-from conftest import SHARED
 from data import VOC_CLASSES
 from fcn import FCN8s
-from start import load_imagenet, take_over
-from vgg import IMAGE_MEAN, IMAGE_STD, VGG16, InputError, read_tensors
+from support.checkpoint import load_network
+from support.errors import InputError
+from support.files import read_tensors
+from support.start import load_imagenet, take_over
+from vgg import IMAGE_MEAN, IMAGE_STD, VGG16
 from weights import convert as module
 from weights.convert import convert, download
 
@@ -115,6 +118,10 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
+def load(net: VGG16, path: Path) -> str:
+    return load_imagenet(net, read_tensors(path), path)
+
+
 def small_convert(source: Path, out: Path, **options) -> dict:
     report = convert(source, out, network=options.pop("network", VGG16(**SMALL)), **options)
     content = read_tensors(out)
@@ -174,7 +181,7 @@ def test_round_trip(tmp_path, form, name):
     expected = {key: value for key, value in net.state_dict().items() if form != "features" or "fc" not in key}
     assert list(state) == list(expected)
     assert all(torch.equal(state[key], value) for key, value in expected.items())
-    assert ("start fresh" in load_imagenet(VGG16(**SMALL), tmp_path / "out.pth")) == (form == "features")
+    assert ("start fresh" in load(VGG16(**SMALL), tmp_path / "out.pth")) == (form == "features")
 
 
 def test_round_trip_of_fcn8s_up_to_the_colour_of_the_border(tmp_path):
@@ -199,7 +206,7 @@ def test_converted_fcn8s_predicts_pictures_and_begins_a_training(tmp_path, class
     """As the authors' network would: its own skips' factors, VOC's names where there are as many classes."""
     source = write(tmp_path / "a.pth", caffe_state(random_fcn(classes)))
     small_convert(source, tmp_path / "fcn8s.pth", network=FCN8s(classes, pad=100, **SMALL), at_once=at_once)
-    net, saved = predict.load(tmp_path / "fcn8s.pth")
+    net, saved = load_network(tmp_path / "fcn8s.pth")
     assert net.config["skip_scale"] == ((0.01, 0.0001) if at_once else (1, 1))
     assert saved["classes"] == (VOC_CLASSES if classes == 21 else ["class 0", "class 1", "class 2"])
 
@@ -214,7 +221,7 @@ def test_converted_fcn8s_predicts_pictures_and_begins_a_training(tmp_path, class
 
     fresh = FCN8s(classes, pad=100, **SMALL)
     assert "nothing starts fresh" in take_over(fresh, read_tensors(tmp_path / "fcn8s.pth"), "fcn8s.pth")
-    net, _ = predict.load(tmp_path / "fcn8s.pth")
+    net, _ = load_network(tmp_path / "fcn8s.pth")
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), net.state_dict().values()))
     assert fresh.config["skip_scale"] == net.config["skip_scale"]
 
@@ -385,7 +392,7 @@ def test_vgg16_at_full_width(tmp_path):
         net = VGG16()
     net.to_empty(device="cpu")
     try:
-        assert "fc6 and fc7 from ImageNet" in load_imagenet(net, out)
+        assert "fc6 and fc7 from ImageNet" in load(net, out)
     finally:
         out.unlink()
     assert net.fc6.weight.shape == (4096, 512, 7, 7) and net.fc6.weight[1, 2, 3, 4] == 13
@@ -397,7 +404,7 @@ def test_real_convolutions_load(tmp_path):
     report = convert(REAL, tmp_path / "out.pth")
     assert "VGG16 convolutions, 26 tensors" in report and "no fc6 and fc7" in report
     net = VGG16(fc_channels=8)
-    assert "13 convolutions" in load_imagenet(net, tmp_path / "out.pth")
+    assert "13 convolutions" in load(net, tmp_path / "out.pth")
     (tmp_path / "out.pth").unlink()
     assert torch.equal(net.conv4_2.weight, torch.load(REAL, weights_only=True)["features.19.weight"].float())
 
@@ -708,6 +715,7 @@ def command(tmp_path_factory):
     (root / "weights").mkdir(), (root / "elsewhere").mkdir()
     for name in ("vgg.py", "fcn.py", "data.py", "weights/convert.py"):
         shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "support", root / "support")
 
     def run(*arguments):
         return subprocess.run([sys.executable, root / "weights/convert.py", *map(str, arguments)],

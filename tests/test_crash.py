@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import roads
-import run as running
 import train
-from fcn import loss
-from vgg import InputError, read_tensors
+from fcn import cross_entropy
+from support import errors, folder, roads
+from support.errors import InputError
+from support.files import read_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("KILLS", 21))  # make soak sets more
@@ -157,7 +157,7 @@ def test_a_second_signal_ends_the_run_at_once_and_it_goes_on_from_the_checkpoint
 import signal, sys
 sys.path.insert(0, sys.argv[1])
 import train
-function, calls = train.loss, []
+function, calls = train.cross_entropy, []
 def disturbed(*args):
     calls.append(1)
     if len(calls) == 6:
@@ -165,7 +165,7 @@ def disturbed(*args):
         signal.raise_signal({int(number)})
         raise AssertionError("the second signal had no effect")
     return function(*args)
-train.loss = disturbed
+train.cross_entropy = disturbed
 sys.exit(train.main(sys.argv[2:]))
 """
     process = subprocess.run([sys.executable, "-c", twice, str(ROOT), "--data", str(scenes), "--out", str(tmp_path), *TINY],
@@ -178,7 +178,7 @@ sys.exit(train.main(sys.argv[2:]))
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("during", ["loss", "classify"])
+@pytest.mark.parametrize("during", ["cross_entropy", "predict_image"])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(scenes, tmp_path, monkeypatch, capsys, number, status, during):
     def begin(out):
         return train.main(["--data", str(scenes), "--out", str(out), *TINY, "--save-every", "1000"])
@@ -199,7 +199,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(scenes, tmp_path
     monkeypatch.undo()
     assert signal.getsignal(number) == usual
     assert f"--resume --out {tmp_path / 'cut'}" in capsys.readouterr().err
-    if during == "loss":
+    if during == "cross_entropy":
         assert read_tensors(tmp_path / "cut/last.pt")["step"] == 4
     assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
@@ -271,7 +271,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(scenes, tmp
 
 
 def test_two_runs_at_once_into_one_folder_are_refused(scenes, tmp_path, capsys):
-    with running.open_run(tmp_path, resume=False):
+    with folder.lock_folder(tmp_path, resume=False):
         assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 2
         assert "another process" in capsys.readouterr().err
     assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 0  # the lock goes with its holder
@@ -283,12 +283,12 @@ def test_nothing_that_is_not_finite_reaches_the_disk_and_the_step_is_said(scenes
 
     def broken(*args):
         calls.append(1)
-        value = loss(*args)
+        value = cross_entropy(*args)
         if len(calls) == 5:
             value = value * float("nan") if where == "loss" else (value - value.detach()).sqrt() + value.detach()
         return value
 
-    monkeypatch.setattr(train, "loss", broken)
+    monkeypatch.setattr(train, "cross_entropy", broken)
     assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 2
     error = capsys.readouterr().err
     assert "at step 5" in error and "--lr" in error and error.count("\n") == 1
@@ -302,7 +302,7 @@ def test_out_of_memory_is_one_line_that_names_what_needs_less(scenes, tmp_path, 
     def full(*args):
         raise error
 
-    monkeypatch.setattr(train, "loss", full)
+    monkeypatch.setattr(train, "cross_entropy", full)
     assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "--crop" in said and "--batch-size" in said
@@ -341,5 +341,5 @@ def test_a_finished_run_whose_best_network_is_lost_says_how_to_find_another(scen
 
 
 def test_an_illegal_memory_access_is_no_want_of_memory():
-    assert not running.out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-    assert running.one_line(InputError("/data/out of memory: no such folder"), "") == "/data/out of memory: no such folder"
+    assert not errors.out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert errors.explanation(InputError("/data/out of memory: no such folder"), "") == "/data/out of memory: no such folder"

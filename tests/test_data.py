@@ -5,18 +5,23 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 import data
-from conftest import SHARED
-from batches import augment, batches, class_weights, collate, normalise, on_device, training_batches
-from data import Reader, find
-from fcn import IGNORE
-from ranks import Ranks
-from run import check_images
-from vgg import IMAGE_MEAN, IMAGE_STD, InputError
+from data import find
+from support import split
+from support.batches import Reader, batches, collate, training_batches
+from support.counts import class_weights, read_everything
+from support.device import normalise, on_device
+from support.errors import InputError
+from support.labels import IGNORE
+from support.pictures import read_image
+from support.ranks import Ranks
+from support.views import augment
+from vgg import IMAGE_MEAN, IMAGE_STD
 
 ROAD, NOT_ROAD, NOT_VALID = (255, 0, 255), (255, 0, 0), (0, 0, 0)
 
@@ -84,14 +89,14 @@ def test_the_split_holds_out_each_category_in_proportion_whatever_the_order_and_
                 for g, n in zip(("um", "umm", "uu"), counts) for i in range(n)]
 
     here, there = (samples(data.Path(root)) for root in ("/here", "/elsewhere"))
-    train, val = data.hold_out(here, seed)
+    train, val = split.hold_out(here, seed)
     assert sorted(train + val) == sorted(here)
     assert train and val
     for group, count in zip(("um", "umm", "uu"), counts):
         held = sum(s.group == group for s in val)
-        assert abs(held - data.HELD_OUT * count) <= 0.5 or (held == 1 == len(val))
+        assert abs(held - split.HELD_OUT * count) <= 0.5 or (held == 1 == len(val))
     moved = there[turn % len(there):] + there[:turn % len(there)]
-    assert {s.image.name for s in data.hold_out(moved, seed)[1]} == {s.image.name for s in val}
+    assert {s.image.name for s in split.hold_out(moved, seed)[1]} == {s.image.name for s in val}
 
 
 def test_another_split_seed_holds_out_other_images(tmp_path):
@@ -211,7 +216,7 @@ def test_voc_is_read_with_its_own_split_palette_masks_and_border(tmp_path):
     assert [s.image.name for s in found.train] == ["2007_1.jpg", "2007_2.jpg"]
     assert [s.label.name for s in found.val] == ["2007_3.png"]
     assert len(found.classes) == 21 and found.classes[15] == "person"
-    image, label = data.Reader(found.read_label)(found.val[0])
+    image, label = Reader(found.read_label)(found.val[0])
     assert image.shape == (4, 5, 3)
     assert label.tolist() == [[255] * 5, [255, 0, 15, 20, 255], [255, 0, 15, 20, 255], [255] * 5]
 
@@ -335,7 +340,7 @@ def test_a_broken_picture_is_said_by_name(tmp_path, content):
     file = picture(tmp_path / "broken.png", np.random.default_rng(0).integers(0, 256, (40, 40, 3)))
     file.write_bytes(file.read_bytes()[:900] if content == "cut" else content)
     with pytest.raises(InputError, match="broken.png"):
-        data.read_image(file)
+        read_image(file)
 
 
 def test_image_and_label_of_different_sizes_are_refused_with_both_sizes(tmp_path):
@@ -363,7 +368,7 @@ def test_training_pixels_are_counted_and_ignored_ones_are_not(tmp_path):
         picture(tmp_path / f"{part}/masks/{i}.png", [[0, 1, 1], [IGNORE, 0, 7]])
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     found = find(tmp_path)
-    assert check_images(found, Reader(found.read_label), None).tolist() == [4, 4, 0]
+    assert read_everything(found, Reader(found.read_label)).training.tolist() == [4, 4, 0]
 
 
 def test_stray_pixels_of_a_class_weigh_no_more_than_those_of_a_rare_one():
@@ -492,8 +497,8 @@ def test_images_reach_the_network_normalised_in_rgb():
 
 def test_sixteen_bit_grey_is_scaled_and_exif_turned(tmp_path):
     Image.fromarray(np.full((3, 4), 256 * 77, np.uint16)).save(tmp_path / "deep.png")
-    assert (data.read_image(tmp_path / "deep.png") == 77).all()
+    assert (read_image(tmp_path / "deep.png") == 77).all()
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    assert data.read_image(tmp_path / "turned.jpg").shape == (8, 4, 3)
+    assert read_image(tmp_path / "turned.jpg").shape == (8, 4, 3)

@@ -8,9 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import read_mask
-from draw import colours_for, draw_curves, draw_samples, overlay, palette_mask, tint
-from fcn import IGNORE
+from support.draw import (
+    colours_for,
+    draw_curves,
+    draw_samples,
+    overlay,
+    palette_mask,
+    tint,
+)
+from support.labels import IGNORE
+from support.pictures import read_mask
 
 
 @given(st.integers(1, 255))

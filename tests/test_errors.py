@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import data
-import roads
 import train
-from vgg import VGG16, InputError
+from support import roads
+from support.errors import InputError
+from support.pictures import read_image
+from vgg import VGG16
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ["--epochs", "1", "--width", "0.03125", "--fc-channels", "8", "--weights", "none", "--workers", "0", "--device",
@@ -210,11 +212,13 @@ def test_a_run_is_resumed_only_as_what_it_is(originals, tmp_path, capsys):
 
 @pytest.mark.parametrize("script, arguments, said", [
     ("data.py", [], "say which folder"), ("data.py", ["nowhere"], "nowhere: no such folder"),
-    ("data.py", [".", "pavement"], "[road|lane]"), ("bench.py", ["--device", "tpu"], "--device tpu"),
-    ("bench.py", ["--rounds"], "--rounds"), ("weights/convert.py", ["--size"], "--size"),
+    ("data.py", [".", "pavement"], "[road|lane]"), ("support/bench.py", ["--device", "tpu"], "--device tpu"),
+    ("support/bench.py", ["--rounds"], "--rounds"), ("support/roads.py", ["--size", "8"], "--size"), ("weights/convert.py", ["--size"], "--size"),
     ("weights/convert.py", ["nowhere.pth"], "nowhere.pth"), ("metrics.py", [], "RESULTS_DIR"), ("predict.py", [], "CHECKPOINT")])
 def test_every_script_says_in_one_line_what_it_cannot_do_and_ends_with_status_2(tmp_path, script, arguments, said):
-    done = subprocess.run([sys.executable, ROOT / script, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    module = ["-m", script.removesuffix(".py").replace("/", ".")] if script.startswith("support/") else [ROOT / script]
+    done = subprocess.run([sys.executable, *module, *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout and said in done.stderr
     assert done.stderr.startswith(f"{script.rpartition('/')[2]}: error: ") and done.stderr.count("\n") == 1
 
@@ -223,7 +227,7 @@ def test_a_picture_made_to_fill_the_memory_is_refused_by_name(tmp_path, monkeypa
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("L", (15, 15)).save(tmp_path / "bomb.png")
     with pytest.raises(InputError, match="bomb.png"):
-        data.read_image(tmp_path / "bomb.png")
+        read_image(tmp_path / "bomb.png")
 
 
 @given(st.binary(max_size=60))

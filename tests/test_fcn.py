@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_vgg import reference as vgg_reference
 from torch.utils.flop_counter import FlopCounterMode
 
-from fcn import IGNORE, FCN8s, bilinear_kernel, classify, fuse, halo, loss, tiled
-from start import balance
-from test_vgg import reference as vgg_reference
+from fcn import FCN8s, bilinear_kernel, cross_entropy, fuse
+from support.labels import IGNORE
+from support.memory import recompute
+from support.start import balance
+from support.tiles import halo_for, predict_image, tiled
 
 SIZES = st.integers(1, 200)
 PADS = st.sampled_from([1, 97, 100, 117])
@@ -73,28 +76,29 @@ def test_recomputing_activations_gives_the_same_gradients(seed, height, width, p
     net = randomise_scores(FCN8s(2, pad, width=1 / 32, fc_channels=16)).train()
     image, labels = torch.randn(1, 3, height, width), torch.randint(0, 2, (1, height, width))
 
-    def gradients(recompute):
+    def gradients():
         torch.manual_seed(seed)
-        net.vgg.recompute = recompute
         net.zero_grad()
-        loss(net(image), labels).backward()
+        cross_entropy(net(image), labels).backward()
         return [p.grad for p in net.parameters() if p.requires_grad]
 
-    kept = gradients(False)
+    kept = gradients()
     assert any(gradient.any() for gradient in kept)
-    assert all(torch.equal(a, b) for a, b in zip(kept, gradients(True), strict=True))
+    recompute(net.vgg)
+    assert all(torch.equal(a, b) for a, b in zip(kept, gradients(), strict=True))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_the_network_compiles_as_one_graph_with_the_same_gradients(recompute):
+@pytest.mark.parametrize("again", [False, True])
+def test_the_network_compiles_as_one_graph_with_the_same_gradients(again):
     """Traced as torch.compile does it, without the C++ compiler that would make kernels of it."""
     net = randomise_scores(FCN8s(3, width=1 / 32, fc_channels=8, dropout=0)).train()
-    net.vgg.recompute = recompute
+    if again:
+        recompute(net.vgg)
     image, labels = torch.randn(1, 3, 40, 50), torch.randint(0, 3, (1, 40, 50))
 
     def gradients(model):
         net.zero_grad()
-        loss(model(image), labels).backward()
+        cross_entropy(model(image), labels).backward()
         return [p.grad for p in net.parameters() if p.requires_grad]
 
     plain, compiled = gradients(net), gradients(torch.compile(net, backend="aot_eager", fullgraph=True))
@@ -265,7 +269,7 @@ def test_loss_is_the_mean_over_valid_pixels_alone(data):
     scores = torch.randn(2, classes, 2, 3, dtype=torch.double)
     flat = scores.permute(0, 2, 3, 1).reshape(-1, classes).numpy()
     terms = [np.log(np.exp(s).sum()) - s[t] for s, t in zip(flat, labels) if t != IGNORE]
-    value = loss(scores, torch.from_numpy(labels).view(2, 2, 3))
+    value = cross_entropy(scores, torch.from_numpy(labels).view(2, 2, 3))
     assert value.item() == pytest.approx(np.mean(terms) if terms else 0.0, rel=1e-5, abs=1e-6)
 
 
@@ -274,7 +278,7 @@ def test_with_class_weights_each_pixel_counts_by_its_class(classes, seed):
     rng = np.random.default_rng(seed)
     labels, weights = rng.choice([*range(classes), IGNORE], (1, 4, 5)), rng.uniform(0.1, 5, classes)
     scores = torch.from_numpy(rng.normal(size=(1, classes, 4, 5)))
-    value = loss(scores, torch.from_numpy(labels).long(), weights=torch.from_numpy(weights).float())
+    value = cross_entropy(scores, torch.from_numpy(labels).long(), class_weights=torch.from_numpy(weights).float())
     log = scores[0].permute(1, 2, 0).log_softmax(-1).numpy()
     terms = [-weights[labels[0, y, x]] * log[y, x, labels[0, y, x]] for y in range(4) for x in range(5) if labels[0, y, x] != IGNORE]
     assert value.item() == pytest.approx(np.mean(terms) if terms else 0.0, rel=1e-5, abs=1e-6)
@@ -282,7 +286,7 @@ def test_with_class_weights_each_pixel_counts_by_its_class(classes, seed):
 
 def test_a_batch_without_a_valid_pixel_is_zero_with_zero_gradients():
     scores = torch.randn(1, 2, 4, 4, requires_grad=True)
-    value = loss(scores, torch.full((1, 4, 4), IGNORE))
+    value = cross_entropy(scores, torch.full((1, 4, 4), IGNORE))
     value.backward()
     assert value.item() == 0 and torch.equal(scores.grad, torch.zeros(1, 2, 4, 4))
 
@@ -339,7 +343,7 @@ def test_a_pixel_changes_the_scores_as_far_as_the_reach_and_no_farther(pad, stri
     for name, p in net.named_parameters():
         if "upscore" not in name:
             p.data.fill_(0.5)  # all positive: no influence cancels, no ReLU closes
-    assert net.reach == reach and halo(net.reach) == 256
+    assert net.reach == reach and halo_for(net.reach) == 256
     image = torch.zeros(1, 3, 640, 64, dtype=torch.double)  # narrow: rows will do
     before, farthest = net(image), 0
     for pixel in range(288, 320):  # each place that a pixel can have in a cell of 32
@@ -360,11 +364,11 @@ def test_classes_confidence_and_loss_of_a_tiled_image_are_those_of_its_scores():
     image, labels = torch.randn(1, 3, 700, 580), torch.randint(0, 2, (1, 700, 580))
     labels[:, :90] = IGNORE
     assert len(list(tiled(net, image, net.reach, 600))) > 1
-    classes, confidence, value = classify(net, image, net.reach, 600, road=1, labels=labels)
+    classes, confidence, value = predict_image(net, image, net.reach, 600, road=1, labels=labels)
     scores = net(image)
     assert (classes != scores[0].argmax(0)).sum() <= 3  # a tie may fall either way
     assert (confidence - 255 * scores[0].softmax(0)[1]).abs().max() <= 0.5 + 1e-4
-    assert value.item() == pytest.approx(loss(scores, labels).item(), rel=1e-5)
+    assert value.item() == pytest.approx(cross_entropy(scores, labels).item(), rel=1e-5)
 
 
 def test_an_image_that_fits_the_tile_is_computed_in_one_piece():

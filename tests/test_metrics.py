@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import metrics
-import roads
-from fcn import IGNORE
-from metrics import (RoadScores, benchmark, bird_cells, bird_view, confusion, histogram, homography, read_calibration,
-                     scores, table)
-from vgg import InputError
+from metrics import RoadMeasures, benchmark, confusion, histogram, measures, table
+from support import roads
+from support.birdseye import bird_cells, bird_view, homography, read_calibration
+from support.errors import InputError
+from support.labels import IGNORE
 
 
 @st.composite
@@ -46,7 +46,7 @@ def test_every_measure_is_its_plain_definition(drawn):
         iou.append(both / either if either else None)
         accuracy.append(both / real if real else None)
         weighted += real * (both / either if either else 0)
-    result = scores(confusion(torch.tensor(predicted), torch.tensor(truth), classes))
+    result = measures(confusion(torch.tensor(predicted), torch.tensor(truth), classes))
     wanted = {"pixel_acc": sum(t == p for t, p in pairs) / len(pairs) if pairs else math.nan,
               "mean_acc": mean(accuracy), "mean_iou": mean(iou),
               "fw_iou": weighted / len(pairs) if pairs else math.nan}
@@ -69,13 +69,13 @@ def test_the_matrix_counts_truth_in_rows_and_adds_up_over_images(drawn):
 
 
 def test_a_class_absent_from_truth_and_prediction_does_not_count_in_the_means():
-    result = scores(torch.tensor([[8, 2, 0], [0, 10, 0], [0, 0, 0]]))
+    result = measures(torch.tensor([[8, 2, 0], [0, 10, 0], [0, 0, 0]]))
     assert result["mean_iou"] == pytest.approx((8 / 10 + 10 / 12) / 2)
     assert math.isnan(result["iou"][2]) and "absent" in table({"held out": result}, ["a", "b", "c"])
 
 
 def test_the_table_has_every_measure_and_class_by_name():
-    text = table({"held out": scores(torch.tensor([[3, 1], [0, 4]]))}, ["not road", "road"])
+    text = table({"held out": measures(torch.tensor([[3, 1], [0, 4]]))}, ["not road", "road"])
     assert text.splitlines()[-1].split() == ["IoU", "road", "80.00"]
     for title in ("pixel accuracy", "mean accuracy", "mean IoU", "frequency-weighted IoU", "IoU not road"):
         assert title in text
@@ -123,7 +123,7 @@ def test_the_benchmark_is_its_plain_definition(pixels):
 
 @given(PIXELS, PIXELS)
 def test_pixels_of_all_images_are_pooled_not_averaged(first, second):
-    pooled, apart = RoadScores(), RoadScores()
+    pooled, apart = RoadMeasures(), RoadMeasures()
     for pixels in (first, second):
         apart.add("image", "uu_road", *(torch.tensor([p[i] for p in pixels], dtype=torch.uint8) for i in (0, 1)))
     pooled.add("image", "uu_road", *(torch.tensor([p[i] for p in first + second], dtype=torch.uint8) for i in (0, 1)))
@@ -133,13 +133,13 @@ def test_pixels_of_all_images_are_pooled_not_averaged(first, second):
 
 
 def test_urban_is_not_said_of_a_part_of_its_sets():
-    found = RoadScores()
+    found = RoadMeasures()
     found.add("image", "um_road", torch.tensor([255]).byte(), torch.tensor([1]).byte())
     assert list(found.results()) == [("image", "um_road")] and found.pooled()["MaxF"] == 1
 
 
 def test_urban_pools_the_three_road_sets_and_not_the_lane():
-    found, right, wrong = RoadScores(), torch.tensor([255, 0]).byte(), torch.tensor([0, 255]).byte()
+    found, right, wrong = RoadMeasures(), torch.tensor([255, 0]).byte(), torch.tensor([0, 255]).byte()
     labels = torch.tensor([1, 0]).byte()
     for category in ("um_road", "umm_road", "uu_road"):
         found.add("image", category, right, labels)

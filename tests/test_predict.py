@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 import predict
-import roads
 import train
-from batches import normalise
-from data import find, read_image, read_mask
+from data import find
 from fcn import FCN8s
-from vgg import read_tensors, save_tensors
+from support import roads
+from support.device import normalise
+from support.files import read_tensors, save_tensors
+from support.pictures import read_image, read_mask
 
 NARROW = {"width": 1 / 32, "fc_channels": 8}
 

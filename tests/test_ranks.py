@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import roads
 import train
-from batches import training_batches
-from fcn import IGNORE, FCN8s, loss
-from ranks import Ranks
+from fcn import FCN8s, cross_entropy
+from support import roads
+from support.batches import training_batches
+from support.labels import IGNORE
+from support.ranks import Ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--width", "0.0625", "--fc-channels", "16", "--crop", "16x32", "--weights", "none", "--workers", "0", "--device", "cpu",
@@ -30,13 +31,13 @@ import os, signal, sys
 root, out, at, *argv = sys.argv[1:]
 sys.path.insert(0, root)
 import train
-learn, calls = train.learn, []
+cross_entropy, calls = train.cross_entropy, []
 def disturbed(*args):
     calls.append(1)
     if len(calls) == int(at) and os.environ["RANK"] == "1":
         signal.raise_signal(signal.SIGTERM)
-    return learn(*args)
-train.learn = disturbed
+    return cross_entropy(*args)
+train.cross_entropy = disturbed
 status = train.main(["--out", out, *argv])
 with open(f"{out}/status of {os.environ['RANK']}", "w") as file:
     file.write(str(status))
@@ -106,7 +107,6 @@ def test_two_processes_stop_together_and_resume_to_the_same_weights(two):
 
 def test_fewer_images_in_a_batch_than_processes_are_refused(scenes, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "Ranks", lambda: Share(0, 8))
-    monkeypatch.setattr(Share, "join", lambda self, first: None)
     assert train.main(["--data", str(scenes), "--out", str(tmp_path / "run"), *TINY]) == 2
     error = capsys.readouterr().err
     assert "--batch-size 4" in error and "8 processes" in error and not (tmp_path / "run").exists()
@@ -143,10 +143,10 @@ def test_gradients_of_the_shares_of_a_batch_add_up_to_those_of_the_batch(size, s
     labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORE
     labels[3] = IGNORE  # a share without a pixel that counts
     pixels = (labels != IGNORE).sum()
-    loss(net(images), labels).backward()
+    cross_entropy(net(images), labels).backward()
     whole = [p.grad.clone() for p in net.parameters() if p.requires_grad]
     net.zero_grad()
     for rank in range(size):
-        loss(net(images[rank::size]), labels[rank::size], pixels).backward()
+        cross_entropy(net(images[rank::size]), labels[rank::size], pixels).backward()
     for a, p in zip(whole, (p for p in net.parameters() if p.requires_grad), strict=True):
         assert torch.allclose(a, p.grad, rtol=1e-4, atol=1e-6)

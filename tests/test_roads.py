@@ -1,4 +1,5 @@
 """The promises of roads.py: what other files and their readers may rely on in its scenes."""
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import roads
+from support import roads
 
+ROOT = Path(__file__).resolve().parents[1]
 seeds, categories, sides = st.integers(0, 2 ** 63), st.sampled_from(roads.CATEGORIES), st.integers(16, 200)
 
 
@@ -145,8 +147,8 @@ def test_an_empty_folder_is_filled_and_nothing_is_printed(tmp_path, capfd):
 def test_command_line_errors_end_with_status_2_and_no_traceback(tmp_path, options):
     (tmp_path / "mine.txt").write_text("mine")
     where = ["--out", "data"] if options else []
-    done = subprocess.run([sys.executable, Path(roads.__file__).resolve(), *where, *options], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "support.roads", *where, *options], cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("roads.py: error: ") and done.stderr.count("\n") == 1
     assert not done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

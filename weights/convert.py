@@ -7,7 +7,7 @@ FILE is one of these, told apart by the names of its tensors (README.md beside t
     VGG16 convolutions     features.N alone; --features-only makes them of the two above
     pytorch-fcn's FCN-8s   conv1_1 ... fc7, score_*, upscore*: the authors' complete network, with Caffe's input
 
-Without FILE torchvision's is downloaded (528 MiB). VGG16 becomes weights/vgg16.pth, for start.load_imagenet; FCN-8s
+Without FILE torchvision's is downloaded (528 MiB). VGG16 becomes weights/vgg16.pth, for load_imagenet in support/start.py; FCN-8s
 becomes weights/fcn8s.pth, a checkpoint that predict.py and train.py --weights take. Both take RGB images normalised as
 vgg.py says.
 
@@ -24,10 +24,8 @@ seven crops of road photos), the scores differ from Caffe's by ||ours - theirs||
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import http.client
-import json
 import math
 import re
 import sys
@@ -37,12 +35,16 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).resolve().parent
-if __name__ == "__main__":  # run as a script: vgg.py and fcn.py lie one folder up
+if __name__ == "__main__":  # run as a script: the rest of the project lies one folder up
     sys.path.insert(0, str(HERE.parent))
 
 from data import VOC_CLASSES  # noqa: E402
-from fcn import IGNORE, FCN8s  # noqa: E402
-from vgg import IMAGE_MEAN, IMAGE_STD, VGG16, InputError, read_tensors, save_tensors  # noqa: E402
+from fcn import FCN8s  # noqa: E402
+from support.errors import InputError, Parser, one_line  # noqa: E402
+from support.files import read_tensors, save_tensors  # noqa: E402
+from support.labels import IGNORE  # noqa: E402
+from support.safetensors import read_safetensors  # noqa: E402
+from vgg import IMAGE_MEAN, IMAGE_STD, VGG16  # noqa: E402
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 # torchvision's other VGG16 (IMAGENET1K_FEATURES) has the same names but takes 0..255: by its names alone it would be
@@ -70,12 +72,6 @@ FORMATS = {
                                         "upscore2", "upscore_pool4", "upscore8")}},
 }
 
-# I64 is no weight, but networks with batch normalisation count in it: they shall fail by name, not by number format.
-SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-                      "I64": torch.int64}
-SAFETENSORS_HEADER = 100_000_000  # bytes; the format allows no longer one
-
-
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex. Raises OSError."""
     digest = hashlib.sha256()
@@ -89,49 +85,6 @@ def hash_in_name(name: str) -> str:
     """The start of the SHA-256 that a name like torchvision's vgg16-397923af.pth carries; "" if it carries none."""
     found = re.search(r"-([0-9a-f]{8,64})\.", name)
     return found[1] if found else ""
-
-
-def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from a safetensors file: 8 bytes of header length (little-endian), the header (JSON), numbers.
-
-    As in the format's description (github.com/huggingface/safetensors), the tensors tile the rest of the file without
-    gap or overlap; so a file cannot claim more memory than its size. Raises InputError for any file that is not so,
-    and for tensors of other numbers than SAFETENSORS_DTYPES or of none.
-    """
-    def broken(why: str) -> InputError:
-        return InputError(f"{path}: damaged, or not a safetensors file ({why})")
-
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, SAFETENSORS_HEADER):
-            raise broken(f"a header of {length} bytes in a file of {size}")
-        entries = []
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            for name, entry in header.items():
-                dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-                if dtype not in SAFETENSORS_DTYPES:
-                    raise InputError(f"{path}: {name!r:.80} holds {dtype!r:.20}, not {' or '.join(SAFETENSORS_DTYPES)}")
-                # type() and not isinstance(): True is an int, but no size
-                if not all(type(n) is int for n in (*shape, begin, end)) or any(n < 1 for n in shape) or len(shape) > 8:
-                    raise broken(f"the sizes of {name!r:.80} make no sense")
-                if end - begin != math.prod(shape) * SAFETENSORS_DTYPES[dtype].itemsize:
-                    raise broken(f"{name!r:.80} has the wrong number of bytes")
-                entries.append((begin, end, name, dtype, tuple(shape)))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # other JSON, or none
-            raise broken("the header makes no sense") from None
-
-        entries.sort()
-        if [0, *(end for _, end, *_ in entries)] != [*(begin for begin, *_ in entries), size - 8 - length]:
-            raise broken("the tensors do not fill it exactly")
-        tensors = {}
-        for begin, end, name, dtype, shape in entries:
-            numbers = bytearray(end - begin)
-            file.readinto(numbers)
-            tensors[name] = torch.frombuffer(numbers, dtype=SAFETENSORS_DTYPES[dtype]).reshape(shape)
-    return tensors
 
 
 def read_any(path: Path) -> dict:
@@ -245,10 +198,6 @@ def fold_caffe_input(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Te
     return (weight * 255 * std).float(), bias.float()
 
 
-def one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def download() -> Path:
     """Path of torchvision's VGG16 in the weights folder, downloaded unless it is there. Raises InputError."""
     path = HERE / URL.rpartition("/")[2]
@@ -259,7 +208,7 @@ def download() -> Path:
     try:
         torch.hub.download_url_to_file(URL, str(path), hash_prefix=hash_in_name(path.name))
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: the hash is another
-        raise InputError(f"{URL} cannot be downloaded ({one_line(error)}): fetch it by hand, put it into {HERE} and "
+        raise InputError(f"{URL} cannot be downloaded ({one_line(error, 200)}): fetch it by hand, put it into {HERE} and "
                          "run python weights/convert.py; other sources: weights/README.md; or train with --weights none") from None
     return path
 
@@ -332,8 +281,7 @@ def checkpoint(network: FCN8s, state: dict, at_once: bool) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="convert.py", description="Turn public weights into this project's.")
-    parser.error = lambda message: parser.exit(2, f"convert.py: error: {message}\n")  # one line, without the usage
+    parser = Parser("convert.py", prog="convert.py", description="Turn public weights into this project's.")
     parser.add_argument("file", metavar="FILE", nargs="?", type=Path,
                         help="VGG16 of torchvision or timm, or pytorch-fcn's FCN-8s (default: download torchvision's)")
     parser.add_argument("--out", type=Path, help="default: vgg16.pth or fcn8s.pth in this script's folder")

@@ -1,24 +1,38 @@
-"""python bench.py: how fast this project trains and predicts here, beside the network as it was published.
+"""How fast this project trains and predicts on this machine, beside the network as it was published.
 
-Prints one table. The image is 375x1242, KITTI's, with two classes; the weights are fresh, the time does not depend on them.
-On a GPU (--device cuda) steps take 8 images of 352x1216. `published` is the authors' network: border of 100, fp32, a plain
-convolution for fc6, memory as PyTorch asks for it, an update that goes over the weights one by one.
+    python -m support.bench        print one table
 
-Machines differ, and the same one from minute to minute: what counts is the ratio. All cases take turns, round by round,
-each in a process of its own, so that its memory is known, and each share and ratio is the median of those of the rounds.
+The image is 375x1242, as KITTI's, with two classes. The weights are fresh; the time does not depend on them. On a GPU
+(--device cuda) a step takes 8 images of 352x1216. `published` is the authors' network: a border of 100, fp32, a plain
+convolution for fc6, memory as PyTorch asks for it, an update that goes over the weights one tensor after the other.
+
+Machines differ, and the same machine differs from minute to minute: what counts is the ratio. All cases take turns, round by
+round, each in a process of its own, so that its memory is known. Each share and ratio is the median over the rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import platform
 import subprocess
 import sys
 import time
+from argparse import SUPPRESS
 from pathlib import Path
 from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fcn import FCN8s, cross_entropy
+from support.device import autocast_for, normalise, on_device, pick_device, prepare_prediction
+from support.errors import InputError, Parser
+from support.memory import keep_memory, recompute
+from support.optimizer import sgd
+from support.tiles import predict_image
 
 ROUNDS = 7          # counted ones; one more before them is not, in which memory is fetched and algorithms are chosen
 CASES = ("published", "fp32", "bf16", "bf16 --recompute")  # arithmetic and options of this project, after the published
@@ -28,9 +42,6 @@ def main():
     options = parse()
     if options.worker:
         return work(options)
-    from run import pick_device
-    from vgg import InputError
-
     try:
         pick_device(options.device)
     except InputError as error:
@@ -74,8 +85,8 @@ def table(cases: list[str], about: dict, rounds: list[dict]) -> str:
 # ---- the processes --------------------------------------------------------------------------------------------------
 
 def start(case: str, device: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, __file__, "--worker", case, "--device", device], stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-m", "support.bench", "--worker", case, "--device", device],
+                            cwd=Path(__file__).resolve().parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def ask(worker: subprocess.Popen, case: str) -> dict:
@@ -94,10 +105,6 @@ def answer(worker: subprocess.Popen, case: str) -> dict:
 
 def work(options):
     """One case: say what it is, then for each line that is read do it once, and say how long it took."""
-    import torch
-
-    from run import keep_memory, pick_device
-
     device = pick_device(options.device)
     give_back = keep_memory(device) if "published" not in options.worker else lambda shape: None
     torch.manual_seed(0)
@@ -115,8 +122,6 @@ def work(options):
 
 def timed(do, device) -> float:
     """Seconds that `do` takes; on a GPU a few in a row, as they come in a loop."""
-    import torch
-
     times = 1 if device.type == "cpu" else 10
     torch.cuda.synchronize() if device.type == "cuda" else None
     started = time.perf_counter()
@@ -128,8 +133,6 @@ def timed(do, device) -> float:
 
 def memory(device) -> int:
     """The most memory that this process has had, in bytes: on a GPU its tensors, else all that is resident."""
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     try:
@@ -144,9 +147,6 @@ def memory(device) -> int:
 def ceiling(case, device, give_back):
     """The best that this machine does with what the network mostly consists of: on a CPU two of its 3x3 convolutions, on a
     GPU a large matrix product."""
-    import torch
-    import torch.nn.functional as F
-
     def rate(kind):
         with torch.no_grad():
             if device.type == "cuda":
@@ -174,10 +174,6 @@ def ceiling(case, device, give_back):
 
 def network(case):
     """The network with two classes: ours, or as published."""
-    from torch import nn
-
-    from fcn import FCN8s
-
     net = FCN8s(2, pad=100 if case == "published" else 1, dropout=0.1)
     if case == "published":
         net.vgg.fc6 = nn.Conv2d(512, 4096, kernel_size=7)
@@ -187,9 +183,6 @@ def network(case):
 
 def operations(case, shape, learning) -> int:
     """Floating point operations of a forward pass, or of that and the backward pass. Counted without doing them."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     with torch.device("meta"):
         net, image = network(case), torch.empty(shape)
     with torch.set_grad_enabled(learning), FlopCounterMode(display=False) as counter:
@@ -201,60 +194,46 @@ def operations(case, shape, learning) -> int:
 
 def prediction(case, device, give_back):
     """A picture as bytes to its classes and confidences as bytes, as predict.py does it."""
-    import torch
-
-    import predict
-    from batches import normalise
-    from fcn import classify
-
     picture = torch.randint(0, 256, (1, 3, 375, 1242), dtype=torch.uint8)
     net = network(case)
     if case == "published":
         net.to(device).eval()
         compute = lambda pixels: net(normalise(pixels))  # noqa: E731
     else:
-        compute = predict.prepared(net, "bf16" if "bf16" in case else "off", device)
+        compute = prepare_prediction(net, "bf16" if "bf16" in case else "off", device)
         compute = torch.compile(compute) if "compile" in case else compute
 
     def once():
-        classes, confidence, _ = classify(compute, picture.to(device), net.reach, road=1)
-        classes.cpu(), confidence.cpu()
+        seen = predict_image(compute, picture.to(device), net.reach, road=1)
+        seen.classes.cpu(), seen.confidence.cpu()
         give_back(picture.shape)
 
     return {"flop": operations(case, picture.shape, False)}, lambda: {"seconds": timed(once, device)}
 
 
 def training(case, device, give_back):
-    """A step from bytes to new weights, as train.py does it."""
-    from contextlib import nullcontext
-
-    import torch
-
-    import train
-    from batches import normalise, on_device
-    from fcn import loss
-    from ranks import Ranks
-
+    """A step from bytes to new weights, with the parts of which train.py makes its steps."""
     shape = (1, 375, 1242) if device.type == "cpu" else (8, 352, 1216)
     images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.randint(0, 2, shape, dtype=torch.uint8)
     net = network(case).to(device).train()
     about = {"flop": operations(case, images.shape, True)}
+    parameters = [p for p in net.parameters() if p.requires_grad]
     if case == "published":
-        optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 1e-5, 0.9, foreach=False)
+        optimizer = torch.optim.SGD(parameters, 1e-5, 0.9, foreach=False)
 
         def published():
             optimizer.zero_grad()
-            loss(net(normalise(images.to(device)).contiguous()), labels.to(device).long()).backward()
+            cross_entropy(net(normalise(images.to(device)).contiguous()), labels.to(device).long()).backward()
             optimizer.step()
 
         return about, lambda: {"seconds": timed(published, device)}
 
-    net.vgg.recompute = "recompute" in case
+    if "recompute" in case:
+        recompute(net.vgg)
     model = torch.compile(net) if "compile" in case else net
-    settings = {name: values[0] for name, values in train.DEFAULTS.items()}
-    optimizer, ranks = train.sgd(net, settings), Ranks()
-    autocast = (lambda: torch.autocast(device.type, torch.bfloat16)) if "bf16" in case else nullcontext
+    optimizer = sgd(net, {"momentum": 0.9, "weight_decay": 5e-4})
+    autocast = autocast_for("bf16" if "bf16" in case else "off", device)
 
     def batches():
         while True:
@@ -263,18 +242,23 @@ def training(case, device, give_back):
     source = on_device(batches(), device)
 
     def once():
-        train.learn(model, optimizer, *next(source), settings, autocast, ranks)
+        inputs, truth = next(source)
+        optimizer.zero_grad()
+        with autocast():
+            scores = model(inputs)
+        cross_entropy(scores, truth).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
         give_back(images.shape)
 
     return about, lambda: {"seconds": timed(once, device)}
 
 
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"bench.py: error: {message}\n")  # one line, without the usage
+    parser = Parser("bench.py", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=SUPPRESS)
     return parser.parse_args()
 
 

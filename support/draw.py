@@ -1,6 +1,6 @@
-"""Pictures of data, predictions and runs: class colours, overlays with a legend, contact sheets, curves.
+"""Pictures for a person to look at: class colours, overlays with a legend, contact sheets, curves.
 
-Nothing here is measured or learnt; it is what a person looks at. Pillow draws, numpy blends.
+Nothing is measured or learnt here. Pillow draws, numpy blends.
 """
 
 from __future__ import annotations
@@ -10,23 +10,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data import road_class
-from fcn import IGNORE
+from support.labels import IGNORE, only_road
 
-# Fixed colours, told apart also where colour vision is weak.
+# Fixed colours, which people with weak colour vision can tell apart too.
 COLOURS = [(128, 128, 128), (214, 39, 40), (255, 210, 60), (148, 80, 200), (64, 120, 220), (44, 140, 50),
            (255, 127, 14), (23, 190, 207), (140, 86, 75), (240, 110, 190), (190, 220, 60), (20, 40, 120)]
 ROAD = (230, 0, 230)
 
 
-def road_or_not(classes: list[str]) -> int | None:
-    """The class that is the road, where the only other one is what is not road."""
-    return road_class(classes) if len(classes) == 2 else None
-
-
 def colours_for(classes: list[str]) -> np.ndarray:
-    """uint8 [C, 3], the colour of each class: the same at every call; beyond the fixed ones, hues turn further."""
-    road = road_or_not(classes)
+    """uint8 [C, 3], the colour of each class: the same at every call. Beyond the fixed colours, hues go on turning."""
+    road = only_road(classes)
     if road is not None:
         return np.array([ROAD if c == road else (70, 70, 70) for c in (0, 1)], np.uint8)
     more = [tuple(Image.new("HSV", (1, 1), (i * 67 % 256, 160 + i % 3 * 40, 230 - i % 4 * 40)).convert("RGB")
@@ -37,14 +31,14 @@ def colours_for(classes: list[str]) -> np.ndarray:
 def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray:
     """The picture uint8 [H, W, 3] with classes uint8 [H, W] as colours over it; IGNORE is shown black.
 
-    Of road and not road only the road is tinted, and a class background never is: the rest of the scene stays as it is.
+    Where the classes are road and not road, only the road is tinted. A class named background never is.
     """
     colours, opacity = np.zeros((256, 3), np.float32), np.full(256, 0.65, np.float32)
     colours[:len(classes)] = colours_for(classes)
     opacity[IGNORE] = 0.8
     if classes[0] == "background":
         opacity[0] = 0
-    road = road_or_not(classes)
+    road = only_road(classes)
     if road is not None:
         opacity[road], opacity[1 - road] = 0.5, 0
     shown = np.empty_like(image)
@@ -66,7 +60,7 @@ def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.I
     shown = Image.fromarray(tint(image, label, classes))
     counts = np.bincount(label.ravel(), minlength=256)[:len(classes)]
     present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
-    if road_or_not(classes) is not None or not present:
+    if only_road(classes) is not None or not present:
         return shown
     height, width = label.shape
     text = font(max(11, min(28, round(min(height, width) / 28))))

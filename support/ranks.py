@@ -1,11 +1,12 @@
 """Several processes, one run: torchrun --nproc_per_node=2 train.py --data DIR --batch-size 2
 
-The engine is PyTorch's: torchrun starts the processes, torch.distributed carries numbers between them, and
-DistributedDataParallel averages the gradients while they are still being computed. Here is what else one run in several
-processes has to agree on. A batch is divided among them, so that the steps are those of one process with the same
-batch, but for the masks of dropout; images of an evaluation are divided too, and their counts added up. The first process
-(rank 0) reports and writes.
-Without torchrun there is one process, and all of this comes to nothing.
+PyTorch does the work: torchrun starts the processes, torch.distributed carries numbers between them, and
+DistributedDataParallel averages the gradients while they are still being computed. Here is what else the processes of one
+run have to agree on. Each batch is divided among them, so the steps are those of one process with the same batch, except
+for the masks of dropout. The images of an evaluation are divided too, and the counts are added up. The first process (rank
+0) reports and writes.
+
+Without torchrun there is one process, and every method here does nothing.
 """
 
 from __future__ import annotations
@@ -20,28 +21,40 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from support.errors import one_line
+
 
 class Ranks:
-    """The processes of this run. `rank` 0 ... `size` - 1 is this one, `first` whether it is rank 0, `local` its number on
-    its machine, which is also that of its GPU."""
+    """The processes of this run.
+
+    rank     this process: 0 ... size - 1
+    size     how many there are
+    local    the number of this process on its machine, which is also the number of its GPU
+    first    whether this is rank 0
+    """
 
     def __init__(self):
         self.rank, self.size, self.local = (int(os.environ.get(name, default)) for name, default in
                                             (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
         self.first = self.rank == 0
 
-    def join(self, first: bool):
-        """Meet the others: called by all, once with first=False before setting up and once with first=True after it.
+    def wait_for_first(self):
+        """All processes but the first wait here until it calls `let_others_in`. From here on they print nothing.
 
-        The first process joins at the second call, the others wait for it at the first one. So they begin when it is
-        through with all that can go wrong, or are ended by torchrun when it was not, and such errors are said once.
+        So the first process alone says what is wrong with the input. If it ends, torchrun ends the others.
         """
-        if self.size == 1 or first != self.first:
-            return
-        if not first:
+        if self.size > 1 and not self.first:
             sys.stdout = open(os.devnull, "w")
+            self.meet()
+
+    def let_others_in(self):
+        """The first process is ready: the others go on."""
+        if self.size > 1 and self.first:
+            self.meet()
+
+    def meet(self):
         nccl = torch.cuda.is_available() and dist.is_nccl_available()  # not on Windows
-        # Hours, since the first may have weights to download and many files to read.
+        # Hours, since the first process may have weights to download and many files to read.
         dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=timedelta(hours=6))
 
     def leave(self):
@@ -53,9 +66,8 @@ class Ranks:
             dist.destroy_process_group()
 
     def lost(self, error: Exception) -> str:
-        """One line where an error is that another process has ended, "" of any other. That one says why."""
-        text = (str(error).splitlines() or [""])[0]
-        return f"process {self.rank} lost the others ({text})" if self.size > 1 and re.search(
+        """One line if an error means that another process has ended; that one says why. "" for any other error."""
+        return f"process {self.rank} lost the others ({one_line(error)})" if self.size > 1 and re.search(
             "gloo|NCCL|ProcessGroup|[Cc]onnection|TCPStore|recvValue|sendBytes", str(error)) else ""
 
     def share(self, items: list) -> list:
@@ -63,13 +75,13 @@ class Ranks:
         return items[self.rank::self.size]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over all processes, in place. On a GPU nobody waits for it."""
+        """The sum over all processes, in place. A GPU is not waited for."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def largest(self, number: int) -> int:
-        """The largest of the processes' numbers. It goes by the processors: the GPU is not waited for."""
+        """The largest of the processes' numbers. The numbers go by the CPU, so a GPU is not waited for."""
         if self.size == 1:
             return number
         tensor = torch.tensor(number)

@@ -1,0 +1,115 @@
+"""From samples to batches of bytes: read, seen in a random view, and put together while the network computes."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable, Iterator
+
+import numpy as np
+import torch
+
+from data import Sample
+from support.errors import InputError
+from support.labels import IGNORE
+from support.pictures import read_image
+from support.ranks import Ranks
+from support.views import augment
+from vgg import IMAGE_MEAN
+
+CACHE_BYTES = 2 * 2**30  # decoded pictures and labels kept in RAM by each process; KITTI Road (0.5 GB) and CamVid (0.3) fit
+
+
+class Reader:
+    """reader(sample) gives (image uint8 [H, W, 3], label uint8 [H, W]). Decoded pairs stay in RAM up to `cache_bytes`.
+
+    What does not fit is decoded again each time. Nothing is evicted: each image is used once per epoch in random order, so
+    any cached image is as useful as any other. May be called from several threads. Raises InputError naming the file.
+    """
+
+    def __init__(self, read_label: Callable[[Path], np.ndarray], cache_bytes: int = CACHE_BYTES):
+        self.read_label = read_label
+        self.room = cache_bytes
+        self.cache = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        if sample in self.cache:
+            return self.cache[sample]
+        image, label = read_image(sample.image), self.read_label(sample.label)
+        if image.shape[:2] != label.shape:
+            raise InputError(f"{sample.label}: is {label.shape[1]}x{label.shape[0]}, its image {sample.image} is "
+                             f"{image.shape[1]}x{image.shape[0]}; they must be of one size")
+        with self.lock:
+            if image.nbytes + label.nbytes <= self.room and sample not in self.cache:
+                self.room -= image.nbytes + label.nbytes
+                self.cache[sample] = image, label
+        return image, label
+
+
+def training_batches(reader, samples: list[Sample], epoch: int, crop: tuple[int, int] | None, settings: dict, ranks: Ranks,
+                     done: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """This process's share of each batch of an epoch, without the first `done` batches: see `collate`.
+
+    Every sample comes once, in a random order, in a random view. All that is random here follows from the seed, the epoch
+    and the sample. So there is no random state to save, and the views are the same for any number of workers and processes.
+    """
+    seed, size = settings["seed"], settings["batch_size"]
+    order = np.random.default_rng([seed, epoch]).permutation(len(samples)).tolist()
+    groups = [order[i:i + size] for i in range(done * size, len(order), size)]
+
+    def load(task):
+        i, counts = task
+        image, label = reader(samples[i])
+        if settings["augment"]:
+            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), crop, colours=settings["colours"],
+                                   flip=settings["flip"] == "yes")
+        return image, label if counts else np.full_like(label, IGNORE)
+
+    # If the last batch has fewer images than there are processes, some get one that does not count: all must take part.
+    shares = [ranks.share([(i, True) for i in group]) or [(group[0], False)] for group in groups]
+    return batches(shares, load, settings["workers"])
+
+
+def batches(groups: list[list], load: Callable, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A collated batch of load(item) for each group of items, in order.
+
+    With workers > 0, that many threads load ahead, two batches at most. Threads are enough: Pillow and numpy release
+    Python's lock, and one cache serves all. The result is the same for any number of workers.
+    """
+    if workers == 0:
+        for group in groups:
+            yield collate([load(item) for item in group])
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        try:
+            for group in groups:
+                waiting.append([pool.submit(load, item) for item in group])
+                if len(waiting) > 2:
+                    yield collate([future.result() for future in waiting.popleft()])
+            while waiting:
+                yield collate([future.result() for future in waiting.popleft()])
+        finally:  # an error, or a consumer that stops early: do not decode what nobody will see
+            for future in (f for group in waiting for f in group):
+                future.cancel()
+
+
+def collate(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pairs of any sizes to one batch: images uint8 [N, 3, H, W] (channels_last), labels uint8 [N, H, W].
+
+    Smaller pairs are padded below and to the right: images with the ImageNet mean, which is 0 once normalised, labels with
+    IGNORE.
+    """
+    height = max(label.shape[0] for _, label in pairs)
+    width = max(label.shape[1] for _, label in pairs)
+    images = np.empty((len(pairs), height, width, 3), np.uint8)
+    images[:] = np.round(255 * np.array(IMAGE_MEAN))
+    labels = np.full((len(pairs), height, width), IGNORE, np.uint8)
+    for n, (image, label) in enumerate(pairs):
+        h, w = label.shape
+        images[n, :h, :w] = image
+        labels[n, :h, :w] = label
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)

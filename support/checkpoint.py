@@ -1,0 +1,82 @@
+"""Checkpoints: what they hold, and how a network or a run comes back from one.
+
+    best.pt    the best network so far by the measure of the held-out images: all that prediction needs
+    last.pt    the newest state of the run: all that --resume needs
+    before.pt  the one before last.pt; whatever happens while last.pt is written, before.pt is whole
+
+All three hold `config` (FCN8s(**config) builds the network), `model` (its state dict), `classes`, `images` (the file names
+of the training set and the validation set), `settings` (every option) and `versions`. best.pt adds `epoch`, `best` (the
+value of the measure) and `result` (all measures). last.pt adds `optimizer` (momentum), `step`, `best`, `log` (the rows of
+log.csv) and `loss_sum` (the losses of the epoch so far).
+
+There is no random state in them. The order of the images, the views and the dropout masks follow from the seed, the epoch
+and the step, so a resumed run draws the same numbers as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from fcn import FCN8s
+from support.errors import InputError, one_line
+from support.files import read_tensors
+from support.pictures import IMAGE_ENDINGS
+
+# What last.pt holds, and of what kind.
+PARTS = {"settings": dict, "config": dict, "classes": list, "images": list, "model": dict, "optimizer": dict, "step": int,
+         "loss_sum": torch.Tensor, "best": float, "log": list}
+
+
+def load_last(out: Path) -> dict:
+    """The newest whole last.pt of a run. If it is damaged, that is said on stderr, and before.pt is taken.
+
+    The damaged file gets another name, or the next checkpoint would put it in the place of the whole one. Raises InputError
+    if neither is whole.
+    """
+    reasons = []
+    for name in ("last.pt", "before.pt"):
+        try:
+            saved = read_tensors(out / name)
+            if not all(isinstance(saved.get(part), kind) for part, kind in PARTS.items()):
+                raise InputError(f"{out / name}: is not a checkpoint of train.py")
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            print(f"train.py: warning: {reason}; going on from {out / name}", file=sys.stderr)
+            if (out / "last.pt").exists():
+                os.replace(out / "last.pt", out / "damaged.pt")
+        return saved
+    raise InputError(reasons[0] if not (out / "before.pt").exists() else "; ".join(reasons))
+
+
+def holds_network(path: Path) -> bool:
+    """Whether there is a whole checkpoint under this name."""
+    try:
+        return "model" in read_tensors(path)
+    except InputError:
+        return False
+
+
+def load_network(path: Path) -> tuple[FCN8s, dict]:
+    """The network of a checkpoint, on the CPU in training mode, and what else the checkpoint holds. Raises InputError."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, no checkpoint; did you mean {path / 'best.pt'}?")
+    if path.suffix.lower() in IMAGE_ENDINGS:
+        raise InputError(f"{path}: is a picture; the checkpoint comes first, such as runs/NAME/best.pt")
+    saved = read_tensors(path)
+    try:
+        if len(saved["classes"]) != saved["config"]["num_classes"] or not {"task", "split_seed"} <= saved["settings"].keys():
+            raise KeyError
+        with torch.device("meta"):  # no memory for weights that are about to be replaced
+            net = FCN8s(**saved["config"])
+        net.load_state_dict(saved.pop("model"), assign=True)  # and kept nowhere else: bf16 may take its place
+    except (KeyError, IndexError):
+        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt") from None
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: the weights are not those of its own settings ({one_line(error)})") from None
+    return net, saved

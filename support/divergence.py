@@ -1,0 +1,30 @@
+"""Nothing that is not finite reaches the disk: a run that diverges ends, and says at which step and what to do."""
+
+from __future__ import annotations
+
+import torch
+
+from support.errors import InputError
+from support.optimizer import learning_rate
+from support.ranks import Ranks
+
+
+class Divergence:
+    """The first step at which the loss or its gradient was not finite. It stays on the device, so that no step waits."""
+
+    def __init__(self, device: torch.device):
+        self.step = torch.zeros((), dtype=torch.int64, device=device)  # 0: none so far
+
+    def watch(self, step: int, value: torch.Tensor):
+        """Look at a value of step `step` (1, 2, ...)."""
+        self.step = torch.where(torch.isfinite(value) | (self.step > 0), self.step, step)
+
+    def refuse(self, total_steps: int, settings: dict, ranks: Ranks):
+        """Raise InputError if there was such a step. Called before anything is saved; it waits for the device."""
+        step = self.step.item()
+        if step:
+            if not ranks.first:
+                raise SystemExit(2)  # all processes know it, one says it
+            rate = learning_rate(step - 1, total_steps, settings)
+            raise InputError(f"the loss was not finite at step {step}, at a rate of {rate:.2g}; nothing of it is saved. Start "
+                             f"again with a smaller --lr than {settings['lr']:g} and another --out")

@@ -1,0 +1,83 @@
+"""How a run ends: done, stopped by a signal, or with one line that says what was wrong.
+
+The first Ctrl-C (SIGINT) or SIGTERM, which machines that are taken away send, ends the run after the step under way, with a
+checkpoint. The second one ends it at once. Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT
+or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import Callable
+
+from support.errors import InputError, explanation
+from support.ranks import Ranks
+
+class Stopped(Exception):
+    """A run has ended because a signal asked for it. `signal` is its number, `out` the folder of the run."""
+
+    def __init__(self, number: int, out: Path):
+        self.signal, self.out = number, out
+
+
+ENDINGS = (Stopped, KeyboardInterrupt, InputError, OSError, MemoryError, RuntimeError)  # what `exit_status` explains
+
+
+class Stop:
+    """From `listen` to the end of the with block, the first SIGINT or SIGTERM only sets `asked` to its number.
+
+    The loop looks at it between two steps. The second signal has its usual effect.
+    """
+
+    def __enter__(self) -> Stop:
+        self.asked, self.usual = 0, {}
+        return self
+
+    def listen(self):
+        self.usual = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(self, number, frame):
+        self.asked = number
+        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once, without\n")
+        for each in self.usual:
+            signal.signal(each, signal.SIG_DFL)
+
+    def end_if_asked(self, ranks: Ranks, out: Path, save: Callable[[], None] | None = None):
+        """If any process was asked to stop: call `save`, then raise Stopped. Called by all processes at the same step."""
+        asked = ranks.largest(self.asked)
+        if asked:
+            if save:
+                save()
+            raise Stopped(asked, out)
+
+    def __exit__(self, *error):
+        for number, handler in self.usual.items():
+            signal.signal(number, handler)
+
+
+def exit_status(error: BaseException, options: dict, ranks: Ranks) -> int:
+    """Say on stderr, in one line, why train.py ends, and return its exit status. Raises errors that no user can mend.
+
+    `options` are the command line's; with --debug every error is raised.
+    """
+    if isinstance(error, Stopped):
+        ranks.leave()
+        if ranks.first:
+            quote = shlex.quote if os.name != "nt" else '"{}"'.format
+            print(f"stopped by {signal.Signals(error.signal).name}; go on with: python train.py --resume --out "
+                  f"{quote(str(error.out))}", file=sys.stderr)
+        return 128 + error.signal
+    if isinstance(error, KeyboardInterrupt):  # while setting up: nothing has been learnt that could be lost
+        print("stopped before the first step", file=sys.stderr)
+        return 130
+    needs_less = ("--recompute needs less" if options["resume"] else
+                  "a smaller --crop or --batch-size needs less, and so does --recompute")
+    message = explanation(error, needs_less) or ranks.lost(error)
+    if options["debug"] or not message:
+        raise error
+    print(f"train.py: error: {message}", file=sys.stderr)
+    return 2

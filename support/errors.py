@@ -1,0 +1,70 @@
+"""What a user is told when something cannot be used: one line that names the file or option and the mend."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+
+class InputError(Exception):
+    """Something that the user gave cannot be used. The message is one line: what, where, and how to mend it."""
+
+    def __str__(self):
+        return super().__str__().replace("\n", "\\n").replace("\r", "\\r")  # the name of a file may contain them
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line, without the usage, and exit status 2.
+
+    script     the name of the file, for messages
+    unknown    what to say before arguments that are no options
+    """
+
+    def __init__(self, script: str, unknown: str = "unrecognized arguments", **more):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        self.script, self.unknown = script, unknown
+
+    def error(self, message):
+        self.exit(2, f"{self.script}: error: {message.replace('unrecognized arguments', self.unknown)}\n")
+
+
+def matching(pattern: str, what: str, kind=str):
+    """A `type` for argparse: text that matches the pattern, as `kind`. Other text is refused as not being `what`."""
+    def convert(text):
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return kind(text)
+    return convert
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """"HxW" to (H, W), "none" to None. Raises ValueError for other text."""
+    if text == "none":
+        return None
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def one_line(error: BaseException, length: int | None = None) -> str:
+    """The first line of an error's message, at most `length` characters of it, or the name of its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
+
+
+def explanation(error: Exception, needs_less: str) -> str:
+    """What to tell the user about an error that they can mend; "" for any other error.
+
+    needs_less    the mend if memory has run out
+    """
+    if isinstance(error, (InputError, OSError)):
+        return str(error)  # both show the name of a file without line ends
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile: {one_line(error)}; leave it out, or install a C++ compiler"
+    if out_of_memory(error):
+        return f"out of memory: {needs_less} ({(str(error) or 'no room').splitlines()[0]})"
+    return ""
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory has run out. PyTorch says so in several ways, with and without a class of its own."""
+    return isinstance(error, MemoryError) or bool(
+        re.search("out of memory|can't allocate|not enough memory|ALLOC_FAILED|size calculation overflowed", str(error)))

@@ -1,0 +1,50 @@
+"""What a loop tells about itself: how far it is, and how long it has waited for images."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import timedelta
+
+
+class Progress:
+    """One line that moves on a terminal; elsewhere a plain line every half minute. Counts steps of some images each."""
+
+    def __init__(self, total: int, done: int = 0, images: int = 1):
+        self.total, self.done, self.first, self.images = total, done, done, images
+        self.start = self.shown = time.perf_counter()
+        self.live = sys.stdout.isatty()
+
+    def due(self) -> bool:
+        """One more step is done. Returns whether it is time to show something."""
+        self.done += 1
+        return time.perf_counter() - self.shown >= (0.5 if self.live else 30)
+
+    def show(self, text: str):
+        """Show a text, the speed and the time left."""
+        self.shown = time.perf_counter()
+        each = (self.shown - self.start) / (self.done - self.first)
+        left = timedelta(seconds=round(each * (self.total - self.done)))
+        text += f"  {self.images / each:.2f} images/s  {left} left"
+        print(f"\r{text}\033[K" if self.live else text, end="" if self.live else "\n", flush=True)
+
+    def line(self, text: str):
+        """Print a line that stays."""
+        print(f"\r\033[K{text}" if self.live else text, flush=True)
+
+
+class Waiting:
+    """Yields what `source` yields, and adds up in `seconds` how long the loop has waited for it."""
+
+    def __init__(self, source):
+        self.source, self.seconds = iter(source), 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        started = time.perf_counter()
+        try:
+            return next(self.source)
+        finally:
+            self.seconds += time.perf_counter() - started

@@ -1,0 +1,186 @@
+"""Everything that the training loop works with, made ready: settings, data, network, optimizer, and the folder of the run.
+
+A new run begins at step 0. On --resume, the settings and the state come from the run's last.pt. The first process makes the
+checks, reads all files and writes; others wait until it is through (support/ranks.py).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, TextIO
+
+import numpy as np
+import PIL
+import torch
+from torch import nn
+
+from data import DataSet, find
+from fcn import FCN8s
+from support import roads
+from support.batches import Reader, collate
+from support.checkpoint import holds_network, load_last
+from support.counts import check_counts, class_weights, read_everything
+from support.device import autocast_for, normalise, pick_device
+from support.errors import InputError, one_line, parse_size
+from support.files import write_text
+from support.folder import choose_folder, lock_folder
+from support.memory import keep_memory, recompute
+from support.optimizer import sgd
+from support.options import check_settings, resolve_auto, settle
+from support.ranks import Ranks
+from support.start import balance, is_checkpoint, load_imagenet, new_network, read_weights, take_over
+
+SYNTHETIC = Path(__file__).resolve().parents[1] / "runs" / "synthetic-roads"  # drawn once, read by every run without --data
+
+
+@dataclass
+class Run:
+    """What the loop works with. The last four are the state that the loop takes over and saves again."""
+    out: Path                            # the folder of the run
+    lock: TextIO | None                  # open while the run has its folder to itself
+    about: dict                          # what every checkpoint says besides weights and state
+    settings: dict                       # every option and default, with each "auto" resolved
+    ranks: Ranks
+    device: torch.device
+    data: DataSet
+    reader: Reader
+    net: FCN8s
+    model: nn.Module                     # net, or net compiled, or net shared among processes: what the loop calls
+    optimizer: torch.optim.SGD
+    autocast: Callable                   # the context of the forward pass
+    class_weights: torch.Tensor | None
+    give_back: Callable                  # called after each step with the shape of its images
+    step: int                            # steps done
+    best: float                          # the value of the measure by which the best network so far was kept
+    log: list[dict]                      # a row for each epoch
+    loss_sum: torch.Tensor               # the losses of the epoch so far
+
+
+def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
+    """The Run that the options ask for. Raises InputError for what cannot be used; then nothing has been written."""
+    ranks.wait_for_first()
+    out = choose_folder(options["out"], options["resume"], options["data"])
+    lock = lock_folder(out, resume=True) if options["resume"] and ranks.first else None
+    saved = load_last(out) if options["resume"] else None
+    settings = settle(options, saved, defaults)
+    check_settings(settings, ranks, options["resume"])
+    device = pick_device(settings["device"], ranks.local)
+    give_back = keep_memory(device)
+
+    folder = settings["data"] or synthetic_roads(SYNTHETIC)
+    data = find(folder, settings["task"], settings["split_seed"], settings["classes"])
+    print(data.found)
+    images = [[sample.image.name for sample in part] for part in (data.train, data.val)]
+    if saved:
+        refuse_other_data(folder, data.classes, images, saved)
+    reader, crop, pixels = Reader(data.read_label), parse_size(settings["crop"]), None
+    if ranks.first:
+        counts = read_everything(data, reader)
+        check_counts(counts, data, crop if options["crop"] else None)
+        pixels = counts.training
+
+    weights, path = read_weights(settings["weights"], settings["width"]) if not saved else (None, None)
+    resolve_auto(settings, data, device, weights)
+    net = restored_network(saved) if saved else begin_network(settings, data, reader, crop, weights, path)
+    net = net.to(device)  # the weights stay contiguous; the images are channels_last
+    optimizer = sgd(net, settings)
+    step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
+    if saved:
+        step, best, log, loss_sum = saved["step"], saved["best"], saved["log"], saved["loss_sum"].to(device)
+        optimizer.load_state_dict(saved["optimizer"])
+        steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
+        total_steps = settings["epochs"] * steps_per_epoch
+        if total_steps < step:
+            raise InputError(f"--epochs {settings['epochs']}: the run has done {math.ceil(step / steps_per_epoch)} already")
+        if log and not holds_network(out / "best.pt"):
+            best = best_is_lost(out / "best.pt", settings["epochs"], left=total_steps - step)
+        print(f"{out}: going on after step {step}")
+
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
+                "pillow": PIL.__version__}
+    about = {"config": net.config, "classes": data.classes, "images": images, "settings": settings, "versions": versions}
+    if ranks.first:
+        lock = lock or lock_folder(out, resume=False)  # only now: a mistyped command leaves nothing behind
+        write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
+    ranks.let_others_in()
+    out, pixels = ranks.gather((out, pixels))[0]
+    return Run(out, lock, about, settings, ranks, device, data, reader, net, callable_model(net, settings, ranks), optimizer,
+               autocast_for(settings["amp"], device),
+               class_weights(pixels).to(device) if settings["class_weights"] == "sqrt" else None, give_back,
+               step, best, log, loss_sum)
+
+
+def synthetic_roads(folder: Path) -> Path:
+    """The folder of synthetic roads, drawn if it is not there."""
+    if not folder.is_dir():
+        print(f"drawing synthetic roads into {folder}")
+        roads.write(folder)
+    return folder
+
+
+def refuse_other_data(folder, classes: list[str], images: list[list[str]], saved: dict):
+    """Raise InputError if a run to resume had other classes or images."""
+    if classes != saved["classes"]:
+        raise InputError(f"{folder}: has the classes {classes}, the run to resume {saved['classes']}")
+    if images != saved["images"]:
+        raise InputError(f"{folder}: has {len(images[0])} + {len(images[1])} images, the run to resume "
+                         f"{len(saved['images'][0])} + {len(saved['images'][1])}, or others; begin a new run with these")
+
+
+def begin_network(settings: dict, data: DataSet, reader: Reader, crop: tuple[int, int] | None, weights: dict | None,
+                  path: Path | None) -> FCN8s:
+    """A new network with the weights that the settings name; says which. Raises InputError if they do not fit."""
+    torch.manual_seed(settings["seed"])
+    net = new_network(len(data.classes), settings)
+    if is_checkpoint(weights):
+        print(take_over(net, weights, path))
+    elif weights is not None:
+        print(load_imagenet(net.vgg, weights, path))
+    if settings["skip_scale"] != "auto":
+        net.set_skip_scale(*map(float, settings["skip_scale"].split(",")))
+    elif not is_checkpoint(weights):
+        image, label = reader(data.train[0])
+        height, width = crop or label.shape  # a photo of 12 megapixels, whole, would take 7 GiB
+        image, _ = collate([(image[-height:, :width], label[-height:, :width])])
+        balance(net, normalise(image))
+    print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
+    return net
+
+
+def restored_network(saved: dict) -> FCN8s:
+    """The network of the run to resume. Its weights are taken out of `saved`. Raises InputError if they do not fit."""
+    try:
+        net = FCN8s(**saved["config"])
+        net.load_state_dict(saved.pop("model"))  # half a gigabyte less from here on
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"the checkpoint's weights are not those of its settings ({one_line(error)})") from None
+    return net
+
+
+def best_is_lost(path: Path, epochs: int, left: int) -> float:
+    """Say that best.pt is lost. Returns the value that the next network has to beat: -1, which any does.
+
+    Raises InputError if no step is `left` in which another network could be found.
+    """
+    if not left:
+        raise InputError(f"{path}: is lost, and the run has no epoch left to find another; last.pt has the last network; or go "
+                         f"on with --epochs {epochs + 1}")
+    print(f"{path}: is lost; the best of the epochs to come takes its place")
+    return -1.0
+
+
+def callable_model(net: FCN8s, settings: dict, ranks: Ranks) -> nn.Module:
+    """The network as the loop calls it: with activations recomputed, compiled, or shared among processes."""
+    if settings["recompute"]:
+        recompute(net.vgg)
+    model = net
+    if settings["compile"]:
+        torch._dynamo.config.optimize_ddp = False  # older releases cannot split a compiled network with checkpoints in it
+        model = torch.compile(net)
+    if ranks.size > 1:
+        model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    return model
