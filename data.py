@@ -2,8 +2,8 @@
 
     python data.py DIR [road|lane]     print what train.py would read from a folder, and where every image would go
 
-A sample is a picture and its label map: class ids 0 ... C-1, or IGNORE (255) for pixels that neither train nor count. Which
-kind of data set a folder holds is told by the folders inside it, see LAYOUTS.
+A sample is a picture and its label map: class ids 0 ... C-1, or IGNORE (255) for pixels that are left out of training and
+scores. Which kind of data set a folder holds is told by the folders inside it, see LAYOUTS.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ VOC_CLASSES = ("background aeroplane bicycle bird boat bottle bus car cat chair 
 
 
 class Sample(NamedTuple):
-    """One labelled picture: its two files, and the group it belongs to.
+    """One labelled picture: the paths of its image and its label, and the group it belongs to.
 
     Images are held out in the same proportion from every group, and roads are scored by group. For KITTI Road the group is
     the benchmark's category: um_lane, um_road, umm_road or uu_road. Elsewhere it is "".
@@ -38,14 +38,14 @@ class Sample(NamedTuple):
 class DataSet(NamedTuple):
     """What was found in a folder.
 
-    found        one line that says it
+    summary      one line on what was found
     classes      the names of classes 0 ... C-1
     train, val   the training set and the validation set (the held-out images)
     read_label   from the path of a label file to class ids uint8 [H, W]; raises InputError
     kitti        whether the layout is KITTI Road's
     test         images that training never looks at, for predict.py --split test; most data sets have none
     """
-    found: str
+    summary: str
     classes: list[str]
     train: list[Sample]
     val: list[Sample]
@@ -69,7 +69,7 @@ def find(root, task: str = "road", split_seed: int = 0, keep: str = "all") -> Da
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    layout = next((reader for marker, reader in LAYOUTS.items() if (root / marker).is_dir()), None)
+    layout = next((find_layout for marker, find_layout in LAYOUTS.items() if (root / marker).is_dir()), None)
     if task != "road" and layout is not find_kitti:
         raise InputError(f"--task {task}: {root} is not a folder of KITTI Road; to learn some classes of a data set, name them "
                          "with --classes")
@@ -103,8 +103,8 @@ def find_kitti(root: Path, task: str, split_seed: int) -> DataSet:
     train, val = hold_out(samples, split_seed)
     parts = ", ".join(f"{c} " + "+".join(str(sum(s.group == f"{c}_{task}" for s in part)) for part in (train, val))
                       for c in categories)
-    found = f"{root}: KITTI Road, task {task}: {len(train)} training + {len(val)} held-out images ({parts})"
-    return DataSet(found, [f"not {task}", task], train, val, read_kitti_label, kitti=True)
+    summary = f"{root}: KITTI Road, task {task}: {len(train)} training + {len(val)} held-out images ({parts})"
+    return DataSet(summary, [f"not {task}", task], train, val, read_kitti_label, kitti=True)
 
 
 def read_kitti_label(path: Path) -> np.ndarray:
@@ -147,9 +147,9 @@ def find_masks(root: Path, task: str, split_seed: int) -> DataSet:
         return np.where(mask < len(classes), mask, np.uint8(IGNORE))  # ids without a name do not count
 
     named = "named in classes.txt" if names.is_file() else "counted in the masks"
-    found = (f"{root}: images and masks, {len(classes)} classes {named}: "
-             f"{len(train)} training + {len(val)} held-out images{f' + {len(test)} for --split test' if test else ''}")
-    return DataSet(found, classes, train, val, read_label, test=test)
+    summary = (f"{root}: images and masks, {len(classes)} classes {named}: "
+               f"{len(train)} training + {len(val)} held-out images{f' + {len(test)} for --split test' if test else ''}")
+    return DataSet(summary, classes, train, val, read_label, test=test)
 
 
 def read_names(path: Path) -> list[str]:
@@ -180,13 +180,13 @@ def count_classes(root: Path, samples: list[Sample]) -> list[str]:
 def matched(folder: Path) -> list[Sample]:
     """Samples of folder/images and folder/masks by stem. Raises InputError if a picture or mask has no partner."""
     images, masks = {}, {}
-    for found, name in ((images, "images"), (masks, "masks")):
+    for files, name in ((images, "images"), (masks, "masks")):
         for file in files_in(folder / name):
-            if file.stem in found:
-                raise InputError(f"{file}: has the same stem as {found[file.stem].name}; one of them must go")
+            if file.stem in files:
+                raise InputError(f"{file}: has the same stem as {files[file.stem].name}; one of them must go")
             if name == "masks" and file.suffix.lower() != ".png":
                 raise InputError(f"{file}: masks must be PNG; a lossy format blends the class ids")
-            found[file.stem] = file
+            files[file.stem] = file
     for stem in sorted(images.keys() ^ masks.keys()):
         lone, missing = (images[stem], "mask") if stem in images else (masks[stem], "image")
         raise InputError(f"{lone}: there is no {missing} named {stem} in {folder / (missing + 's')}")
@@ -207,7 +207,7 @@ def find_voc(root: Path, task: str, split_seed: int) -> DataSet:
     train, val = listed(root, lists / f"{split}.txt"), listed(root, lists / "val.txt")
     if both := {s.image for s in train} & {s.image for s in val}:
         raise InputError(f"{lists / split}.txt: {len(both)} of its images are in val.txt too, as {min(both).stem}; take them "
-                         "out, or what is held out is what was learnt")
+                         "out, or the network is scored on what it was trained on")
 
     def read_label(path):
         mask = read_mask(path)
@@ -216,8 +216,8 @@ def find_voc(root: Path, task: str, split_seed: int) -> DataSet:
             raise InputError(f"{path}: has the class {mask[odd][0]}; VOC has 0 to 20, and 255 at the borders")
         return mask
 
-    found = f"{root}: PASCAL VOC, 21 classes: {len(train)} training ({split}) + {len(val)} held-out images (val)"
-    return DataSet(found, list(VOC_CLASSES), train, val, read_label)
+    summary = f"{root}: PASCAL VOC, 21 classes: {len(train)} training ({split}) + {len(val)} held-out images (val)"
+    return DataSet(summary, list(VOC_CLASSES), train, val, read_label)
 
 
 def listed(root: Path, names: Path) -> list[Sample]:
@@ -269,7 +269,7 @@ def keep_classes(data: DataSet, keep: str) -> DataSet:
     new[IGNORE] = IGNORE
     for i, name in enumerate(data.classes):
         new[i] = classes.index(name) if name in names else 0
-    return data._replace(found=f"{data.found}; of these {', '.join(classes[1:])}, the others are background",
+    return data._replace(summary=f"{data.summary}; of these {', '.join(classes[1:])}, the others are background",
                          classes=classes, read_label=lambda path: new[data.read_label(path)])
 
 
@@ -282,7 +282,7 @@ def main(arguments: list[str]) -> int:
     except (InputError, OSError) as error:
         print(f"data.py: error: {error}", file=sys.stderr)
         return 2
-    print(data.found)
+    print(data.summary)
     for part, members in (("train", data.train), ("held out", data.val), ("test", data.test)):
         for sample in members:
             print(f"{part}\t{sample.image}\t{sample.label}")

@@ -2,9 +2,9 @@
 
     python fcn.py        print the derivation of every crop, line by line, with and without the border
 
-Long, Shelhamer and Darrell 2015, section 4 and figure 3. fc7 knows best what is in the image, but has one cell for
-32 x 32 pixels. pool4 (16 x 16) and pool3 (8 x 8) know less, but know better where. Each map is turned into class scores.
-The coarse scores are upsampled by two and added to the finer ones, twice; then they are upsampled to the pixels.
+Long, Shelhamer and Darrell 2015, section 4 and figure 3. fc7 tells best what is in the image, but has only one cell
+for 32 x 32 pixels. pool4 (16 x 16) and pool3 (8 x 8) tell better where it is. Each map is turned into class scores. The
+coarse scores are upsampled by two and added to the finer ones, twice; then they are upsampled to the pixels.
 
 To add two maps, their cells must lie on the same pixels. That takes a crop, and the crop follows from the grids alone.
 """
@@ -16,23 +16,23 @@ import torch.nn.functional as F
 from torch import nn
 
 from support.labels import IGNORE
-from vgg import IMAGE, VGG16, Grid, geometry
+from vgg import IMAGE, VGG16, Grid
 
 
-def crop_offset(fine: Grid, coarse: Grid) -> int:
-    """The cell of the map on grid `fine` that lies where cell 0 of the map on grid `coarse` lies.
+def crop_offset(cropped: Grid, kept: Grid) -> int:
+    """The cell of the map on grid `cropped` that lies where cell 0 of the map on grid `kept` lies.
 
-    Both maps have the same stride S by now, since the coarse one has been upsampled. Cell k of the upsampled map lies on
-    cell k + crop of the fine map if both are centred on the same pixel:
+    Both maps have the same stride S by now, since the coarser one has been upsampled. Cell k of the one map lies on cell
+    k + crop of the other if both are centred on the same pixel:
 
-        S*(k + crop) + fine.offset  =  S*k + coarse.offset,    hence    crop = (coarse.offset - fine.offset) / S
+        S*(k + crop) + cropped.offset  =  S*k + kept.offset,    hence    crop = (kept.offset - cropped.offset) / S
 
     k has dropped out, and no size of an image or a map occurs: the crop is the same for every image. Raises ValueError if
     the cells of the two maps never coincide.
     """
-    crop = (coarse.offset - fine.offset) / coarse.stride
-    if coarse.stride != fine.stride or crop < 0 or crop != int(crop):
-        raise ValueError(f"the cells of {fine} and {coarse} do not coincide")
+    crop = (kept.offset - cropped.offset) / kept.stride
+    if kept.stride != cropped.stride or crop < 0 or crop != int(crop):
+        raise ValueError(f"the cells of {cropped} and {kept} do not coincide")
     return int(crop)
 
 
@@ -40,7 +40,7 @@ def fuse(coarse: torch.Tensor, fine: torch.Tensor, crop: int) -> torch.Tensor:
     """The sum of two score maps [N, C, h, w] and [N, C, h', w'], where cell k of `coarse` lies on cell k + crop of `fine`.
 
     Only the cells that both maps have are kept. With a border (pad=100) `fine` is larger on every side. Without one
-    (pad=1) `coarse` has a row or column more at the end wherever a pool has rounded up.
+    (pad=1) the crop is 0, but `coarse` has a row or column more at the far end wherever a pool has rounded up.
     """
     height = min(coarse.shape[2], fine.shape[2] - crop)
     width = min(coarse.shape[3], fine.shape[3] - crop)
@@ -85,21 +85,26 @@ class FCN8s(nn.Module):
         upscore8            q           ( 3.5 -  1*3.5)            q - 31      (-23.5 - 1*7.5)
         image               x            q = x                     x            q = x + 31
 
-    These are the numbers 5, 9 and 31 of the authors' network, and 0, 0 and 0 without the border.
+    These are the numbers 5, 9 and 31 of the authors' network, and 0, 0 and 0 without the border. 5 and 9 hold for every
+    border; the last crop is pad - 69. In the first two lines the skip is cropped, in the last one the upsampled scores are.
+    FCN-16s goes from 16 k - 11.5 straight to the pixels and crops at 27, FCN-32s from 32 j + 12.5 at 19.
 
-    31 is not half of the surplus. The output of upscore8 is larger than the image by 65 rows and 62 columns at 375 x 1242,
-    and by 62 to 93 in general, because five pools round up at the far end alone. The near end is always 31 away.
+    31 is not half of the surplus. With pad=100 the output of upscore8 is larger than the image by 65 rows and 62 columns at
+    375 x 1242, and by 62 to 93 in general, because five pools round up at the far end alone. The near end is always 31 away.
+    fc7 has 12 x 39 cells at this size, with the border and without.
 
     Why a border of 100. fc6 has no padding there, so pool5 needs 7 rows for its window. pool5 has
-    ceil((H + 2*pad - 2) / 32) rows. That is at least 7 for every H >= 1 if pad >= 97; the authors took a round number. With a
-    pad of 90, images of 15 pixels a side and more would still work, smaller ones would not.
+    ceil((H + 2*pad - 2) / 32) rows. That is at least 7 for every H >= 1 if pad >= 97. A pad of 90 would do for images of 15
+    pixels a side and more, but not for smaller ones; this class refuses it.
 
-    The three score layers start at zero (section 4.3): an untrained network scores all classes alike, and a new skip
-    changes nothing at first. Only these layers can start so. The gradient of a layer's weights is its input times the error
-    behind it; a score layer has both in the first step. A zero layer further up would output zeros, the layers behind it
-    would see no input, its ReLU would pass no error back, and it would never learn.
+    The three score layers start at zero (sections 4.2 and 4.3): an untrained network scores all classes alike, and a new
+    skip changes nothing at first. Only these layers can start so. The gradient of a layer's weights is its input times the
+    gradient at its output, and a score layer has both in the first step. VGG16 gets its first gradient in the second step,
+    once the score layers are no longer zero. A convolution of VGG16 that started at zero would output zeros; the layers after
+    it would have no input to learn from and would pass no gradient back to it, so it would stay at zero.
 
-    `reach` is how far a score sees: 245 pixels. That is 201.5 for fc7 and 16*1.5 + 8*1.5 + 1*7.5 for the upsampling.
+    `reach`: a score depends on pixels up to 245 away with stride 8, 241 with 16 and 233 with 32. For 8 that is 201.5 for fc7,
+    and 16*1.5 + 8*1.5 + 1*7.5 for the upsampling.
 
     Raises ValueError for settings that make no network.
     """
@@ -117,13 +122,13 @@ class FCN8s(nn.Module):
                            learn_upsampling=learn_upsampling, dropout=dropout)
         self.set_skip_scale(*skip_scale)
 
-        def score(channels):
+        def score_layer(channels):
             layer = nn.Conv2d(channels, num_classes, kernel_size=1)
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
             return layer
 
-        def upscore(factor):
+        def upscore_layer(factor):
             # Without a border, a padding of half a stride makes the output exactly `factor` times the input.
             layer = nn.ConvTranspose2d(num_classes, num_classes, kernel_size=2 * factor, stride=factor,
                                        padding=factor // 2 if pad == 1 else 0, bias=False)
@@ -134,21 +139,21 @@ class FCN8s(nn.Module):
             return layer.requires_grad_(learn_upsampling)
 
         self.vgg = VGG16(pad, width, fc_channels, dropout)
-        self.score_fr = score(self.vgg.channels["fc7"])
+        self.score_fr = score_layer(self.vgg.channels["fc7"])
         grid = self.vgg.grid["fc7"].after(self.score_fr)
         if stride <= 16:
-            self.upscore2 = upscore(2)
-            self.score_pool4 = score(self.vgg.channels["pool4"])
+            self.upscore2 = upscore_layer(2)
+            self.score_pool4 = score_layer(self.vgg.channels["pool4"])
             grid = grid.after(self.upscore2)
             self.crop_pool4 = crop_offset(self.vgg.grid["pool4"], grid)
         if stride == 8:
-            self.upscore_pool4 = upscore(2)
-            self.score_pool3 = score(self.vgg.channels["pool3"])
+            self.upscore_pool4 = upscore_layer(2)
+            self.score_pool3 = score_layer(self.vgg.channels["pool3"])
             grid = grid.after(self.upscore_pool4)
             self.crop_pool3 = crop_offset(self.vgg.grid["pool3"], grid)
         # upscore8, upscore16 or upscore32: the rest of the way to the pixels
         self.last = f"upscore{stride}"
-        self.add_module(self.last, upscore(stride))
+        self.add_module(self.last, upscore_layer(stride))
         grid = grid.after(self.get_submodule(self.last))
         self.crop_image = crop_offset(grid, IMAGE)
         self.reach = grid.reach  # along fc7, which sees farthest; the skips see less
@@ -174,9 +179,9 @@ class FCN8s(nn.Module):
 
 def cross_entropy(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor | None = None,
                   class_weights: torch.Tensor | None = None) -> torch.Tensor:
-    """The loss: mean cross-entropy over the valid pixels, a float32 scalar (float64 scores count as float32).
+    """The loss: mean cross-entropy over the valid pixels, a float32 scalar.
 
-    scores          [N, C, H, W] float
+    scores          [N, C, H, W] of any float type; they are converted to float32
     labels          [N, H, W] int64, class ids 0 ... C-1, or IGNORE
     pixels          the number to divide by, where this is a part of a larger batch; by default the valid pixels here
     class_weights   [C] float, the weight of a pixel of each class (support/counts.py); by default all are 1
@@ -190,39 +195,9 @@ def cross_entropy(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tens
     return total / ((labels != IGNORE).sum() if pixels is None else pixels).clamp(min=1)
 
 
-def derivation(net: FCN8s) -> str:
-    """The crops of a network as one would derive them with a pencil, several lines."""
-    def signed(number):
-        return f"{'-' if number < 0 else '+'} {abs(number):g}" if number else ""
-
-    def centre(grid, cell):
-        return f"{'' if grid.stride == 1 else f'{grid.stride} '}{cell} {signed(grid.offset)}".strip()
-
-    skips = [("upscore2", "k", "pool4", "m"), ("upscore_pool4", "n", "pool3", "p")][:{8: 2, 16: 1, 32: 0}[net.stride]]
-    grid = net.vgg.grid["fc7"].after(net.score_fr)
-    lines = [f"score_fr       cell j is centred on pixel {centre(grid, 'j')}"]
-    for layer, cell, skip, other in [*skips, (net.last, "q", "image", "x")]:
-        kernel, factor, padding = geometry(net.get_submodule(layer))
-        before, grid = grid, grid.after(net.get_submodule(layer))
-        half = (kernel - 1) / 2 - padding
-        lines += [f"{layer:14} stride {before.stride}/{factor} = {grid.stride}",
-                  f"{'':14} offset {before.offset:g} - {grid.stride} ((kernel - 1)/2 - padding) = {before.offset:g} - "
-                  f"{grid.stride} (({kernel} - 1)/2 - {padding}) = {before.offset:g} - {grid.stride * half:g} = {grid.offset:g}",
-                  f"{'':14} cell {cell} is centred on pixel {centre(grid, cell)}"]
-        if skip == "image":  # here the upsampled scores are the larger map, which is cropped
-            lines += [f"image          pixel x is cell q where {centre(grid, cell)} = x",
-                      f"{'':14} q = {f'x {signed(-grid.offset)}'.strip()}:  crop the output at {net.crop_image}"]
-        else:
-            fine, crop = net.vgg.grid[skip], getattr(net, f"crop_{skip}")
-            apart = grid.offset - fine.offset
-            by = f"/{grid.stride} = {cell} + {crop}" if apart else ""
-            lines += [f"score_{skip:8} cell {other} is centred on pixel {centre(fine, other)}",
-                      f"{'':14} they coincide where {centre(fine, other)} = {centre(grid, cell)}",
-                      f"{'':14} {other} = {f'{cell} {signed(apart)}'.strip()}{by}:  crop {skip} at {crop}"]
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
+    from support.derivation import derivation
+
     for pad in (100, 1):
         for stride in (8, 16, 32):
             print(f"FCN-{stride}s with pad={pad}\n\n{derivation(FCN8s(21, pad, stride, width=1 / 64, fc_channels=1))}\n")

@@ -19,15 +19,16 @@ import numpy as np
 import torch
 
 from data import DataSet, Sample, read_kitti_label
+from support.arguments import Parser
 from support.birdseye import BEV, bird_cells, bird_view, calibration_of
-from support.errors import InputError, Parser
+from support.errors import InputError
 from support.files import write_csv
 from support.labels import IGNORE
 from support.pictures import files_in, open_picture
 
 TITLES = {"pixel_acc": "pixel accuracy", "mean_acc": "mean accuracy", "mean_iou": "mean IoU",
           "fw_iou": "frequency-weighted IoU"}
-URBAN = ("um_road", "umm_road", "uu_road")  # the categories that the benchmark's headline pools
+URBAN = ("um_road", "umm_road", "uu_road")  # pooled into the benchmark's URBAN score
 SPACES = {"image": "image", "bev": "bird's eye"}
 
 
@@ -223,7 +224,7 @@ def score_folder(results: Path, training: Path, space: str | None = None) -> Roa
         raise InputError(f"{results / missing[0]}: there is no map for this ground truth{more}; the "
                          f"held-out images alone are scored by predict.py --data {training.parent} --split val")
 
-    found, asked = RoadMeasures(), space
+    total, asked = RoadMeasures(), space
     for name, file in truths.items():
         category, task, number = file.stem.split("_")
         calibration = calibration_of(training / "image_2" / f"{category}_{number}.png")
@@ -241,8 +242,8 @@ def score_folder(results: Path, training: Path, space: str | None = None) -> Roa
             cells = bird_cells(calibration, *truth.shape)
             truth = bird_view(truth, cells, IGNORE)
             confidence = confidence if above else bird_view(confidence, cells, 0)
-        found.add(space, f"{category}_{task}", confidence, truth)
-    return found
+        total.add(space, f"{category}_{task}", confidence, truth)
+    return total
 
 
 def read_confidence(path: Path) -> torch.Tensor:

@@ -23,11 +23,12 @@ import torch
 from PIL import Image
 
 from metrics import RoadMeasures, confusion, measures, report
+from support.arguments import Parser, matching
 from support.birdseye import bird_cells, bird_view, calibration_of
 from support.checkpoint import load_network
 from support.device import pick_device, prepare_prediction
 from support.draw import overlay, palette_mask
-from support.errors import InputError, Parser, explanation, matching
+from support.errors import InputError, explanation
 from support.jobs import WAITING, Job, choose_jobs, read_ahead
 from support.labels import road_class
 from support.memory import keep_memory
@@ -38,7 +39,7 @@ OUT = "predictions"
 
 
 def predict(options, failed: list[str]):
-    """The network, the pictures one after the other, and what was asked for of all of them.
+    """Run the network on every picture, write the results, and print or pack what was asked for.
 
     A message for each picture that cannot be read is added to `failed`. Raises InputError.
     """
@@ -55,26 +56,26 @@ def predict(options, failed: list[str]):
         archive.unlink(missing_ok=True)  # it would look like this run's
     matrix, road_measures = 0, RoadMeasures()
     progress = Progress(len(jobs))
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as threads:
         writing = deque()
-        for job, picture in read_ahead(pool, read, jobs):
+        for job, content in read_ahead(threads, read, jobs):
             due = progress.due()
-            if isinstance(picture, str):
-                failed.append(picture)
+            if isinstance(content, str):  # why it cannot be read
+                failed.append(content)
                 continue
-            image, label = picture
-            pixels = torch.tensor(image).permute(2, 0, 1)[None].to(device)
-            seen = predict_image(compute, pixels, net.reach, options.tile, road)
+            image, label = content
+            images = torch.tensor(image).permute(2, 0, 1)[None].to(device)
+            seen = predict_image(compute, images, net.reach, options.tile, road)
             predicted, confidence = seen.classes.cpu(), seen.confidence.cpu()
             if data:
                 label = torch.from_numpy(label)
                 matrix = matrix + confusion(predicted, label, len(classes))
                 if data.road:
                     road_measures.add_sample(job.sample, confidence, label)
-            writing.append(pool.submit(write, job, options, image, predicted, confidence, classes))
+            writing.append(threads.submit(write, job, options, image, predicted, confidence, classes))
             if len(writing) > WAITING:
                 writing.popleft().result()
-            give_back(pixels.shape)
+            give_back(images.shape)
             if due:
                 progress.show(f"{progress.done}/{len(jobs)} pictures")
         for written in writing:
@@ -132,7 +133,8 @@ def pack(archive: Path, maps: list[Path]):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 if some pictures could not be read, 2 if it ended early."""
+    """Run the command line; returns the exit status: 0, 1 if some pictures could not be read, 2 if it ended
+    early, 130 if it was stopped."""
     options = parse(argv)
     failed = []
     try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import torch
@@ -19,16 +18,15 @@ from torch import nn
 
 from fcn import cross_entropy
 from metrics import RoadMeasures, confusion, epoch_line, log_columns, measures, report
-from support.batches import batches, training_batches
+from support.batches import load_batches, training_batches
 from support.device import on_device
 from support.divergence import Divergence
 from support.draw import draw_curves, draw_samples
 from support.ending import ENDINGS, Stop, exit_status
-from support.errors import parse_size
 from support.files import read_tensors, save_tensors, write_csv
 from support.labels import IGNORE
 from support.optimizer import learning_rate
-from support.options import AT_ONCE, parse
+from support.options import parse
 from support.progress import Progress, Waiting
 from support.ranks import Ranks
 from support.setup import Run, set_up
@@ -44,21 +42,22 @@ DEFAULTS = {
     "batch_size":    (1,          2,          1),          # 1: least memory, and the most steps per epoch
     "crop":          ("384x1248", "96x320",   "none"),     # largest part of an image to train on: here the whole image, since
                                                            # what its edges look like is part of what is learnt
-    "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss; a small new network bears more. paper: of the sum
+    "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss; a small new network tolerates more. paper: of
+                                                           # the sum
     "width":         (1.0,        0.25,       1.0),        # factor on the channels of VGG16
     "fc_channels":   ("auto",     256,        4096),       # of fc6 and fc7. auto: as the weights have them, or 512 if those
                                                            # are convolutions alone (start.suited_channels)
     "weights":       ("auto",     "none",     "auto"),     # ImageNet is worth thousands of labels; the demo downloads nothing
     "dropout":       (0.1,        0.1,        0.5),        # 0.5 suits trained fc6 and fc7. With new ones the scores with and
                                                            # without dropout then disagree
-    "skip_scale":    ("auto",     "auto",     AT_ONCE),    # factors on pool4 and pool3 (start.balance)
+    "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3 (start.balance)
     "task":          ("road",     "road",     "road"),     # KITTI's ground truth: road or lane
     "classes":       ("all",      "all",      "all"),      # or names separated by commas; the others become background
     "class_weights": ("auto",     "auto",     "none"),     # sqrt: rare classes count more (counts.class_weights), if mean IoU
                                                            # is the goal; none for a road: MaxF finds its own threshold
     "flip":          ("auto",     "auto",     "no"),       # yes: half the views mirrored. no for lane: in a mirror the own lane
                                                            # is the left one, and a network that learns both marks both
-    "pad":           (1,          1,          100),        # 1, no border: the same network with a third less work (fcn.py)
+    "pad":           (1,          1,          100),        # 1, no border: a third fewer operations (docs/network.md)
     "stride":        (8,          8,          8),          # FCN-8s
     "learn_upsampling": (False,   False,      False),      # bilinear and fixed, as in the authors' networks
     "amp":           ("auto",     "auto",     "off"),      # bf16 if the hardware computes in it
@@ -81,21 +80,19 @@ DEFAULTS = {
     "augment":       (True,       True,       False),      # random views of the training images (support/views.py)
     "colours":       (True,       False,      False),      # with other colours too; the demo has no time to learn those
 }
-SAVE_SECONDS = 300  # a checkpoint at least as often: no more work is lost, for about a hundredth of the time
+SAVE_SECONDS = 300  # a checkpoint at least as often: at most this much work is lost, and it takes about 1 % of the time
 
 
 def train(run: Run, stop: Stop):
     """The training loop, from the first step (or the one after a checkpoint's) to the last."""
     settings, data, net, optimizer, ranks, out = run.settings, run.data, run.net, run.optimizer, run.ranks, run.out
     step, best, log, loss_sum = run.step, run.best, run.log, run.loss_sum
-    steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
-    total_steps = settings["epochs"] * steps_per_epoch
+    steps_per_epoch, total_steps = run.steps_per_epoch, run.total_steps
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     print(f"{sum(p.numel() for p in parameters):,} trainable parameters on "
           f"{f'{ranks.size} times {run.device.type}' if ranks.size > 1 else run.device}"
           f"{', bf16' if settings['amp'] == 'bf16' else ''}; {settings['epochs']} epochs of {steps_per_epoch} steps; "
           f"results in {out}")
-    measure = partial(evaluate, run, stop=stop)
     shown = sorted({i * len(data.val) // 4 for i in range(4)})  # held-out images to be seen in samples.png
     divergence = Divergence(run.device)
     progress, saved_at = Progress(total_steps, step, images=settings["batch_size"]), time.perf_counter()
@@ -111,12 +108,12 @@ def train(run: Run, stop: Stop):
     stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):
         net.train()
-        torch.backends.cudnn.benchmark = settings["augment"]  # on a GPU, try all algorithms for each size: views have few
+        torch.backends.cudnn.benchmark = settings["augment"]  # on a GPU, try all algorithms for each size: views have few sizes
         started = time.perf_counter()
         done = step - (epoch - 1) * steps_per_epoch  # not 0 in an epoch that was interrupted
-        crop = parse_size(settings["crop"])
-        source = Waiting(on_device(training_batches(run.reader, data.train, epoch, crop, settings, ranks, done), run.device))
-        for images, labels in source:  # float32 [N, 3, h, w] and int64 [N, h, w]: this process's share of the batch
+        source = training_batches(run.reader, data.train, epoch, run.crop, settings, ranks, done)
+        source = Waiting(on_device(source, run.device))
+        for images, labels in source:  # float32 [N, 3, h, w] and int64 [N, h, w]: this process's share of a batch
             rate = learning_rate(step, total_steps, settings)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["times"]
@@ -124,12 +121,12 @@ def train(run: Run, stop: Stop):
 
             optimizer.zero_grad()
             with run.autocast():
-                scores = run.model(images)                                                  # forward
+                scores = run.model(images)
             pixels = ranks.sum((labels != IGNORE).sum())  # the valid pixels of the whole batch
             loss = cross_entropy(scores, labels, pixels, run.class_weights)
             objective = loss * pixels if settings["loss"] == "sum" else loss
             (ranks.size * objective).backward()  # times size, since the processes' gradients are averaged
-            norm = nn.utils.clip_grad_norm_(parameters, settings["clip"] or math.inf)       # clip
+            norm = nn.utils.clip_grad_norm_(parameters, settings["clip"] or math.inf)
             optimizer.step()
             run.give_back(images.shape)
 
@@ -144,7 +141,7 @@ def train(run: Run, stop: Stop):
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {loss.item():.4f}  rate {rate:.2e}")
 
         trained = time.perf_counter()
-        result, pictures = measure(data.val, shown=shown)                                   # evaluate
+        result, pictures = evaluate(run, data.val, shown, stop)
         divergence.refuse(total_steps, settings, ranks)
         stop.end_if_asked(ranks, out, save_last)
         log.append({"epoch": epoch, "step": step, "lr": learning_rate(step - 1, total_steps, settings),
@@ -154,9 +151,9 @@ def train(run: Run, stop: Stop):
                     "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": result["loss"],
                     **log_columns(result, data.classes)})
         loss_sum = torch.zeros((), device=run.device)
-        score = result[result["goal"]]
-        better = epoch == 1 or score > best
-        best = score if better else best
+        value = result[result["goal"]]  # of the measure that says which network is better
+        better = epoch == 1 or value > best
+        best = value if better else best
         progress.line(epoch_line(log[-1], settings["epochs"], result, data) + (", the best so far" if better else ""))
         if ranks.first:
             write_csv(out / "log.csv", log)
@@ -166,7 +163,7 @@ def train(run: Run, stop: Stop):
                 save_tensors({**run.about, "model": net.state_dict(), "epoch": epoch, "best": best, "result": result},
                              out / "best.pt")
     save_last()
-    sum_up(run, measure, stop, len(log))
+    sum_up(run, stop, len(log))
 
 
 def evaluate(run: Run, samples: list, shown: list[int] = (), stop: Stop | None = None) -> tuple[dict, list]:
@@ -182,7 +179,7 @@ def evaluate(run: Run, samples: list, shown: list[int] = (), stop: Stop | None =
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64, device=run.device)
     loss_sum, road, pictures = torch.zeros((), device=run.device), RoadMeasures(), {}
     mine = ranks.share(list(range(len(samples))))
-    source = on_device(batches([[samples[i]] for i in mine], run.reader, run.settings["workers"]), run.device)
+    source = on_device(load_batches([[samples[i]] for i in mine], run.reader, run.settings["workers"]), run.device)
     with run.autocast():  # around all images, so that the convolutions' weights are converted to bf16 once
         for i, (images, labels) in zip(mine, source):
             seen = predict_image(net, images, net.reach, road=data.road, labels=labels, class_weights=run.class_weights)
@@ -205,17 +202,17 @@ def evaluate(run: Run, samples: list, shown: list[int] = (), stop: Stop | None =
     return result, list(pictures.values())
 
 
-def sum_up(run: Run, measure, stop: Stop, epochs: int):
-    """Print what the best network scores on the held-out images, and on some training images, which shows how much of that
-    it has memorised; and what the last network scores on those, which shows how much it can memorise."""
+def sum_up(run: Run, stop: Stop, epochs: int):
+    """Print what the best network scores on the held-out images and on some training images: the difference shows how much it
+    has memorised. And what the last network scores on those training images. The best network's weights are loaded for it."""
     ranks, out, classes = run.ranks, run.out, run.data.classes
     some = run.data.train[::math.ceil(len(run.data.train) / 100)]
-    last, _ = measure(some)
+    last, _ = evaluate(run, some, stop=stop)
     if ranks.first:
         checkpoint = read_tensors(out / "best.pt")
         run.net.load_state_dict(checkpoint["model"])
     ranks.spread(run.net)
-    known, _ = measure(some)
+    known, _ = evaluate(run, some, stop=stop)
     stop.end_if_asked(ranks, out)
     if ranks.first:
         print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
@@ -225,7 +222,6 @@ def sum_up(run: Run, measure, stop: Stop, epochs: int):
               f"{', '.join(f'{name} {100 * iou:.2f}' for name, iou in zip(classes, last['iou']))}\n"
               f"pictures: {out / 'samples.png'} and {out / 'curves.png'}\n"
               f"to see what it sees in others: python predict.py {out / 'best.pt'} PICTURE")
-        run.lock.close()
 
 
 def seed_of(*numbers: int) -> int:
@@ -238,7 +234,10 @@ def main(argv: list[str] | None = None) -> int:
     options, ranks = parse(argv, DEFAULTS, __doc__), Ranks()
     try:
         with Stop() as stop:
-            train(set_up(options, DEFAULTS, ranks), stop)
+            run = set_up(options, DEFAULTS, ranks)
+            train(run, stop)
+        if run.lock:
+            run.lock.close()
         ranks.leave()
     except ENDINGS as error:
         return exit_status(error, options, ranks)

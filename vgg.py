@@ -47,7 +47,7 @@ class Grid(NamedTuple):
     reach: float
 
     def after(self, layer: nn.Module) -> Grid:
-        """The grid of the layer's output, when this is the grid of its input."""
+        """The grid of a layer's output, if this is the grid of its input."""
         kernel, stride, padding = geometry(layer)
         half = (kernel - 1) / 2
         if isinstance(layer, nn.ConvTranspose2d):
@@ -65,7 +65,7 @@ def geometry(layer: nn.Module) -> tuple[int, int, int]:
 
 
 def size_after(layer: nn.Module, n: int) -> int:
-    """Rows (or columns) of the layer's output, when its input has n. Pools round up, as in the authors' network."""
+    """Rows (or columns) of a layer's output for an input of n rows (columns). Pools round up, as in the authors' network."""
     kernel, stride, padding = geometry(layer)
     if isinstance(layer, nn.ConvTranspose2d):
         return stride * (n - 1) + kernel - 2 * padding
@@ -73,7 +73,8 @@ def size_after(layer: nn.Module, n: int) -> int:
 
 
 class VGG16(nn.Module):
-    """Normalised images [N, 3, H, W] float, H and W >= 1, to three maps: pool3, pool4 and fc7.
+    """Normalised images [N, 3, H, W] float, H and W >= 1, to three maps: pool3 [N, 256, h, w] with a cell for 8 x 8 pixels,
+    pool4 [N, 512, h, w] with one for 16 x 16, and fc7 [N, 4096, h, w] with one for 32 x 32.
 
     pad          padding of conv1_1. VGG16 has 1. The authors of FCN used 100: then pool5 is so large that the 7 x 7
                  window of fc6, which has no padding in their network, fits even an image of one pixel. From 97 on it
@@ -93,8 +94,8 @@ class VGG16(nn.Module):
         pool5            32i + 15.5    32i -  83.5
         fc6, fc7         32i + 15.5    32i +  12.5
 
-    New weights are He-normal (He et al. 2015, section 2.2), biases zero. Raises ValueError for any other pad, and for a
-    width or fc_channels that leaves no channel.
+    New weights are He-normal (He et al. 2015, section 2.2), biases zero. Raises ValueError for a pad that is neither 1 nor at
+    least 97, and for a width or fc_channels that leaves no channel.
     """
 
     def __init__(self, pad: int = 1, width: float = 1.0, fc_channels: int = 4096, dropout: float = 0.5):

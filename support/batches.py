@@ -1,4 +1,4 @@
-"""From samples to batches of bytes: read, seen in a random view, and put together while the network computes."""
+"""From samples to batches of bytes: read, augmented, and put together while the network computes."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def training_batches(reader, samples: list[Sample], epoch: int, crop: tuple[int,
 
     # If the last batch has fewer images than there are processes, some get one that does not count: all must take part.
     shares = [ranks.share([(i, True) for i in group]) or [(group[0], False)] for group in groups]
-    return batches(shares, load, settings["workers"])
+    return load_batches(shares, load, settings["workers"])
 
 
-def batches(groups: list[list], load: Callable, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def load_batches(groups: list[list], load: Callable, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A collated batch of load(item) for each group of items, in order.
 
     With workers > 0, that many threads load ahead, two batches at most. Threads are enough: Pillow and numpy release

@@ -2,15 +2,18 @@
 
     best.pt    the best network so far by the measure of the held-out images: all that prediction needs
     last.pt    the newest state of the run: all that --resume needs
-    before.pt  the one before last.pt; whatever happens while last.pt is written, before.pt is whole
+    before.pt  the last.pt before; whatever happens while last.pt is replaced, one of the two is whole
 
 All three hold `config` (FCN8s(**config) builds the network), `model` (its state dict), `classes`, `images` (the file names
 of the training set and the validation set), `settings` (every option) and `versions`. best.pt adds `epoch`, `best` (the
 value of the measure) and `result` (all measures). last.pt adds `optimizer` (momentum), `step`, `best`, `log` (the rows of
 log.csv) and `loss_sum` (the losses of the epoch so far).
 
+The checkpoint that weights/convert.py makes of the published network has `config`, `model`, `classes` and what prediction needs
+of `settings`.
+
 There is no random state in them. The order of the images, the views and the dropout masks follow from the seed, the epoch
-and the step, so a resumed run draws the same numbers as one that never stopped.
+and the step, so a resumed run draws the same numbers as one that never stopped (with the same number of processes).
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ def load_last(out: Path) -> dict:
 
 
 def holds_network(path: Path) -> bool:
-    """Whether there is a whole checkpoint under this name."""
+    """Whether there is a whole checkpoint at this path."""
     try:
         return "model" in read_tensors(path)
     except InputError:

@@ -1,7 +1,7 @@
 """Before the first step: every file is read once, and the pixels of each class are counted.
 
-A run must not die in its third hour of a file that could have been read at the start. And the counts tell whether there is
-anything to learn, and which classes are rare.
+A run must not fail after hours because of a file that cannot be read. And the counts tell whether there is anything to learn,
+and which classes are rare.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from support.birdseye import calibration_of, homography
 from support.errors import InputError
 from support.progress import Progress
 
-RAREST = 1e-4  # share of the pixels: classes that are rarer weigh no more than this one (class_weights)
+RAREST = 1e-4  # share of the pixels: classes that are rarer weigh no more than this one (weigh_classes)
 
 
 class Counts(NamedTuple):
@@ -78,7 +78,7 @@ def check_counts(counts: Counts, data: DataSet, crop: tuple[int, int] | None):
                          "leave it out for whole images")
 
 
-def class_weights(pixels: np.ndarray) -> torch.Tensor:
+def weigh_classes(pixels: np.ndarray) -> torch.Tensor:
     """float32 [C]: the weight of a pixel of each class in the loss, so that rare classes are not lost among the others.
 
     pixels    [C], the pixels of each class in all training images

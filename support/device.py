@@ -58,13 +58,13 @@ def autocast_for(amp: str, device: torch.device) -> Callable:
 
 
 def prepare_prediction(net: FCN8s, amp: str, device: torch.device) -> Callable:
-    """The function from pixels, uint8 [N, 3, H, W], to scores [N, C, H, W]. It changes `net`: device, mode and type."""
+    """The function from images, uint8 [N, 3, H, W], to scores [N, C, H, W]. It changes `net`: device, mode and type."""
     bf16 = use_bf16(amp, device)
     net.to(device, torch.bfloat16 if bf16 else None).eval()  # autocast alone would convert the weights for each picture
 
-    def compute(pixels):
+    def compute(images):
         with autocast_for("bf16" if bf16 else "off", device)():
-            return net(normalise(pixels))  # tile by tile: as floats a large picture takes four times its bytes
+            return net(normalise(images))  # tile by tile: as floats a large picture takes four times its bytes
 
     return compute
 

@@ -1,4 +1,4 @@
-"""Nothing that is not finite reaches the disk: a run that diverges ends, and says at which step and what to do."""
+"""A run that diverges ends before anything of it is saved, and says at which step and what to do."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How a run ends: done, stopped by a signal, or with one line that says what was wrong.
 
-The first Ctrl-C (SIGINT) or SIGTERM, which machines that are taken away send, ends the run after the step under way, with a
-checkpoint. The second one ends it at once. Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT
+The first Ctrl-C (SIGINT) or SIGTERM, which preempted machines receive, ends the run after the step under way, with a
+checkpoint. The second one ends it at once. Before the first step, while all is set up, either ends the run at once. Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT
 or SIGTERM.
 """
 
@@ -16,6 +16,7 @@ from typing import Callable
 
 from support.errors import InputError, explanation
 from support.ranks import Ranks
+
 
 class Stopped(Exception):
     """A run has ended because a signal asked for it. `signal` is its number, `out` the folder of the run."""

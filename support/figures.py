@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fcn import FCN8s
+from support.derivation import centre
 from vgg import IMAGE, Grid, size_after
 
 FINE = 2  # everything is drawn at twice its size and scaled down, against jagged edges
@@ -33,33 +34,28 @@ def maps_of(net: FCN8s, height: int, width: int) -> dict[str, Map]:
 
     `sum_pool4` and `sum_pool3` are the sums of scores, `scores` is the output.
     """
-    found = {"image": Map(3, height, width, IMAGE)}
+    maps = {"image": Map(3, height, width, IMAGE)}
 
     def add(name, layer, before):
         rows, columns = size_after(layer, before.rows), size_after(layer, before.columns)
-        found[name] = Map(getattr(layer, "out_channels", before.channels), rows, columns, before.grid.after(layer))
-        return found[name]
+        maps[name] = Map(getattr(layer, "out_channels", before.channels), rows, columns, before.grid.after(layer))
+        return maps[name]
 
     def fused(name, coarse, fine, crop):
-        found[name] = coarse._replace(rows=min(coarse.rows, fine.rows - crop), columns=min(coarse.columns, fine.columns - crop))
-        return found[name]
+        maps[name] = coarse._replace(rows=min(coarse.rows, fine.rows - crop), columns=min(coarse.columns, fine.columns - crop))
+        return maps[name]
 
-    last = found["image"]
+    last = maps["image"]
     for name, layer in net.vgg.named_children():
         last = add(name, layer, last)
     score = add("score_fr", net.score_fr, last)
     score = add("upscore2", net.upscore2, score)
-    score = fused("sum_pool4", score, add("score_pool4", net.score_pool4, found["pool4"]), net.crop_pool4)
+    score = fused("sum_pool4", score, add("score_pool4", net.score_pool4, maps["pool4"]), net.crop_pool4)
     score = add("upscore_pool4", net.upscore_pool4, score)
-    score = fused("sum_pool3", score, add("score_pool3", net.score_pool3, found["pool3"]), net.crop_pool3)
+    score = fused("sum_pool3", score, add("score_pool3", net.score_pool3, maps["pool3"]), net.crop_pool3)
     score = add("upscore8", net.upscore8, score)
-    found["scores"] = score._replace(rows=height, columns=width, grid=IMAGE)
-    return found
-
-
-def signed(term: str, number: float) -> str:
-    """"16 m" and -91.5 to "16 m - 91.5"."""
-    return f"{term} {'-' if number < 0 else '+'} {abs(number):g}" if number else term
+    maps["scores"] = score._replace(rows=height, columns=width, grid=IMAGE)
+    return maps
 
 
 class Sheet:
@@ -183,15 +179,15 @@ def border(net: FCN8s) -> Sheet:
         sheet.line((at(pixel), y + 34), (at(pixel), y + 52), (at(pixel) + 10, y + 52), fill=RED, width=2)
         sheet.text(at(pixel) + 14, y + 52, text, 15, RED, "lm")
 
-    row(92, "pool4", "m", f"pool4: cell m at pixel {signed('16 m', maps['pool4'].grid.offset)}", net.crop_pool4)
-    row(164, "upscore2", "k", f"upscore2: cell k at pixel {signed('16 k', maps['upscore2'].grid.offset)}")
+    row(92, "pool4", "m", f"pool4: cell m at pixel {centre(maps['pool4'].grid, 'm')}", net.crop_pool4)
+    row(164, "upscore2", "k", f"upscore2: cell k at pixel {centre(maps['upscore2'].grid, 'k')}")
     meeting(164, maps["upscore2"].grid.offset,
             f"cell 0 of upscore2 lies on cell {net.crop_pool4} of pool4: crop pool4 at {net.crop_pool4}")
-    row(272, "pool3", "p", f"pool3: cell p at pixel {signed('8 p', maps['pool3'].grid.offset)}", net.crop_pool3)
-    row(344, "upscore_pool4", "n", f"upscore_pool4: cell n at pixel {signed('8 n', maps['upscore_pool4'].grid.offset)}")
+    row(272, "pool3", "p", f"pool3: cell p at pixel {centre(maps['pool3'].grid, 'p')}", net.crop_pool3)
+    row(344, "upscore_pool4", "n", f"upscore_pool4: cell n at pixel {centre(maps['upscore_pool4'].grid, 'n')}")
     meeting(344, maps["upscore_pool4"].grid.offset,
             f"cell 0 of upscore_pool4 lies on cell {net.crop_pool3} of pool3: crop pool3 at {net.crop_pool3}")
-    row(452, "upscore8", "q", f"upscore8: cell q at pixel {signed('q', maps['upscore8'].grid.offset)}", net.crop_image)
+    row(452, "upscore8", "q", f"upscore8: cell q at pixel {centre(maps['upscore8'].grid, 'q')}", net.crop_image)
     row(524, "image", "x", "image: pixel x")
     meeting(524, 0, f"pixel 0 lies on cell {net.crop_image} of upscore8: crop the output at {net.crop_image}")
     sheet.text(left, 618, "Each box is one cell. It is as wide as the stride and lies around the pixel on which the cell is "

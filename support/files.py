@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens while they are written; and files that cannot do harm when they are read.
+"""Writing files all or nothing, and reading tensors without running code.
 
 A file is written beside its place under another name, and renamed when it is complete. A rename within one folder is
 atomic, so under the file's own name there is only ever a whole file.

@@ -1,4 +1,4 @@
-"""The folder of a run: which one, and for one process alone.
+"""The folder of a run: chosen, and locked for one process.
 
 A run never writes into the folder of another run, and a lock keeps a second process out while the first is at work.
 """

@@ -109,11 +109,11 @@ def data_set(root: Path, saved: dict) -> DataSet:
     if data.classes != saved["classes"]:
         raise InputError(f"{root}: has the classes {', '.join(data.classes)}; the network knows "
                          f"{', '.join(saved['classes'])}: classes.txt must name the same")
-    print(data.found)
+    print(data.summary)
     return data
 
 
-def read_ahead(pool: ThreadPoolExecutor, read: Callable, jobs: list[Job]) -> Iterator[tuple]:
+def read_ahead(threads: ThreadPoolExecutor, read: Callable, jobs: list[Job]) -> Iterator[tuple]:
     """(job, read(job), or the message of the InputError it raised) in order, a few of them read in advance."""
     def attempt(job):
         try:
@@ -123,9 +123,9 @@ def read_ahead(pool: ThreadPoolExecutor, read: Callable, jobs: list[Job]) -> Ite
 
     waiting = deque()
     for job in jobs:
-        waiting.append((job, pool.submit(attempt, job)))
+        waiting.append((job, threads.submit(attempt, job)))
         if len(waiting) > WAITING:
-            job, picture = waiting.popleft()
-            yield job, picture.result()
-    for job, picture in waiting:
-        yield job, picture.result()
+            job, content = waiting.popleft()
+            yield job, content.result()
+    for job, content in waiting:
+        yield job, content.result()

@@ -1,4 +1,4 @@
-"""Less memory, or faster memory, with the same results."""
+"""Lower peak memory, and faster allocation, with the same results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def recompute(net: VGG16):
 
 
 def kept_input(block: Callable, x: torch.Tensor) -> torch.Tensor:
-    """block(x), of which only x is kept for the backward pass."""
+    """block(x), keeping only x for the backward pass."""
     return checkpoint(block, x, use_reentrant=False) if torch.is_grad_enabled() else block(x)
 
 

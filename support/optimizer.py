@@ -1,4 +1,4 @@
-"""How the weights move: stochastic gradient descent, and the learning rate of every step."""
+"""The optimizer, and the learning rate of every step."""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 An option that is not given has its default, or, on --resume, what the run began with. Every default stands in train.py. Some
 are "auto": `resolve_auto` replaces them by what suits the data, the weights and the machine.
+
+A new option takes a line in DEFAULTS (train.py) and one in `parse`. If it may be "auto", it takes a case in `resolve_auto`; if
+it may change on --resume, it is named in FREE_ON_RESUME; if it excludes other options, `check_settings` says so.
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from pathlib import Path
 import torch
 
 from data import DataSet
+from support.arguments import Parser, matching
 from support.device import use_bf16
-from support.errors import InputError, Parser, matching
+from support.errors import InputError
 from support.ranks import Ranks
 from support.start import suited_channels
+from weights.convert import AT_ONCE
 
 REAL, SYNTHETIC, PAPER = range(3)  # the columns of the defaults: with --data, without it, with --recipe paper
 # What --resume may change: the length of the run (the rate follows), the machine, and where the same images lie.
@@ -23,13 +28,12 @@ FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recomput
 # What --epochs auto comes to:
 GPU_EPOCHS = 60     # KITTI Road: 60 x 231 steps
 CPU_EPOCHS = 14     # on a processor, where 60 epochs of KITTI Road would take 17 hours
-LEAST_STEPS = 1200  # few images are seen more often than that
+LEAST_STEPS = 1200  # small data sets get more epochs, to make as many steps
 PAPER_STEPS = {"at once": 300_000, "stage": 100_000}  # of --recipe paper
-AT_ONCE = "0.01,0.0001"  # the factors on pool4 and pool3 in the authors' at-once network
 
 
 def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: dict | None):
-    """Replace, in place, each "auto" by what it comes to. A run goes on with these values, on whatever machine.
+    """Replace each "auto" by a value, in place. On --resume a run keeps these values, on whatever machine.
 
     weights    the content of the weights file that the network begins with, or None
 
@@ -50,7 +54,8 @@ def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: d
 def suited_epochs(settings: dict, steps_per_epoch: int, device: torch.device) -> int:
     """The length of a run in epochs, where nobody has said it."""
     if settings["recipe"] == "paper":
-        at_once = settings["stride"] == 8 and settings["skip_scale"] == AT_ONCE
+        scale = settings["skip_scale"]
+        at_once = settings["stride"] == 8 and scale != "auto" and tuple(map(float, scale.split(","))) == AT_ONCE
         return math.ceil(PAPER_STEPS["at once" if at_once else "stage"] / steps_per_epoch)
     epochs = CPU_EPOCHS if device.type == "cpu" else GPU_EPOCHS
     return max(epochs, math.ceil(LEAST_STEPS / steps_per_epoch))

@@ -1,4 +1,4 @@
-"""Reading picture files: every kind that people have, as RGB; or, where the numbers themselves count, as they are stored."""
+"""Reading picture files: photos of all common formats as RGB, and masks as the numbers that are stored."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
     As in the format's description (github.com/huggingface/safetensors), the tensors tile the rest of the file without
     gap or overlap; so a file cannot claim more memory than its size. Raises InputError for any file that is not so,
-    and for tensors of other numbers than SAFETENSORS_DTYPES or of none.
+    for tensors of other types than SAFETENSORS_DTYPES, and for empty tensors.
     """
     def broken(why: str) -> InputError:
         return InputError(f"{path}: damaged, or not a safetensors file ({why})")

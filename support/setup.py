@@ -1,4 +1,4 @@
-"""Everything that the training loop works with, made ready: settings, data, network, optimizer, and the folder of the run.
+"""Prepares everything that the training loop works with: settings, data, network, optimizer, and the folder of the run.
 
 A new run begins at step 0. On --resume, the settings and the state come from the run's last.pt. The first process makes the
 checks, reads all files and writes; others wait until it is through (support/ranks.py).
@@ -21,18 +21,26 @@ from torch import nn
 from data import DataSet, find
 from fcn import FCN8s
 from support import roads
+from support.arguments import parse_size
 from support.batches import Reader, collate
 from support.checkpoint import holds_network, load_last
-from support.counts import check_counts, class_weights, read_everything
+from support.counts import check_counts, read_everything, weigh_classes
 from support.device import autocast_for, normalise, pick_device
-from support.errors import InputError, one_line, parse_size
+from support.errors import InputError, one_line
 from support.files import write_text
 from support.folder import choose_folder, lock_folder
 from support.memory import keep_memory, recompute
 from support.optimizer import sgd
 from support.options import check_settings, resolve_auto, settle
 from support.ranks import Ranks
-from support.start import balance, is_checkpoint, load_imagenet, new_network, read_weights, take_over
+from support.start import (
+    balance,
+    is_checkpoint,
+    load_imagenet,
+    new_network,
+    read_weights,
+    take_over,
+)
 
 SYNTHETIC = Path(__file__).resolve().parents[1] / "runs" / "synthetic-roads"  # drawn once, read by every run without --data
 
@@ -41,15 +49,18 @@ SYNTHETIC = Path(__file__).resolve().parents[1] / "runs" / "synthetic-roads"  # 
 class Run:
     """What the loop works with. The last four are the state that the loop takes over and saves again."""
     out: Path                            # the folder of the run
-    lock: TextIO | None                  # open while the run has its folder to itself
+    lock: TextIO | None                  # open while this run holds the lock of its folder
     about: dict                          # what every checkpoint says besides weights and state
-    settings: dict                       # every option and default, with each "auto" resolved
+    settings: dict                       # every option and default, after `resolve_auto`
     ranks: Ranks
     device: torch.device
     data: DataSet
     reader: Reader
+    crop: tuple[int, int] | None         # the largest training view, (height, width)
+    steps_per_epoch: int
+    total_steps: int
     net: FCN8s
-    model: nn.Module                     # net, or net compiled, or net shared among processes: what the loop calls
+    model: nn.Module                     # what the loop calls: net, compiled or shared among processes
     optimizer: torch.optim.SGD
     autocast: Callable                   # the context of the forward pass
     class_weights: torch.Tensor | None
@@ -61,7 +72,11 @@ class Run:
 
 
 def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
-    """The Run that the options ask for. Raises InputError for what cannot be used; then nothing has been written."""
+    """The Run that the options ask for, and lines on standard output that say what it is.
+
+    Raises InputError for what cannot be used; then no folder of a new run has been made. ImageNet's weights may have been
+    downloaded, and synthetic roads drawn.
+    """
     ranks.wait_for_first()
     out = choose_folder(options["out"], options["resume"], options["data"])
     lock = lock_folder(out, resume=True) if options["resume"] and ranks.first else None
@@ -73,7 +88,7 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
 
     folder = settings["data"] or synthetic_roads(SYNTHETIC)
     data = find(folder, settings["task"], settings["split_seed"], settings["classes"])
-    print(data.found)
+    print(data.summary)
     images = [[sample.image.name for sample in part] for part in (data.train, data.val)]
     if saved:
         refuse_other_data(folder, data.classes, images, saved)
@@ -88,12 +103,12 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
     net = restored_network(saved) if saved else begin_network(settings, data, reader, crop, weights, path)
     net = net.to(device)  # the weights stay contiguous; the images are channels_last
     optimizer = sgd(net, settings)
+    steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
+    total_steps = settings["epochs"] * steps_per_epoch
     step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
         step, best, log, loss_sum = saved["step"], saved["best"], saved["log"], saved["loss_sum"].to(device)
         optimizer.load_state_dict(saved["optimizer"])
-        steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
-        total_steps = settings["epochs"] * steps_per_epoch
         if total_steps < step:
             raise InputError(f"--epochs {settings['epochs']}: the run has done {math.ceil(step / steps_per_epoch)} already")
         if log and not holds_network(out / "best.pt"):
@@ -108,10 +123,10 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
         write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
     ranks.let_others_in()
     out, pixels = ranks.gather((out, pixels))[0]
-    return Run(out, lock, about, settings, ranks, device, data, reader, net, callable_model(net, settings, ranks), optimizer,
-               autocast_for(settings["amp"], device),
-               class_weights(pixels).to(device) if settings["class_weights"] == "sqrt" else None, give_back,
-               step, best, log, loss_sum)
+    class_weights = weigh_classes(pixels).to(device) if settings["class_weights"] == "sqrt" else None
+    model = callable_model(net, settings, ranks)
+    return Run(out, lock, about, settings, ranks, device, data, reader, crop, steps_per_epoch, total_steps, net, model, optimizer,
+               autocast_for(settings["amp"], device), class_weights, give_back, step, best, log, loss_sum)
 
 
 def synthetic_roads(folder: Path) -> Path:

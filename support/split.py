@@ -13,7 +13,8 @@ def hold_out(samples: list, seed: int) -> tuple[list, list]:
     """(train, val) of some samples (class Sample in data.py): about HELD_OUT of each group goes to val, one image at least.
 
     Images are drawn by a hash of the seed and their file name. So the draw is the same on every machine, for every path and
-    order of the files, and an image that is added later does not move the others.
+    order of the files. An image that is added later moves one other image of its group at most. Raises InputError for fewer
+    than two samples.
     """
     if len(samples) < 2:
         raise InputError(f"{samples[0].image}: is the only labelled image; two at least are needed, one of them held out")

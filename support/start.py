@@ -1,7 +1,7 @@
-"""What a network begins with: ImageNet's weights, those of another training, or chance.
+"""What a network begins with: ImageNet's weights, those of another training, or random ones.
 
-And what is done to its new layers, so that a few hundred images are enough to teach them: fc6 and fc7 begin by passing on
-what ImageNet has taught, and the three maps that are scored are brought to comparable lengths.
+And what is done to its new layers, so that a few hundred images are enough to train them: fc6 and fc7 begin by passing on
+what was learnt on ImageNet, and the three maps that are scored are scaled to comparable norms.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def suited_channels(weights: dict | None) -> int:
         return weights["config"]["fc_channels"]
     if isinstance(weights.get("fc6.bias"), torch.Tensor):
         return weights["fc6.bias"].numel()
-    return 512  # convolutions alone: as many as pool5 has, with which fc6 begins (identity_init); more scored no better
+    return 512  # convolutions alone: as many as pool5 has, which identity_init copies; more scored no better
 
 
 def new_network(num_classes: int, settings: dict) -> FCN8s:
@@ -109,7 +109,7 @@ def identity_init(net: VGG16):
 
     Identity initialisation (Yu and Koltun 2016, section 3). With He-normal weights, the scores would begin from a random
     mixture of the 512*7*7 numbers that fc6 sees, and a few hundred images would have to sort it out. So they begin from
-    features that a million images have taught. A tenth of the fresh weights stays, for what is to be learnt from the rest of
+    features that were learnt from a million images. A tenth of the fresh weights stays, for what is to be learnt from the rest of
     the window, and for channels that pool5 does not have.
     """
     for layer in (net.fc6, net.fc7):
@@ -126,7 +126,7 @@ def take_over(net: FCN8s, weights: dict, path: Path) -> str:
 
     weights    the content of a checkpoint of train.py, as read_tensors gives it; `path` is for messages
 
-    VGG16's layers are copied, and the factors on the skips. The score layers are copied too if the classes are as many, and
+    VGG16's layers are copied, and the factors on the skips (which --skip-scale may then replace). The score layers are copied too if the classes are as many, and
     learnt upsampling if the stride is the same. Returns one line on it. Raises InputError, and leaves `net` as it was, if
     the networks differ in size or something is missing.
     """
@@ -162,7 +162,7 @@ def balance(net: FCN8s, image: torch.Tensor):
 
     A step of a score layer changes the scores by the squared length of its input: the sum of squares over the channels. With
     Caffe's VGG16 that is some 80,000 for a fresh fc7 and 80,000,000 for pool3; with other weights it is other numbers. The
-    largest of them limits the rate of all. With comparable lengths, all three learn at about the same pace. The skips may
+    largest of them limits the learning rate for all three. With comparable lengths, all three learn at about the same pace. The skips may
     learn somewhat faster, since the fine detail that they add is learnt last. On CamVid, twice the length was worth up to
     0.6 points of mean IoU on two streets that no training image showed, and 1.7 on the validation set; a third of it cost 4.
 

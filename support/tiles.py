@@ -1,9 +1,9 @@
 """Images of any size: the scores tile by tile, so that the memory stays bounded, and what follows from the scores.
 
-A tile is computed with a halo: pixels around it that are computed too and then cut off. The halo of FCN-8s is 256 pixels
-wide. A score sees 245 pixels far (`reach` of FCN8s), so with 245 pixels around it a tile has all that its scores depend
-on. 256 is the next multiple of 32: every part must start at a multiple of 32, so that the five pools pair the same rows and
-columns as in the whole image.
+A tile is computed with a halo: pixels around it that are computed too and then cut off. The halo is 256 pixels wide. A
+score of FCN-8s depends on pixels up to 245 away (`reach` of FCN8s), so with 245 pixels around it a tile has all that its
+scores depend on. 256 is the next multiple of 32: every part must start at a multiple of 32, so that the five pools pair the
+same rows and columns as in the whole image. (FCN-16s and FCN-32s have a reach of 241 and 233, and the same halo.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from fcn import cross_entropy
 from support.labels import IGNORE
 
-TILE = 1536  # images of more than TILE x TILE pixels are computed in parts of at most as many
+TILE = 1536  # images of more than TILE x TILE pixels are computed in tiles of at most as many pixels
 
 
 def halo_for(reach: float) -> int:
@@ -37,7 +37,8 @@ def tiled(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE
     tile       bounds the memory: no more than tile x tile pixels are computed at a time
 
     The parts cover the image once, and their scores are those of the whole image up to rounding. There is no halo where the
-    image itself ends; there the padding is the same as ever. Raises ValueError if `tile` is smaller than `smallest_tile`.
+    image itself ends; there the network pads as usual. Raises ValueError if the image has to be cut and `tile` is smaller than
+    `smallest_tile`.
     """
     height, width = image.shape[2:]
     halo = halo_for(reach)

@@ -1,20 +1,35 @@
-"""What all tests share: hypothesis without its clock (machines differ), and where the real files are, if they are."""
+"""What tests share: hypothesis without its clock (machines differ), where the real files are, and small data and networks."""
 
+import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fcn import FCN8s
+from support import roads
+from support.files import read_tensors
+from support.start import load_imagenet
 
 settings.register_profile("project", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("project")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"  # real files, if they are there
 
 
 @pytest.fixture(autouse=True)
 def same_chance_for_every_test():
     torch.manual_seed(0)
+
+
+# ---- data ----
+
+ROAD, NOT_ROAD, NOT_VALID = (255, 0, 255), (255, 0, 0), (0, 0, 0)  # KITTI's colours
 
 
 @pytest.fixture
@@ -24,3 +39,76 @@ def kitti_sample():
     if not folder.is_dir():
         pytest.skip(f"needs real KITTI Road files in {folder}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Twelve small synthetic scenes in KITTI Road's layout. Modules that need others have a fixture of the same name."""
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    roads.write(folder, train=12, test=0, height=32, width=64)
+    return folder
+
+
+def picture(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(array, np.uint8)).save(path)
+    return path
+
+
+def kitti(root, um=4, umm=3, uu=5, size=(6, 9)):
+    """A KITTI Road tree: um images with both ground truths, as in the benchmark."""
+    rng = np.random.default_rng(0)
+    for category, count in (("um", um), ("umm", umm), ("uu", uu)):
+        for i in range(count):
+            picture(root / f"training/image_2/{category}_{i:06d}.png", rng.integers(0, 256, (*size, 3)))
+            for task in ("road", "lane") if category == "um" else ("road",):
+                colours = np.array([ROAD, NOT_ROAD, NOT_VALID])[rng.integers(0, 3, size)]
+                picture(root / f"training/gt_image_2/{category}_{task}_{i:06d}.png", colours)
+    return root
+
+
+# ---- networks ----
+
+PADS = st.sampled_from([1, 97, 100, 117])
+STRIDES = st.sampled_from([8, 16, 32])
+
+
+def small(num_classes=2, pad=1, stride=8, width=1 / 32, fc_channels=4, **more):
+    return FCN8s(num_classes, pad, stride, width, fc_channels, **more).eval()
+
+
+def randomise_scores(net):
+    """The score layers start at zero; comparisons need numbers there."""
+    for name, p in net.named_parameters():
+        if name.startswith("score"):
+            torch.nn.init.normal_(p)
+    return net
+
+
+def lively(pad, stride):
+    """A narrow network in which everything has an influence."""
+    torch.manual_seed(1)
+    net = randomise_scores(small(pad=pad, stride=stride, width=1 / 16, fc_channels=16)).eval()
+    for name, p in net.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.uniform_(p, 0, 0.5)
+    return net
+
+
+def load(net, path):
+    """Load a file of ImageNet's weights into a VGG16."""
+    return load_imagenet(net, read_tensors(path), path)
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a | b)
+
+
+# ---- runs ----
+
+TIMES = {"seconds", "evaluation_seconds", "data_wait"}  # columns of the log that no two runs share
+
+
+def log_of(out):
+    with open(out / "log.csv", newline="") as file:
+        return [{name: float(value) for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]

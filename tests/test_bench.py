@@ -1,4 +1,4 @@
-"""bench.py: what its table says follows from the rounds."""
+"""support/bench.py: what its table says follows from the rounds."""
 
 import pytest
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED
+from conftest import ROOT, SHARED, load
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,12 +24,11 @@ from fcn import FCN8s
 from support.checkpoint import load_network
 from support.errors import InputError
 from support.files import read_tensors
-from support.start import load_imagenet, take_over
+from support.start import take_over
 from vgg import IMAGE_MEAN, IMAGE_STD, VGG16
 from weights import convert as module
 from weights.convert import convert, download
 
-ROOT = Path(__file__).resolve().parents[1]
 PHOTO = SHARED / "data/kitti_road_sample/training/image_2/um_000000.png"
 REAL = SHARED / "weights/vgg16-conv-imagenet.pth"
 
@@ -116,10 +115,6 @@ def write(path: Path, tensors: dict) -> Path:
 def write_bytes(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
-
-
-def load(net: VGG16, path: Path) -> str:
-    return load_imagenet(net, read_tensors(path), path)
 
 
 def small_convert(source: Path, out: Path, **options) -> dict:

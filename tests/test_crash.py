@@ -12,10 +12,10 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, TIMES
 
 import train
 from fcn import cross_entropy
@@ -23,7 +23,6 @@ from support import errors, folder, roads
 from support.errors import InputError
 from support.files import read_tensors
 
-ROOT = Path(__file__).resolve().parents[1]
 KILLS = int(os.environ.get("KILLS", 21))  # make soak sets more
 TINY = ["--epochs", "3", "--width", "0.03125", "--fc-channels", "8", "--crop", "none", "--weights", "none", "--workers", "0",
         "--device", "cpu", "--amp", "off", "--save-every", "2"]
@@ -113,8 +112,9 @@ def here_undisturbed(scenes, tmp_path_factory):
 
 
 def log_of(out):
+    """As text: to the last digit, and what is not a number too."""
     with open(out / "log.csv", newline="") as file:
-        return [{name: value for name, value in row.items() if name not in ("seconds", "evaluation_seconds", "data_wait")} for row in csv.DictReader(file)]
+        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
 
 def assert_same_end(out, other):

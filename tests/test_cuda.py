@@ -2,32 +2,23 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 import predict
 import train
-from support import roads
 from support.batches import collate
 from support.device import on_device
 from support.files import read_tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
-ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = {name: values[0] for name, values in train.DEFAULTS.items()}
 TINY = ["--width", "0.0625", "--fc-channels", "16", "--crop", "32x64", "--weights", "none", "--lr", "0.01", "--workers", "1"]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cuda") / "scenes"
-    roads.write(folder, train=12, test=0, height=32, width=64)
-    return folder
 
 
 def test_batches_reach_the_gpu_as_they_reach_the_processor_and_in_order():

@@ -5,11 +5,11 @@ import pickle
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +21,6 @@ from support.errors import InputError
 from support.pictures import read_image
 from vgg import VGG16
 
-ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = ["--epochs", "1", "--width", "0.03125", "--fc-channels", "8", "--weights", "none", "--workers", "0", "--device",
            "cpu", "--amp", "off"]
 

@@ -2,18 +2,17 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fcn import FCN8s, derivation
+from fcn import FCN8s
+from support.derivation import derivation
 from support.figures import maps_of
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), pad=st.sampled_from([1, 97, 100]))

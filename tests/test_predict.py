@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import randomise_scores
 from PIL import Image
 
 import predict
@@ -24,9 +25,7 @@ def checkpoint(path, classes, seed=0, **config):
     """A checkpoint as train.py writes it, of a network with arbitrary weights that uses all its classes."""
     torch.manual_seed(seed)
     net = FCN8s(len(classes), **{**NARROW, **config})
-    for name, p in net.named_parameters():
-        if name.startswith("score"):
-            torch.nn.init.normal_(p)
+    randomise_scores(net)
     noise = normalise(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
     with torch.no_grad():
         net.score_fr.bias -= net(noise).mean((0, 2, 3))  # no class is above all others everywhere

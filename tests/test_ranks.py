@@ -1,28 +1,24 @@
 """Two processes on the CPU do what one does: the same steps, the same counts, one writer, and they stop and resume together."""
 
-import csv
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, log_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 import train
 from fcn import FCN8s, cross_entropy
-from support import roads
 from support.batches import training_batches
 from support.labels import IGNORE
 from support.ranks import Ranks
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = ["--width", "0.0625", "--fc-channels", "16", "--crop", "16x32", "--weights", "none", "--workers", "0", "--device", "cpu",
         "--amp", "off", "--dropout", "0", "--batch-size", "4", "--epochs", "2", "--lr", "0.02", "--save-every", "2"]
-TIMES = {"seconds", "evaluation_seconds", "data_wait"}
 
 # What torchrun starts twice: train.py, whose exit status goes into a file. At the step `at` SIGTERM reaches one process
 # only, and not the one that writes.
@@ -49,18 +45,6 @@ class Share(Ranks):
 
     def __init__(self, rank, size):
         self.rank, self.size, self.first = rank, size, rank == 0
-
-
-def log_of(out):
-    with open(out / "log.csv", newline="") as file:
-        return [{name: float(value) for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks") / "scenes"
-    roads.write(folder, train=12, test=0, height=32, width=64)
-    return folder
 
 
 @pytest.fixture(scope="module")

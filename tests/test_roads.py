@@ -1,18 +1,17 @@
-"""The promises of roads.py: what other files and their readers may rely on in its scenes."""
+"""The promises of support/roads.py: what other files and their readers may rely on in its scenes."""
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from support import roads
 
-ROOT = Path(__file__).resolve().parents[1]
 seeds, categories, sides = st.integers(0, 2 ** 63), st.sampled_from(roads.CATEGORIES), st.integers(16, 200)
 
 

@@ -1,58 +1,33 @@
 """The loop: it learns, resumes, keeps to its settings, and says in one line what it cannot do."""
 
-import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from conftest import log_of, same
 from PIL import Image
 
 import predict
 import train
 from data import find, read_kitti_label
 from fcn import FCN8s, cross_entropy
-from support import options, roads, setup, start
+from support import options, setup, start
 from support.errors import InputError
 from support.labels import IGNORE
-from support.optimizer import learning_rate
-from support.start import take_over
 from vgg import VGG16
 
 TINY = ["--width", "0.03125", "--fc-channels", "8", "--crop", "none", "--weights", "none", "--workers", "0",
         "--device", "cpu", "--amp", "off"]
 
 
-DEFAULTS, PAPER = ({name: values[column] for name, values in train.DEFAULTS.items()} for column in (0, 2))
-TIMES = {"seconds", "evaluation_seconds", "data_wait"}  # columns of the log that no two runs share
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    """Twelve small synthetic scenes in KITTI Road's layout."""
-    folder = tmp_path_factory.mktemp("data") / "scenes"
-    roads.write(folder, train=12, test=0, height=32, width=64)
-    return folder
-
-
 def run(scenes, out, *more):
     return train.main(["--data", str(scenes), "--out", str(out), "--epochs", "2", *TINY, *more])
 
 
-def log_of(out):
-    with open(out / "log.csv", newline="") as file:
-        return [{k: float(v) for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-
-
 def weights_of(file):
     return torch.load(file, weights_only=True)["model"]
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a | b)
 
 
 @pytest.mark.parametrize("pad, stride, amp", [(1, 8, False), (100, 8, False), (1, 32, False), (1, 16, True)])
@@ -284,18 +259,6 @@ def test_weights_learn_at_the_rate_and_are_decayed_biases_at_twice_the_rate_and_
     assert (len(weights["params"]), len(biases["params"])) == (18, 18)  # 15 layers of VGG16 and 3 of scores
 
 
-@given(total=st.integers(1, 500), peak=st.floats(1e-6, 1))
-def test_the_rate_rises_to_its_peak_and_falls_towards_zero(total, peak):
-    settings = {**DEFAULTS, "lr": peak}
-    rates = [learning_rate(step, total, settings) for step in range(total)]
-    top = rates.index(max(rates))
-    assert all(rate > 0 for rate in rates) and max(rates) == pytest.approx(peak)
-    assert rates[:top + 1] == sorted(rates[:top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
-    assert total < 20 or (top <= 0.05 * total + 1 and rates[-1] < 0.15 * peak)
-    paper = {**PAPER, "lr": peak}
-    assert {learning_rate(step, total, paper) for step in range(total)} == {peak}
-
-
 def test_one_class_of_many_trains_and_is_scored_as_road_is_and_predict_knows(scenes, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for i in range(6):
@@ -359,18 +322,6 @@ def test_the_authors_recipe_is_theirs_and_options_still_count(scenes, tmp_path):
     assert {row["lr"] for row in log_of(tmp_path)} == {1e-10}
 
 
-def test_the_authors_recipe_makes_their_steps():
-    """solver.prototxt and solve.py of voc-fcn32s, -16s, -8s and -8s-atonce."""
-    def steps(**more):
-        settings = {**PAPER, **more}
-        return 8498 * options.suited_epochs(settings, 8498, torch.device("cpu"))
-
-    assert PAPER["fc_channels"] == 4096
-    assert abs(steps() - 300_000) < 8498
-    for stage in ({"stride": 32}, {"stride": 16, "skip_scale": "1,1"}, {"stride": 8, "skip_scale": "1,1"}):
-        assert abs(steps(**stage) - 100_000) < 8498
-
-
 def test_stages_32s_16s_8s_begin_where_the_one_before_ended(scenes, tmp_path, capsys):
     """As the new score layers start at zero, a finer stage begins with the coarser one's scores, upsampled in two steps."""
     assert run(scenes, tmp_path / "32s", "--stride", "32", "--lr", "0.01") == 0
@@ -387,27 +338,6 @@ def test_stages_32s_16s_8s_begin_where_the_one_before_ended(scenes, tmp_path, ca
         before = after
     scale = [torch.load(tmp_path / name / "best.pt", weights_only=True)["config"]["skip_scale"] for name in ("32s", "8s")]
     assert scale[0] == scale[1] != (1.0, 1.0)
-
-
-def test_a_network_of_other_classes_gives_its_vgg16_and_of_another_size_nothing(tmp_path):
-    def content(net):
-        return {"model": net.state_dict(), "config": net.config}
-
-    old, new = FCN8s(5, width=1 / 32, fc_channels=8, skip_scale=(0.5, 0.25)), FCN8s(2, width=1 / 32, fc_channels=8)
-    line = take_over(new, content(old), "best.pt")
-    assert "score_fr, score_pool3, score_pool4 starts fresh" in line and new.scale_pool4 == 0.5
-    assert same(old.vgg.state_dict(), new.vgg.state_dict())
-    for other, said in ((FCN8s(2, width=1 / 16, fc_channels=8), "--width 0.0625"),
-                        (FCN8s(2, width=1 / 32, fc_channels=9), "--fc-channels 9"),
-                        (FCN8s(2, pad=100, width=1 / 32, fc_channels=8), "--pad 100")):
-        with pytest.raises(InputError, match=f"best.pt: was trained with {said}"):
-            take_over(new, content(other), "best.pt")
-    broken = content(old)
-    broken["model"]["vgg.fc7.bias"] = torch.full((8,), float("nan"))
-    for wrong in (broken, {"model": {}, "config": old.config}, {"model": old.state_dict()}, {"model": 1, "config": {}}):
-        with pytest.raises(InputError, match="best.pt: "):
-            take_over(new, wrong, "best.pt")
-    assert same(old.vgg.state_dict() | {"fc7.bias": new.vgg.fc7.bias}, new.vgg.state_dict())
 
 
 def test_real_kitti_files_of_lane_train(kitti_sample, tmp_path):

@@ -1,15 +1,11 @@
-"""VGG16: the same function as the classification network, its grids, and what it accepts as weights."""
+"""VGG16: the same function as the classification network, its grids, and the weights that it begins with."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from support.dense import PART, DenseConv2d
-from support.errors import InputError
-from support.files import read_tensors
-from support.start import load_imagenet
 from vgg import VGG16, Grid
 
 LAYERS = ["conv1_1", "conv1_2", "pool1", "conv2_1", "conv2_2", "pool2", "conv3_1", "conv3_2", "conv3_3", "pool3",
@@ -112,135 +108,3 @@ def test_fresh_weights_keep_the_size_of_the_signal_and_none_is_zero():
 def test_settings_that_make_no_network_are_refused(settings):
     with pytest.raises(ValueError):
         VGG16(**{"width": 1 / 64, "fc_channels": 1, **settings})
-
-
-# ---- weights ----
-
-def small():
-    return VGG16(width=1 / 64, fc_channels=3)
-
-
-def write(path, state):
-    torch.save(state, path)
-    return path
-
-
-def load(net, path):
-    return load_imagenet(net, read_tensors(path), path)
-
-
-def test_a_whole_file_loads_and_of_a_features_only_file_the_convolutions(tmp_path):
-    source, whole, features = small(), small(), small()
-    line = load(whole, write(tmp_path / "whole.pth", source.state_dict()))
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), source.state_dict().values()))
-    assert "fc6 and fc7 from ImageNet" in line and "\n" not in line
-
-    convolutions = {name: p for name, p in source.state_dict().items() if name.startswith("conv")}
-    line = load(features, write(tmp_path / "features.pth", convolutions))
-    assert all(torch.equal(features.state_dict()[name], p) for name, p in convolutions.items())
-    assert "fresh" in line and "\n" not in line
-
-
-@pytest.mark.parametrize("pad, channels", [(1, 32), (1, 16), (1, 80), (100, 32)])
-def test_with_the_convolutions_alone_fc7_begins_as_pool5(pad, channels, tmp_path):
-    torch.manual_seed(0)
-    net = VGG16(pad, width=1 / 16, fc_channels=channels).eval()
-    convolutions = {name: p for name, p in net.state_dict().items() if name.startswith("conv")}
-    pools = []
-    net.pool5.register_forward_hook(lambda layer, inputs, output: pools.append(output))
-
-    def distance():  # of fc7 from pool5, as a share of pool5, in the channels that both have
-        *_, fc7 = net(torch.randn(1, 3, 160, 224, generator=torch.Generator().manual_seed(1)))
-        pool5 = pools[-1] if pad == 1 else pools[-1][:, :, 3:-3, 3:-3]  # fc6 has no padding then
-        common = min(channels, pool5.shape[1])
-        return (fc7[:, :common] - pool5[:, :common]).norm() / pool5[:, :common].norm()
-
-    with torch.no_grad():
-        assert distance() > 0.8
-        load(net, write(tmp_path / "features.pth", convolutions))
-        assert distance() < 0.4
-
-
-def spoil(state, how):
-    if how == "missing":
-        del state["conv3_2.bias"]
-    elif how == "fc7 missing":
-        del state["fc7.weight"]
-    elif how == "extra":
-        state["conv6_1.weight"] = torch.zeros(1)
-    elif how == "shape":
-        state["conv2_1.weight"] = state["conv2_1.weight"][:, :1, :1]
-    elif how == "integers":
-        state["conv1_1.bias"] = state["conv1_1.bias"].long()
-    elif how == "nan":
-        state["conv5_3.weight"][0, 0, 0, 0] = float("nan")
-    elif how == "too large":
-        state["conv1_2.bias"] = torch.full((1,), 1e300, dtype=torch.double)
-    return state
-
-
-@pytest.mark.parametrize("how, named", [
-    ("missing", "conv3_2.bias is missing"), ("fc7 missing", "fc7.weight is missing"), ("extra", "'conv6_1.weight'"),
-    ("shape", "conv2_1.weight is"), ("integers", "conv1_1.bias"), ("nan", "conv5_3.weight"),
-    ("too large", "conv1_2.bias")])
-def test_wrong_weights_are_refused_by_the_name_of_the_tensor_and_change_nothing(tmp_path, how, named):
-    net = small()
-    before = {name: p.clone() for name, p in net.state_dict().items()}
-    file = write(tmp_path / "w.pth", spoil(small().state_dict(), how))
-    with pytest.raises(InputError, match=named) as error:
-        load(net, file)
-    assert str(file) in str(error.value) and "\n" not in str(error.value)
-    assert all(torch.equal(p, before[name]) for name, p in net.state_dict().items())
-
-
-class Attack:
-    def __reduce__(self):
-        return print, ("this must not run",)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x8a foreign bytes", "pickle", "list"])
-def test_a_file_that_is_no_state_dict_is_one_line_and_runs_nothing(tmp_path, content, capsys):
-    file = tmp_path / "w.pth"
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    else:
-        torch.save(Attack() if content == "pickle" else [1, 2], file)
-    with pytest.raises(InputError) as error:
-        read_tensors(file)
-    assert str(file) in str(error.value) and "\n" not in str(error.value)
-    assert "must not run" not in capsys.readouterr().out
-
-
-def test_a_missing_file_is_said_by_name(tmp_path):
-    with pytest.raises(InputError, match="none.pth"):
-        read_tensors(tmp_path / "none.pth")
-
-
-@given(n=st.integers(1, 2), height=st.integers(1, 12), width=st.integers(1, 12), kernel=st.sampled_from([(1, 0), (7, 3), (7, 0)]),
-       outputs=st.sampled_from([1, 4, PART, PART + 3]), bf16=st.booleans())
-@settings(max_examples=40)
-def test_a_dense_layer_computes_the_convolution_of_its_weights_and_its_gradients(n, height, width, kernel, outputs, bf16):
-    """In fp64; in bf16 as near as that is: three digits."""
-    size, padding = kernel
-    if min(height, width) + 2 * padding < size:
-        height = width = size
-    layer = DenseConv2d(5, outputs, size, padding=padding)
-    conv = torch.nn.Conv2d(5, outputs, size, padding=padding).double()
-    if not bf16:
-        layer.double()
-    conv.load_state_dict(layer.state_dict())
-    x = torch.randn(n, 5, height, width)
-    inputs = x.bfloat16().requires_grad_() if bf16 else x.double().requires_grad_()
-    plain = inputs.detach().double().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        output = layer(inputs)
-    expected = conv(plain)
-    wanted = torch.randn_like(expected)
-    (output * wanted).sum().backward()
-    (expected * wanted).sum().backward()
-    assert layer.weight.grad.dtype == layer.weight.dtype
-    tolerance = 2e-2 if bf16 else 1e-12
-    for got, exact in ((output, expected), (inputs.grad, plain.grad), (layer.weight.grad, conv.weight.grad)):
-        assert (got.double() - exact).norm() <= tolerance * exact.norm()
-    # The gradient of a bias is the sum of all of `wanted`, which may cancel: it is as near as its terms are.
-    assert (layer.bias.grad.double() - conv.bias.grad).norm() <= tolerance * wanted.norm()

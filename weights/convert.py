@@ -7,19 +7,19 @@ FILE is one of these, told apart by the names of its tensors (README.md beside t
     VGG16 convolutions     features.N alone; --features-only makes them of the two above
     pytorch-fcn's FCN-8s   conv1_1 ... fc7, score_*, upscore*: the authors' complete network, with Caffe's input
 
-Without FILE torchvision's is downloaded (528 MiB). VGG16 becomes weights/vgg16.pth, for load_imagenet in support/start.py; FCN-8s
-becomes weights/fcn8s.pth, a checkpoint that predict.py and train.py --weights take. Both take RGB images normalised as
-vgg.py says.
+Without FILE, torchvision's is downloaded (528 MiB). VGG16 becomes weights/vgg16.pth, which `load_imagenet` in
+support/start.py loads. FCN-8s becomes weights/fcn8s.pth, a checkpoint that predict.py and train.py --weights take. Both take
+RGB images normalised as vgg.py says.
 
-For that, Caffe's input (BGR in 0..255 minus a mean) is folded into conv1_1; of a VGG16 only with --caffe, since no name
-tells whether it has that input. This is exact wherever conv1_1 sees image alone. The zeros of its padding, though, stand
-for Caffe's mean there and for IMAGE_MEAN here, colours that differ by up to one level of 255, and no weights can tell
-padding from image. Measured at full width with pad=100 (the VGG group's convolutions, He-normal fc and score layers,
-seven crops of road photos), the scores differ from Caffe's by ||ours - theirs|| / ||theirs|| =
+For that, Caffe's input (BGR in 0..255 minus a mean) is folded into conv1_1. For a VGG16 that takes --caffe, since no name
+tells what input it has. The fold is exact wherever conv1_1 sees image alone. It cannot be exact at the padding: a zero there
+stands for Caffe's mean in their network and for IMAGE_MEAN in this one. The two colours differ by up to one level of 255,
+and no weights can tell padding from image. Measured at full width with pad=100 (the VGG group's convolutions, He-normal fc
+and score layers, seven crops of road photos), the scores differ from Caffe's by ||ours - theirs|| / ||theirs|| =
 
     4e-3 ... 8e-3   224x224 to 375x500; with one of the three score layers alone 4e-3 ... 1.5e-2
     1e-4 ... 3e-4   32 pixels and more from the border: 99 % of the squared difference lies in the outer 16 pixels
-    under 5e-7      once the border is painted in Caffe's mean: rounding. The padding is all there is to it
+    under 5e-7      if the border is painted in Caffe's mean: only rounding is left, so the padding explains all of it
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ if __name__ == "__main__":  # run as a script: the rest of the project lies one 
 
 from data import VOC_CLASSES  # noqa: E402
 from fcn import FCN8s  # noqa: E402
-from support.errors import InputError, Parser, one_line  # noqa: E402
+from support.arguments import Parser  # noqa: E402
+from support.errors import InputError, one_line  # noqa: E402
 from support.files import read_tensors, save_tensors  # noqa: E402
 from support.labels import IGNORE  # noqa: E402
 from support.safetensors import read_safetensors  # noqa: E402

@@ -1,0 +1,38 @@
+"""Command lines: every script's options are checked here, and a wrong one is one line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose errors are one line, without the usage, and exit status 2.
+
+    script     the name of the file, for messages
+    unknown    what to say before arguments that are no options
+    """
+
+    def __init__(self, script: str, unknown: str = "unrecognized arguments", **more):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        self.script, self.unknown = script, unknown
+
+    def error(self, message):
+        self.exit(2, f"{self.script}: error: {message.replace('unrecognized arguments', self.unknown)}\n")
+
+
+def matching(pattern: str, what: str, kind=str):
+    """A `type` for argparse: text that matches the pattern, as `kind`. Other text is refused as not being `what`."""
+    def convert(text):
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return kind(text)
+    return convert
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """"HxW" to (H, W), "none" to None. Raises ValueError for other text."""
+    if text == "none":
+        return None
+    height, width = text.split("x")
+    return int(height), int(width)
