@@ -152,7 +152,7 @@ def train(run: Run, stop: Stop):
                     **log_columns(result, data.classes)})
         loss_sum = torch.zeros((), device=run.device)
         value = result[result["goal"]]  # of the measure that says which network is better
-        better = epoch == 1 or value > best
+        better = epoch == 1 or value > best  # the first in any case, even if its value is nan
         best = value if better else best
         progress.line(epoch_line(log[-1], settings["epochs"], result, data) + (", the best so far" if better else ""))
         if ranks.first:

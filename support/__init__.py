@@ -1,32 +1,40 @@
 """What the scripts at the top lean on, one idea a file. Nothing here imports train.py or predict.py.
 
 The network           dense.py        fc6 and fc7 as one matrix product
-                      start.py        what a network begins with: ImageNet's weights, another training's, or chance
+                      derivation.py   the crops of FCN-8s, derived line by line
+                      start.py        what a network begins with: ImageNet's weights, another training's, or random ones
                       tiles.py        images of any size, tile by tile
+
 From files to batches labels.py       what the numbers in a label map mean
                       pictures.py     reading picture files, without PyTorch
                       split.py        which images are held out
-                      batches.py      samples read, seen in random views, put together
+                      batches.py      samples read, augmented, put together
                       views.py        random views: scale, part, mirror, light
                       counts.py       every file read once, and the pixels of each class counted
                       device.py       the device, its number format, and the way of a batch to it
-                      memory.py       less memory, or faster memory, with the same results
-Around the loop       options.py      from the command line to the settings
-                      setup.py        everything that the loop works with, made ready
-                      optimizer.py    SGD, and the learning rate of every step
+                      memory.py       lower peak memory, and faster allocation, with the same results
+
+Around the loop       arguments.py    command lines
+                      options.py      from the command line of train.py to the settings
+                      setup.py        prepares everything that the loop works with
+                      optimizer.py    the optimizer, and the learning rate of every step
                       ranks.py        several processes, one run
                       progress.py     how far the loop is
-                      divergence.py   nothing that is not finite reaches the disk
+                      divergence.py   a run that diverges ends before anything of it is saved
                       ending.py       signals, errors, exit status
+
 Files                 errors.py       what a user is told, in one line
-                      files.py        files that are whole or absent
+                      files.py        writing all or nothing, reading without running code
                       checkpoint.py   what a checkpoint holds, and how a network or a run comes back from one
                       folder.py       the folder of a run
                       safetensors.py  reading a format of published weights
+
 Pictures and roads    draw.py         overlays, contact sheets, curves
                       figures.py      the drawings of the network in the README
                       jobs.py         the pictures that predict.py is to predict
-                      birdseye.py     KITTI Road from above, from the calibration
-                      roads.py        synthetic road scenes, of what ground.py and things.py hold
+                      birdseye.py     KITTI Road seen from above, by the calibration
+                      roads.py        synthetic road scenes
+                      ground.py       their ground: where the road runs, and how it looks
+                      things.py       what stands on it: buildings, cars, trees
                       bench.py        speed and memory, beside the network as it was published
 """

@@ -53,7 +53,7 @@ def font(size: int):
 
 
 def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.Image:
-    """`tint` of the same size and, unless it is road or not, the colours and names of the classes in the picture.
+    """`tint`, and a legend with the colours and names of the classes in the picture, unless they are road and not road.
 
     The legend lies over the bottom of the picture, the most frequent class first; a picture too small for it has none.
     """
@@ -128,7 +128,7 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
               ("held out", (214, 39, 40), [row["val_loss"] for row in rows])]
     ious = [("mean", (0, 0, 0), [row["mean_iou"] for row in rows])]
     title = "IoU on held-out images"
-    if "MaxF" in rows[0]:  # the measure by which a network that seeks one class is kept
+    if "MaxF" in rows[0]:  # the measure that chooses the best network where one class is sought
         ious += [("MaxF", (31, 119, 180), [row["MaxF"] for row in rows])]
         title = "IoU and MaxF on held-out images"
     ious += [(name, tuple(colour), [row[f"iou_{name}"] for row in rows])

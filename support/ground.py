@@ -54,7 +54,7 @@ class Plan(NamedTuple):
 
 
 def survey(seed, category):
-    """The ground plan of scene (seed, category). Its own stream of chance: looks cannot move the road."""
+    """The ground plan of scene (seed, category). It has a random stream of its own, so looks cannot move the road."""
     rng = np.random.default_rng([seed, CATEGORIES.index(category), 0])
     side, width = int(rng.choice([-1, 1], p=[0.3, 0.7])), rng.uniform(2.8, 3.7)
     lanes = {"um": 2, "umm": int(rng.integers(3, 5)), "uu": 0}[category]
@@ -121,7 +121,7 @@ def ground_colour(rng, plan, weather, x, z, inside, across):
     of which are known: road, then a kerb, then to each side a strip and the open land."""
     road, paved = shade(rng, ASPHALT, 10), rng.random(2) < 0.4
     edge = road + (45 if road[0] < 125 else rng.choice([-50, 40]))
-    # A pavement may be almost as grey as the road. What looks like it gets a kerb, to be told apart by.
+    # A pavement may be almost as grey as the road. Then it gets a kerb, by which it can be told from the road.
     strips = [shade(rng, [road + rng.choice([-20, 20])] + SLABS if slabs else LAND) for slabs in paved]
     paint = shade(rng, [(226, 222, 214)] * 9 + [(222, 184, 70)], 8)
     palette = np.array([road, edge, paint, *strips, shade(rng, LAND), shade(rng, LAND)], np.float32)

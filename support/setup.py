@@ -108,7 +108,10 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
     step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
         step, best, log, loss_sum = saved["step"], saved["best"], saved["log"], saved["loss_sum"].to(device)
-        optimizer.load_state_dict(saved["optimizer"])
+        try:
+            optimizer.load_state_dict(saved["optimizer"])
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{out}: the checkpoint's momentum is not that of its weights ({one_line(error)})") from None
         if total_steps < step:
             raise InputError(f"--epochs {settings['epochs']}: the run has done {math.ceil(step / steps_per_epoch)} already")
         if log and not holds_network(out / "best.pt"):

@@ -17,7 +17,6 @@ from support.files import read_tensors
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
-SETTINGS = {name: values[0] for name, values in train.DEFAULTS.items()}
 TINY = ["--width", "0.0625", "--fc-channels", "16", "--crop", "32x64", "--weights", "none", "--lr", "0.01", "--workers", "1"]
 
 
