@@ -173,7 +173,8 @@ def count_classes(root: Path, samples: list[Sample]) -> list[str]:
         raise InputError(f"{root}: every pixel of every mask is {IGNORE} (ignored); there is nothing to learn")
     if ids.max() >= 2 * len(ids) and ids.max() > 20:
         raise InputError(f"{root}: the masks hold {len(ids)} ids, {', '.join(map(str, ids[:4]))} ..., the largest "
-                         f"{ids.max()}; number them 0, 1, 2, or say in {root / 'classes.txt'} what the ids from 0 on are called")
+                         f"{ids.max()}; number them 0, 1, 2, or say in {root / 'classes.txt'} what the ids from 0 on are "
+                         "called")
     return [f"class {i}" for i in range(int(ids.max()) + 1)]
 
 

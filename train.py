@@ -140,14 +140,14 @@ def train(run: Run, stop: Stop):
             if progress.due():  # seldom: reading the loss makes the device wait
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {loss.item():.4f}  rate {rate:.2e}")
 
-        trained = time.perf_counter()
+        trained_at = time.perf_counter()
         result, pictures = evaluate(run, data.val, shown, stop)
         divergence.refuse(total_steps, settings, ranks)
         stop.end_if_asked(ranks, out, save_last)
         log.append({"epoch": epoch, "step": step, "lr": learning_rate(step - 1, total_steps, settings),
                     "seconds": round(time.perf_counter() - started, 1),
-                    "evaluation_seconds": round(time.perf_counter() - trained, 1),
-                    "data_wait": round(source.seconds / max(trained - started, 1e-9), 4),
+                    "evaluation_seconds": round(time.perf_counter() - trained_at, 1),
+                    "data_wait": round(source.seconds / max(trained_at - started, 1e-9), 4),
                     "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": result["loss"],
                     **log_columns(result, data.classes)})
         loss_sum = torch.zeros((), device=run.device)

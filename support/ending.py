@@ -1,8 +1,8 @@
 """How a run ends: done, stopped by a signal, or with one line that says what was wrong.
 
 The first Ctrl-C (SIGINT) or SIGTERM, which preempted machines receive, ends the run after the step under way, with a
-checkpoint. The second one ends it at once. Before the first step, while all is set up, either ends the run at once. Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT
-or SIGTERM.
+checkpoint. The second one ends it at once, and so does the first one before the first step. Exit status: 0 done, 2 input
+that cannot be used, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
 from __future__ import annotations

@@ -38,13 +38,17 @@ class Ranks:
                                             (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
         self.first = self.rank == 0
 
+    def silence_others(self):
+        """From here on the first process alone prints on standard output."""
+        if not self.first:
+            sys.stdout = open(os.devnull, "w")
+
     def wait_for_first(self):
-        """All processes but the first wait here until it calls `let_others_in`. From here on they print nothing.
+        """All processes but the first wait here until it calls `let_others_in`.
 
         So the first process alone says what is wrong with the input. If it ends, torchrun ends the others.
         """
         if self.size > 1 and not self.first:
-            sys.stdout = open(os.devnull, "w")
             self.meet()
 
     def let_others_in(self):

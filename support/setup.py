@@ -77,6 +77,7 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
     Raises InputError for what cannot be used; then no folder of a new run has been made. ImageNet's weights may have been
     downloaded, and synthetic roads drawn.
     """
+    ranks.silence_others()
     ranks.wait_for_first()
     out = choose_folder(options["out"], options["resume"], options["data"])
     lock = lock_folder(out, resume=True) if options["resume"] and ranks.first else None
@@ -125,11 +126,13 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
         lock = lock or lock_folder(out, resume=False)  # only now: a mistyped command leaves nothing behind
         write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
     ranks.let_others_in()
-    out, pixels = ranks.gather((out, pixels))[0]
+    out, pixels, skip_scale = ranks.gather((out, pixels, net.config["skip_scale"]))[0]
+    net.set_skip_scale(*skip_scale)  # as the first process has measured it
     class_weights = weigh_classes(pixels).to(device) if settings["class_weights"] == "sqrt" else None
     model = callable_model(net, settings, ranks)
-    return Run(out, lock, about, settings, ranks, device, data, reader, crop, steps_per_epoch, total_steps, net, model, optimizer,
-               autocast_for(settings["amp"], device), class_weights, give_back, step, best, log, loss_sum)
+    autocast = autocast_for(settings["amp"], device)
+    return Run(out, lock, about, settings, ranks, device, data, reader, crop, steps_per_epoch, total_steps, net, model,
+               optimizer, autocast, class_weights, give_back, step, best, log, loss_sum)
 
 
 def synthetic_roads(folder: Path) -> Path:

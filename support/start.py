@@ -109,8 +109,8 @@ def identity_init(net: VGG16):
 
     Identity initialisation (Yu and Koltun 2016, section 3). With He-normal weights, the scores would begin from a random
     mixture of the 512*7*7 numbers that fc6 sees, and a few hundred images would have to sort it out. So they begin from
-    features that were learnt from a million images. A tenth of the fresh weights stays, for what is to be learnt from the rest of
-    the window, and for channels that pool5 does not have.
+    features that were learnt from a million images. A tenth of the fresh weights stays, for what is to be learnt from the
+    rest of the window, and for channels that pool5 does not have.
     """
     for layer in (net.fc6, net.fc7):
         layer.weight *= 0.1
@@ -126,9 +126,9 @@ def take_over(net: FCN8s, weights: dict, path: Path) -> str:
 
     weights    the content of a checkpoint of train.py, as read_tensors gives it; `path` is for messages
 
-    VGG16's layers are copied, and the factors on the skips (which --skip-scale may then replace). The score layers are copied too if the classes are as many, and
-    learnt upsampling if the stride is the same. Returns one line on it. Raises InputError, and leaves `net` as it was, if
-    the networks differ in size or something is missing.
+    VGG16's layers are copied, and the factors on the skips, which --skip-scale may then replace. The score layers are copied
+    too if the classes are as many, and learnt upsampling if the stride is the same. Returns one line on it. Raises
+    InputError, and leaves `net` as it was, if the networks differ in size or something is missing.
     """
     state, config = weights.get("model"), weights.get("config")
     if not isinstance(state, dict) or not isinstance(config, dict) or len(config.get("skip_scale", ())) != 2:
@@ -162,9 +162,10 @@ def balance(net: FCN8s, image: torch.Tensor):
 
     A step of a score layer changes the scores by the squared length of its input: the sum of squares over the channels. With
     Caffe's VGG16 that is some 80,000 for a fresh fc7 and 80,000,000 for pool3; with other weights it is other numbers. The
-    largest of them limits the learning rate for all three. With comparable lengths, all three learn at about the same pace. The skips may
-    learn somewhat faster, since the fine detail that they add is learnt last. On CamVid, twice the length was worth up to
-    0.6 points of mean IoU on two streets that no training image showed, and 1.7 on the validation set; a third of it cost 4.
+    largest of them limits the learning rate for all three. With comparable lengths, all three learn at about the same pace.
+    The skips may learn somewhat faster, since the fine detail that they add is learnt last. On CamVid, twice the length was
+    worth up to 0.6 points of mean IoU on two streets that no training image showed, and 1.7 on the validation set; a third of
+    it cost 4.
 
     For the pools the factor is skip_scale. For fc7 it is in the weights: ReLU passes factors on, so dividing fc6's weights
     and both biases by a number divides fc7 by that number and changes nothing else.

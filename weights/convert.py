@@ -210,7 +210,8 @@ def download() -> Path:
         torch.hub.download_url_to_file(URL, str(path), hash_prefix=hash_in_name(path.name))
     except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: the hash is another
         raise InputError(f"{URL} cannot be downloaded ({one_line(error, 200)}): fetch it by hand, put it into {HERE} and "
-                         "run python weights/convert.py; other sources: weights/README.md; or train with --weights none") from None
+                         "run python weights/convert.py; other sources: weights/README.md; or train with --weights "
+                         "none") from None
     return path
 
 
