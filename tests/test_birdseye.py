@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-import metrics
+from data import read_kitti_label
 from support import roads
 from support.birdseye import bird_cells, bird_view, homography, read_calibration
 from support.errors import InputError
@@ -45,7 +45,7 @@ def test_real_calibration_projects_ground_points_where_arithmetic_by_hand_does(k
 
 
 def test_a_real_road_seen_from_above_keeps_its_width_and_uncovered_cells_are_not_valid(kitti_sample):
-    truth = torch.from_numpy(metrics.read_kitti_label(kitti_sample / "training/gt_image_2/um_road_000000.png"))
+    truth = torch.from_numpy(read_kitti_label(kitti_sample / "training/gt_image_2/um_road_000000.png"))
     above = bird_view(truth, bird_cells(kitti_sample / "training/calib/um_000000.txt", *truth.shape), IGNORE)
     assert above.dtype == truth.dtype and set(above.unique().tolist()) == {0, 1, IGNORE}
     widths = (above[200:700] == 1).sum(1) * 0.05
@@ -67,7 +67,7 @@ def test_a_picture_from_above_has_the_colours_of_the_pixels_it_is_seen_at(kitti_
 def test_truth_of_synthetic_scenes_from_above_is_the_road_they_were_drawn_from(tmp_path):
     """Calibration and picture come from one geometry: what is road in the picture is road on the ground."""
     roads.write(tmp_path / "s", train=3, test=0, height=375, width=1242)
-    truth = torch.from_numpy(metrics.read_kitti_label(tmp_path / "s/training/gt_image_2/um_road_000000.png"))
+    truth = torch.from_numpy(read_kitti_label(tmp_path / "s/training/gt_image_2/um_road_000000.png"))
     above = bird_view(truth, bird_cells(tmp_path / "s/training/calib/um_000000.txt", *truth.shape), IGNORE)
     plan = roads.survey(0, "um")
     x, z = np.meshgrid(-10 + 0.05 * (np.arange(400) + 0.5), 46 - 0.05 * (np.arange(800) + 0.5))
