@@ -276,6 +276,9 @@ def keep_classes(data: DataSet, keep: str) -> DataSet:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; returns the exit status: 0, or 2 for input that cannot be used (one line on stderr)."""
+    if arguments in (["-h"], ["--help"]):
+        print(__doc__.strip())
+        return 0
     try:
         if len(arguments) not in (1, 2) or arguments[1:] not in ([], ["road"], ["lane"]):
             raise InputError("say which folder: python data.py DIR [road|lane]")

@@ -95,7 +95,7 @@ class FCN8s(nn.Module):
 
     Why a border of 100. fc6 has no padding there, so pool5 needs 7 rows for its window. pool5 has
     ceil((H + 2*pad - 2) / 32) rows. That is at least 7 for every H >= 1 if pad >= 97. A pad of 90 would do for images of 15
-    pixels a side and more, but not for smaller ones; this class refuses it.
+    pixels a side and more, but not for smaller ones, so this class refuses it.
 
     The three score layers start at zero (sections 4.2 and 4.3): an untrained network scores all classes alike, and a new
     skip changes nothing at first. Only these layers can start so. The gradient of a layer's weights is its input times the

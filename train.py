@@ -162,6 +162,8 @@ def train(run: Run, stop: Stop):
                 draw_samples(out / "samples.png", pictures, data.classes, f"held out, epoch {epoch}")
                 save_tensors({**run.about, "model": net.state_dict(), "epoch": epoch, "best": best, "result": result},
                              out / "best.pt")
+        if not (out / "last.pt").exists():
+            save_last()  # from the first epoch on there is something to resume
     save_last()
     sum_up(run, stop, len(log))
 

@@ -10,7 +10,7 @@ class Parser(argparse.ArgumentParser):
     """A command line whose errors are one line, without the usage, and exit status 2.
 
     script     the name of the file, for messages
-    unknown    what to say before arguments that are no options
+    unknown    what to say before arguments that should have followed an option
     """
 
     def __init__(self, script: str, unknown: str = "unrecognized arguments", **more):
@@ -18,7 +18,10 @@ class Parser(argparse.ArgumentParser):
         self.script, self.unknown = script, unknown
 
     def error(self, message):
-        self.exit(2, f"{self.script}: error: {message.replace('unrecognized arguments', self.unknown)}\n")
+        if message.startswith("unrecognized arguments: "):
+            arguments = message.partition(": ")[2]
+            message = f"{'not an option' if arguments.startswith('-') else self.unknown}: {arguments}"
+        self.exit(2, f"{self.script}: error: {message}\n")
 
 
 def matching(pattern: str, what: str, kind=str):

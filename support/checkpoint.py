@@ -40,6 +40,8 @@ def load_last(out: Path) -> dict:
     The damaged file gets another name, or the next checkpoint would put it in the place of the whole one. Raises InputError
     if neither is whole.
     """
+    if not any((out / name).exists() for name in ("last.pt", "before.pt")):
+        raise InputError(f"{out / 'last.pt'}: there is no checkpoint to go on from; start the run again without --resume")
     reasons = []
     for name in ("last.pt", "before.pt"):
         try:

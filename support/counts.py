@@ -52,7 +52,7 @@ def read_everything(data: DataSet, reader: Reader) -> Counts:
                     progress.show(f"reading {i + 1}/{len(samples)} images")
         finally:
             pool.shutdown(cancel_futures=True)  # after an error: do not read what nobody will use
-    progress.line(f"{len(samples)} images read, the largest {largest[1]}x{largest[0]}")
+    progress.line(f"{len(samples)} images read, the largest {largest[0]}x{largest[1]} (height x width)")
     return Counts(training, held_out, largest)
 
 

@@ -6,7 +6,7 @@ from fcn import FCN8s
 from vgg import Grid, geometry
 
 # The way back: the layer that upsamples, the letter of its cells, the map that is added, and the letter of that map's cells.
-SKIPS = [("upscore2", "k", "pool4", "m"), ("upscore_pool4", "n", "pool3", "p")]
+WAY_BACK = [("upscore2", "k", "pool4", "m"), ("upscore_pool4", "n", "pool3", "p")]
 
 
 def signed(term: str, number: float) -> str:
@@ -36,7 +36,7 @@ def derivation(net: FCN8s) -> str:
             f"{'':14} cell {cell} is centred on pixel {centre(after, cell)}"])
         return after
 
-    for name, cell, skip, other in SKIPS[:{8: 2, 16: 1, 32: 0}[net.stride]]:
+    for name, cell, skip, other in WAY_BACK[:{8: 2, 16: 1, 32: 0}[net.stride]]:
         grid, fine, crop = upsample(name, cell), net.vgg.grid[skip], getattr(net, f"crop_{skip}")
         apart = grid.offset - fine.offset
         by = f"/{grid.stride} = {cell} + {crop}" if apart else ""

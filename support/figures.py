@@ -141,8 +141,9 @@ def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Sheet:
                       above + (crop + inner.rows) * sy, SCORES)
         shown = maps[name]
         sheet.text(x, below + 5, f"{titles.get(name, name)}\n{shown.channels} x {shown.rows} x {shown.columns}", anchor="ma")
-    sheet.text(20, 568, "Below each map: channels x rows x columns; its sides are drawn to the square root of rows and "
-               "columns.\nTwo or three 3 x 3 convolutions stand before each pool. Red: what a crop cuts off.", 13, GREY, "lm")
+    sheet.text(20, 568, f"FCN-8s with pad={net.config['pad']}, for an image of {height} x {width}. Below each map: channels x rows "
+               "x columns. Large maps are drawn smaller than to scale.\nTwo or three 3 x 3 convolutions stand before each "
+               "pool. Red: what a crop cuts off.", 13, GREY, "lm")
     return sheet
 
 
@@ -199,5 +200,6 @@ if __name__ == "__main__":
     with torch.device("meta"):
         net = FCN8s(2, pad=100)
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "assets")
+    folder.mkdir(parents=True, exist_ok=True)
     architecture(net).save(folder / "architecture.png")
     border(net).save(folder / "border.png")

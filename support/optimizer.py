@@ -8,7 +8,8 @@ from fcn import FCN8s
 
 
 def sgd(net: FCN8s, settings: dict) -> torch.optim.SGD:
-    """The optimizer (paper, section 4.3). `times` of a group is what its rate is multiplied by: 2 for biases.
+    """The optimizer (paper, section 4.3). `times` of a group is what its rate is multiplied by: 2 for biases, a convention of
+    Caffe's networks that the authors followed.
 
     settings    momentum and weight_decay; biases are not decayed
     """

@@ -65,5 +65,6 @@ def read_mask(path: Path) -> np.ndarray:
     """Class ids uint8 [H, W] of an 8-bit grey or palette PNG: the stored numbers, not the colours. Raises InputError."""
     image = open_picture(path, whole_bytes=True)
     if image.mode not in ("L", "P", "1"):
-        raise InputError(f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is {image.mode}")
+        raise InputError(f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is {image.mode}; "
+                         "save the ids themselves, not their colours")
     return np.asarray(image).astype(np.uint8)

@@ -18,7 +18,7 @@ from vgg import VGG16
 from weights.convert import convert, download
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "vgg16.pth"
-SKIPS = 2.0   # how much longer pool4 and pool3 are made than fc7, see `balance`
+SKIP_LENGTH = 2.0   # how much longer pool4 and pool3 are made than fc7, see `balance`
 
 
 def read_weights(name: str, width: float) -> tuple[dict | None, Path | None]:
@@ -157,8 +157,8 @@ def take_over(net: FCN8s, weights: dict, path: Path) -> str:
 
 @torch.no_grad()
 def balance(net: FCN8s, image: torch.Tensor):
-    """Scale what the score layers see: fc7 to a root mean square of 1 on `image` [N, 3, H, W], and pool4 and pool3 to SKIPS
-    times its length.
+    """Scale what the score layers see: fc7 to a root mean square of 1 on `image` [N, 3, H, W], and pool4 and pool3 to
+    SKIP_LENGTH times its length.
 
     A step of a score layer changes the scores by the squared length of its input: the sum of squares over the channels. With
     Caffe's VGG16 that is some 80,000 for a fresh fc7 and 80,000,000 for pool3; with other weights it is other numbers. The
@@ -176,4 +176,4 @@ def balance(net: FCN8s, image: torch.Tensor):
     length = math.sqrt(net.vgg.channels["fc7"])
     for scaled in (net.vgg.fc6.weight, net.vgg.fc6.bias, net.vgg.fc7.bias):
         scaled /= fc7 / length
-    net.set_skip_scale(SKIPS * length / pool4, SKIPS * length / pool3)
+    net.set_skip_scale(SKIP_LENGTH * length / pool4, SKIP_LENGTH * length / pool3)

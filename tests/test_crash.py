@@ -177,6 +177,33 @@ sys.exit(train.main(sys.argv[2:]))
     assert_same_end(tmp_path, here_undisturbed)
 
 
+def test_a_run_killed_in_its_second_epoch_goes_on_however_seldom_checkpoints_are(scenes, tmp_path, monkeypatch):
+    def begin(out):
+        return train.main(["--data", str(scenes), "--out", str(out), *TINY, "--save-every", "1000"])
+
+    assert begin(tmp_path / "whole") == 0
+    evaluate, calls = train.evaluate, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise SystemExit("killed")
+        return evaluate(*args)
+
+    monkeypatch.setattr(train, "evaluate", killed)
+    with pytest.raises(SystemExit):
+        begin(tmp_path / "cut")
+    monkeypatch.undo()
+    assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
+    assert_same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed_and_says_what_to_do(tmp_path, capsys):
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "last.pt: there is no checkpoint" in error and "without --resume" in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("during", ["cross_entropy", "predict_image"])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(scenes, tmp_path, monkeypatch, capsys, number, status, during):
