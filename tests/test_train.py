@@ -80,7 +80,7 @@ def test_a_run_leaves_settings_log_pictures_and_both_checkpoints(scenes, tmp_pat
         FCN8s(**checkpoint["config"]).load_state_dict(checkpoint["model"])
         assert checkpoint["classes"] == ["not road", "road"]
     assert {file.name for file in out.iterdir()} == {"config.json", "log.csv", "curves.png", "samples.png", "last.pt",
-                                                      "best.pt", ".lock"}  # and no half-written file beside them
+                                                      "before.pt", "best.pt", ".lock"}  # and no half-written file beside them
 
 
 def test_the_best_checkpoint_is_that_of_the_best_row_of_the_log(scenes, tmp_path):
