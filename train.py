@@ -94,12 +94,12 @@ def train(run: Run, stop: Stop):
           f"{', bf16' if settings['amp'] == 'bf16' else ''}; {settings['epochs']} epochs of {steps_per_epoch} steps; "
           f"results in {out}")
     shown = sorted({i * len(data.val) // 4 for i in range(4)})  # held-out images to be seen in samples.png
-    divergence = Divergence(run.device)
+    divergence = Divergence(run.device, total_steps, settings, ranks)
     progress, saved_at = Progress(total_steps, step, images=settings["batch_size"]), time.perf_counter()
 
     def save_last():
         nonlocal saved_at
-        divergence.refuse(total_steps, settings, ranks)
+        divergence.refuse()
         if ranks.first:
             save_tensors({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
                           "best": best, "log": log, "loss_sum": loss_sum}, out / "last.pt", before=out / "before.pt")
@@ -142,7 +142,7 @@ def train(run: Run, stop: Stop):
 
         trained_at = time.perf_counter()
         result, pictures = evaluate(run, data.val, shown, stop)
-        divergence.refuse(total_steps, settings, ranks)
+        divergence.refuse()
         stop.end_if_asked(ranks, out, save_last)
         log.append({"epoch": epoch, "step": step, "lr": learning_rate(step - 1, total_steps, settings),
                     "seconds": round(time.perf_counter() - started, 1),

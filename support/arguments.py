@@ -39,3 +39,11 @@ def parse_size(text: str) -> tuple[int, int] | None:
         return None
     height, width = text.split("x")
     return int(height), int(width)
+
+
+def parse_scale(text: str) -> tuple[float, float] | None:
+    """"A,B", factors on pool4 and pool3, to (A, B), "auto" to None."""
+    if text == "auto":
+        return None
+    pool4, pool3 = map(float, text.split(","))
+    return pool4, pool3

@@ -29,13 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fcn import FCN8s, cross_entropy
 from support.arguments import Parser
-from support.device import (
-    autocast_for,
-    normalise,
-    on_device,
-    pick_device,
-    prepare_prediction,
-)
+from support.device import autocast_for, normalise, on_device, pick_device, prepare_prediction
 from support.errors import InputError
 from support.memory import keep_memory, recompute
 from support.optimizer import sgd

@@ -59,6 +59,16 @@ def load_last(out: Path) -> dict:
     raise InputError(reasons[0] if not (out / "before.pt").exists() else "; ".join(reasons))
 
 
+def restored_network(saved: dict) -> FCN8s:
+    """The network of the run to resume. Its weights are taken out of `saved`. Raises InputError if they do not fit."""
+    try:
+        net = FCN8s(**saved["config"])
+        net.load_state_dict(saved.pop("model"))  # half a gigabyte less from here on
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"the checkpoint's weights are not those of its settings ({one_line(error)})") from None
+    return net
+
+
 def holds_network(path: Path) -> bool:
     """Whether there is a whole checkpoint at this path."""
     try:

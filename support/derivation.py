@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fcn import FCN8s
+from torch import nn
+
 from vgg import Grid, geometry
 
 # The way back: the layer that upsamples, the letter of its cells, the map that is added, and the letter of that map's cells.
@@ -19,8 +20,8 @@ def centre(grid: Grid, cell: str) -> str:
     return signed(cell if grid.stride == 1 else f"{grid.stride} {cell}", grid.offset)
 
 
-def derivation(net: FCN8s) -> str:
-    """The crops of a network as one would derive them with a pencil, several lines."""
+def derivation(net: nn.Module) -> str:
+    """The crops of an FCN8s as one would derive them with a pencil, several lines."""
     grid = net.vgg.grid["fc7"].after(net.score_fr)
     lines = [f"score_fr       cell j is centred on pixel {centre(grid, 'j')}"]
 

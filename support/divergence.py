@@ -12,19 +12,20 @@ from support.ranks import Ranks
 class Divergence:
     """The first step at which the loss or its gradient was not finite. It stays on the device, so that no step waits."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, total_steps: int, settings: dict, ranks: Ranks):
+        self.total_steps, self.settings, self.ranks = total_steps, settings, ranks
         self.step = torch.zeros((), dtype=torch.int64, device=device)  # 0: none so far
 
     def watch(self, step: int, value: torch.Tensor):
         """Look at a value of step `step` (1, 2, ...)."""
         self.step = torch.where(torch.isfinite(value) | (self.step > 0), self.step, step)
 
-    def refuse(self, total_steps: int, settings: dict, ranks: Ranks):
+    def refuse(self):
         """Raise InputError if there was such a step. Called before anything is saved; it waits for the device."""
         step = self.step.item()
         if step:
-            if not ranks.first:
+            if not self.ranks.first:
                 raise SystemExit(2)  # all processes know it, one says it
-            rate = learning_rate(step - 1, total_steps, settings)
+            rate = learning_rate(step - 1, self.total_steps, self.settings)
             raise InputError(f"the loss was not finite at step {step}, at a rate of {rate:.2g}; nothing of it is saved. Start "
-                             f"again with a smaller --lr than {settings['lr']:g} and another --out")
+                             f"again with a smaller --lr than {self.settings['lr']:g} and another --out")

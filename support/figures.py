@@ -141,8 +141,8 @@ def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Sheet:
                       above + (crop + inner.rows) * sy, SCORES)
         shown = maps[name]
         sheet.text(x, below + 5, f"{titles.get(name, name)}\n{shown.channels} x {shown.rows} x {shown.columns}", anchor="ma")
-    sheet.text(20, 568, f"FCN-8s with pad={net.config['pad']}, for an image of {height} x {width}. Below each map: channels x rows "
-               "x columns. Large maps are drawn smaller than to scale.\nTwo or three 3 x 3 convolutions stand before each "
+    sheet.text(20, 568, f"FCN-8s with pad={net.config['pad']}, for an image of {height} x {width}. Below each map: channels x "
+               "rows x columns. Large maps are drawn smaller than to scale.\nTwo or three 3 x 3 convolutions stand before each "
                "pool. Red: what a crop cuts off.", 13, GREY, "lm")
     return sheet
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from data import DataSet
-from support.arguments import Parser, matching
+from support.arguments import Parser, matching, parse_scale
 from support.device import use_bf16
 from support.errors import InputError
 from support.ranks import Ranks
@@ -32,7 +32,7 @@ LEAST_STEPS = 1200  # small data sets get more epochs, to make as many steps
 PAPER_STEPS = {"at once": 300_000, "stage": 100_000}  # of --recipe paper
 
 
-def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: dict | None):
+def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: dict | None, steps_per_epoch: int):
     """Replace each "auto" by a value, in place. On --resume a run keeps these values, on whatever machine.
 
     weights    the content of the weights file that the network begins with, or None
@@ -48,14 +48,13 @@ def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: d
     if settings["fc_channels"] == "auto":
         settings["fc_channels"] = suited_channels(weights)
     if settings["epochs"] == "auto":
-        settings["epochs"] = suited_epochs(settings, math.ceil(len(data.train) / settings["batch_size"]), device)
+        settings["epochs"] = suited_epochs(settings, steps_per_epoch, device)
 
 
 def suited_epochs(settings: dict, steps_per_epoch: int, device: torch.device) -> int:
     """The length of a run in epochs, where nobody has said it."""
     if settings["recipe"] == "paper":
-        scale = settings["skip_scale"]
-        at_once = settings["stride"] == 8 and scale != "auto" and tuple(map(float, scale.split(","))) == AT_ONCE
+        at_once = settings["stride"] == 8 and parse_scale(settings["skip_scale"]) == AT_ONCE
         return math.ceil(PAPER_STEPS["at once" if at_once else "stage"] / steps_per_epoch)
     epochs = CPU_EPOCHS if device.type == "cpu" else GPU_EPOCHS
     return max(epochs, math.ceil(LEAST_STEPS / steps_per_epoch))

@@ -19,14 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from support.arguments import Parser, matching, parse_size
-from support.ground import (
-    CATEGORIES,
-    calibration,
-    forecast,
-    ground_colour,
-    sky_colour,
-    survey,
-)
+from support.ground import CATEGORIES, calibration, forecast, ground_colour, sky_colour, survey
 from support.things import furnish
 
 HEIGHT, WIDTH = 96, 320   # a quarter of KITTI's 375 x 1242: trains on a laptop, and roads are still readable

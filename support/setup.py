@@ -22,10 +22,10 @@ from data import DataSet, find
 from fcn import FCN8s
 from support import roads
 from support.arguments import parse_size
-from support.batches import Reader, collate
-from support.checkpoint import holds_network, load_last
+from support.batches import Reader
+from support.checkpoint import holds_network, load_last, restored_network
 from support.counts import check_counts, read_everything, weigh_classes
-from support.device import autocast_for, normalise, pick_device
+from support.device import autocast_for, pick_device
 from support.errors import InputError, one_line
 from support.files import write_text
 from support.folder import choose_folder, lock_folder
@@ -33,14 +33,7 @@ from support.memory import keep_memory, recompute
 from support.optimizer import sgd
 from support.options import check_settings, resolve_auto, settle
 from support.ranks import Ranks
-from support.start import (
-    balance,
-    is_checkpoint,
-    load_imagenet,
-    new_network,
-    read_weights,
-    take_over,
-)
+from support.start import begin_network, read_weights
 
 SYNTHETIC = Path(__file__).resolve().parents[1] / "runs" / "synthetic-roads"  # drawn once, read by every run without --data
 
@@ -100,21 +93,21 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
         pixels = counts.training
 
     weights, path = read_weights(settings["weights"], settings["width"]) if not saved else (None, None)
-    resolve_auto(settings, data, device, weights)
+    steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
+    resolve_auto(settings, data, device, weights, steps_per_epoch)
     net = restored_network(saved) if saved else begin_network(settings, data, reader, crop, weights, path)
     net = net.to(device)  # the weights stay contiguous; the images are channels_last
     optimizer = sgd(net, settings)
-    steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
     total_steps = settings["epochs"] * steps_per_epoch
     step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
     if saved:
         step, best, log, loss_sum = saved["step"], saved["best"], saved["log"], saved["loss_sum"].to(device)
+        if total_steps < step:
+            raise InputError(f"--epochs {settings['epochs']}: the run has done {math.ceil(step / steps_per_epoch)} already")
         try:
             optimizer.load_state_dict(saved["optimizer"])
         except (KeyError, ValueError) as error:
             raise InputError(f"{out}: the checkpoint's momentum is not that of its weights ({one_line(error)})") from None
-        if total_steps < step:
-            raise InputError(f"--epochs {settings['epochs']}: the run has done {math.ceil(step / steps_per_epoch)} already")
         if log and not holds_network(out / "best.pt"):
             best = best_is_lost(out / "best.pt", settings["epochs"], left=total_steps - step)
         print(f"{out}: going on after step {step}")
@@ -150,36 +143,6 @@ def refuse_other_data(folder, classes: list[str], images: list[list[str]], saved
     if images != saved["images"]:
         raise InputError(f"{folder}: has {len(images[0])} + {len(images[1])} images, the run to resume "
                          f"{len(saved['images'][0])} + {len(saved['images'][1])}, or others; begin a new run with these")
-
-
-def begin_network(settings: dict, data: DataSet, reader: Reader, crop: tuple[int, int] | None, weights: dict | None,
-                  path: Path | None) -> FCN8s:
-    """A new network with the weights that the settings name; says which. Raises InputError if they do not fit."""
-    torch.manual_seed(settings["seed"])
-    net = new_network(len(data.classes), settings)
-    if is_checkpoint(weights):
-        print(take_over(net, weights, path))
-    elif weights is not None:
-        print(load_imagenet(net.vgg, weights, path))
-    if settings["skip_scale"] != "auto":
-        net.set_skip_scale(*map(float, settings["skip_scale"].split(",")))
-    elif not is_checkpoint(weights):
-        image, label = reader(data.train[0])
-        height, width = crop or label.shape  # a photo of 12 megapixels, whole, would take 7 GiB
-        image, _ = collate([(image[-height:, :width], label[-height:, :width])])
-        balance(net, normalise(image))
-    print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
-    return net
-
-
-def restored_network(saved: dict) -> FCN8s:
-    """The network of the run to resume. Its weights are taken out of `saved`. Raises InputError if they do not fit."""
-    try:
-        net = FCN8s(**saved["config"])
-        net.load_state_dict(saved.pop("model"))  # half a gigabyte less from here on
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"the checkpoint's weights are not those of its settings ({one_line(error)})") from None
-    return net
 
 
 def best_is_lost(path: Path, epochs: int, left: int) -> float:

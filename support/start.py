@@ -11,7 +11,11 @@ from pathlib import Path
 
 import torch
 
+from data import DataSet
 from fcn import FCN8s
+from support.arguments import parse_scale
+from support.batches import Reader, collate
+from support.device import normalise
 from support.errors import InputError
 from support.files import read_tensors
 from vgg import VGG16
@@ -38,6 +42,26 @@ def read_weights(name: str, width: float) -> tuple[dict | None, Path | None]:
             print(convert(download(), WEIGHTS))
     path = WEIGHTS if name == "auto" else Path(name)
     return read_tensors(path), path
+
+
+def begin_network(settings: dict, data: DataSet, reader: Reader, crop: tuple[int, int] | None, weights: dict | None,
+                  path: Path | None) -> FCN8s:
+    """A new network with the weights that the settings name; says which. Raises InputError if they do not fit."""
+    torch.manual_seed(settings["seed"])
+    net = new_network(len(data.classes), settings)
+    if is_checkpoint(weights):
+        print(take_over(net, weights, path))
+    elif weights is not None:
+        print(load_imagenet(net.vgg, weights, path))
+    if settings["skip_scale"] != "auto":
+        net.set_skip_scale(*parse_scale(settings["skip_scale"]))
+    elif not is_checkpoint(weights):
+        image, label = reader(data.train[0])
+        height, width = crop or label.shape  # a photo of 12 megapixels, whole, would take 7 GiB
+        image, _ = collate([(image[-height:, :width], label[-height:, :width])])
+        balance(net, normalise(image))
+    print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
+    return net
 
 
 def suited_channels(weights: dict | None) -> int:

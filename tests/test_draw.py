@@ -8,14 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from support.draw import (
-    colours_for,
-    draw_curves,
-    draw_samples,
-    overlay,
-    palette_mask,
-    tint,
-)
+from support.draw import colours_for, draw_curves, draw_samples, overlay, palette_mask, tint
 from support.labels import IGNORE
 from support.pictures import read_mask
 

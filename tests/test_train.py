@@ -13,7 +13,7 @@ import predict
 import train
 from data import find, read_kitti_label
 from fcn import FCN8s, cross_entropy
-from support import options, setup, start
+from support import options, start
 from support.errors import InputError
 from support.labels import IGNORE
 from vgg import VGG16
@@ -199,7 +199,7 @@ def test_no_more_than_the_crop_reaches_the_network_before_and_in_training(scenes
             return function(*args)
         monkeypatch.setattr(module, name, call)
 
-    watched(setup, "balance", image=1)
+    watched(start, "balance", image=1)
     watched(train, "cross_entropy", image=0)  # scores have the size of their images
     assert run(scenes, tmp_path, "--epochs", "1", "--crop", "24x40") == 0
     assert {name for name, *_ in seen} == {"balance", "cross_entropy"}
