@@ -1,75 +1,53 @@
-"""What a sample is, and how the samples of a data set are found and read.
+"""How the samples of a data set are found and read.
 
-    python data.py DIR [road|lane]     print what train.py would read from a folder, and where every image would go
+    python data.py DIR          check a data set before training: what was found, sizes, classes, what is ignored or broken
+    python data.py DIR --show FILE     a picture of samples with their labels over them, to be looked at
 
 A sample is a picture and its label map: class ids 0 ... C-1, or IGNORE (255) for pixels that are left out of training and
-scores. Which kind of data set a folder holds is told by the folders inside it, see LAYOUTS.
+scores. Which kind of data set a folder holds is told by the folders inside it, see LAYOUTS. KITTI Road is read here; the other
+layouts are in support/own.py and support/published.py.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Callable, NamedTuple
 
 import numpy as np
 
-from support.errors import InputError
-from support.labels import IGNORE, only_road
-from support.pictures import IMAGE_ENDINGS, files_in, open_picture, read_mask
+from support.arguments import DATA_OPTIONS, Parser
+from support.counts import check_counts, describe, extent, read_everything
+from support.draw import draw_labels
+from support.errors import InputError, closed_pipe, number
+from support.labels import IGNORE
+from support.own import find_masks
+from support.pictures import files_in, open_picture
+from support.published import find_cityscapes, find_voc
+from support.reader import Reader
+from support.samples import DataSet, Sample
 from support.split import hold_out
 
-VOC_CLASSES = ("background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-               "pottedplant sheep sofa train tvmonitor").split()
+SHOWN = 24  # samples in the picture that --show draws, at most
 
 
-class Sample(NamedTuple):
-    """One labelled picture: the paths of its image and its label, and the group it belongs to.
-
-    Images are held out in the same proportion from every group, and roads are scored by group. For KITTI Road the group is
-    the benchmark's category: um_lane, um_road, umm_road or uu_road. Elsewhere it is "".
-    """
-    image: Path
-    label: Path
-    group: str
-
-
-class DataSet(NamedTuple):
-    """What was found in a folder.
-
-    summary      one line on what was found
-    classes      the names of classes 0 ... C-1
-    train, val   the training set and the validation set (the held-out images)
-    read_label   from the path of a label file to class ids uint8 [H, W]; raises InputError
-    kitti        whether the layout is KITTI Road's
-    test         images that training never looks at, for predict.py --split test; most data sets have none
-    """
-    summary: str
-    classes: list[str]
-    train: list[Sample]
-    val: list[Sample]
-    read_label: Callable[[Path], np.ndarray]
-    kitti: bool = False
-    test: list[Sample] = []
-
-    @property
-    def road(self) -> int | None:
-        """1 where class 1 is the road (or the one thing sought) and class 0 all else: then the benchmark's measures apply."""
-        return 1 if only_road(self.classes) == 1 else None
-
-
-def find(root, task: str = "road", split_seed: int = 0, keep: str = "all") -> DataSet:
+def find(root, task: str = "road", split_seed: int = 0, keep: str = "all", images: str = "auto", masks: str = "auto") -> DataSet:
     """The DataSet in folder `root`. Raises InputError in one line if there is none, or if something in it is amiss.
 
     task        "road" or "lane": which ground truth of KITTI Road to use; other layouts have only one
     split_seed  decides which images are held out where the folder has no split of its own
     keep        "all", or names of classes separated by commas: the others become one class, background
+    images      "auto", or a pattern that the paths of the pictures below `root` fit; `masks` likewise (support/pairs.py)
     """
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
+    if (images == "auto") != (masks == "auto"):
+        raise InputError("--images and --masks: go together; say both patterns, or neither")
     layout = next((find_layout for marker, find_layout in LAYOUTS.items() if (root / marker).is_dir()), None)
+    if images != "auto":
+        layout = partial(find_masks, images=images, masks=masks)
     if task != "road" and layout is not find_kitti:
         raise InputError(f"--task {task}: {root} is not a folder of KITTI Road; to learn some classes of a data set, name them "
                          "with --classes")
@@ -77,7 +55,7 @@ def find(root, task: str = "road", split_seed: int = 0, keep: str = "all") -> Da
         return keep_classes(layout(root, task, split_seed), keep)
     above = root.resolve().parent
     meant = any(root.name in Path(marker).parts and (above / marker).is_dir() for marker in LAYOUTS)
-    hint = f"did you mean {above}?" if meant else f"known layouts are {KNOWN}"
+    hint = f"did you mean {above}?" if meant else f"known layouts are {KNOWN}; for others say --images and --masks"
     raise InputError(f"{root}: no data set found here; {hint}")
 
 
@@ -92,8 +70,8 @@ def find_kitti(root: Path, task: str, split_seed: int) -> DataSet:
     for label in files_in(root / "training" / "gt_image_2"):
         match = wanted.fullmatch(label.name)
         if match:
-            category, number = match.groups()
-            image = root / "training" / "image_2" / f"{category}_{number}.png"
+            category, index = match.groups()
+            image = root / "training" / "image_2" / f"{category}_{index}.png"
             if not image.is_file():
                 raise InputError(f"{label}: its image {image} is missing")
             samples.append(Sample(image, label, f"{category}_{task}"))
@@ -107,13 +85,13 @@ def find_kitti(root: Path, task: str, split_seed: int) -> DataSet:
     return DataSet(summary, [f"not {task}", task], train, val, read_kitti_label, kitti=True)
 
 
-def read_kitti_label(path: Path) -> np.ndarray:
+def read_kitti_label(path: Path, strays=None) -> np.ndarray:
     """0 not road, 1 road, IGNORE: uint8 [H, W] from KITTI's colours. Raises InputError.
 
     Magenta (255, 0, 255) is road, red (255, 0, 0) is not road, black is not valid. Black is neither: a pixel is valid where
     red is set, and road where blue is set too.
     """
-    image = open_picture(path)
+    image = open_picture(path, mask=True)
     if image.mode != "RGB":
         raise InputError(f"{path}: KITTI ground truth is RGB, this picture is {image.mode}")
     pixels = np.asarray(image)
@@ -125,124 +103,6 @@ def read_kitti_label(path: Path) -> np.ndarray:
     return np.where(red == 0, IGNORE, blue > 0).astype(np.uint8)
 
 
-def find_masks(root: Path, task: str, split_seed: int) -> DataSet:
-    """Pictures and masks of class ids, matched by stem; class names from classes.txt if it is there, one a line."""
-    if (root / "train" / "images").is_dir():
-        train = matched(root / "train")
-        val = matched(root / "val") if (root / "val").is_dir() else []
-    elif (root / "val" / "images").is_dir():
-        raise InputError(f"{root / 'val'}: goes beside a folder train; move {root / 'images'} and {root / 'masks'} into "
-                         f"{root / 'train'}")
-    else:
-        train, val = matched(root), []
-    if not val:
-        train, val = hold_out(train, split_seed)
-    test = matched(root / "test") if (root / "test" / "masks").is_dir() else []
-
-    names = root / "classes.txt"
-    classes = read_names(names) if names.is_file() else count_classes(root, train + val)
-
-    def read_label(path):
-        mask = read_mask(path)
-        return np.where(mask < len(classes), mask, np.uint8(IGNORE))  # ids without a name do not count
-
-    named = "named in classes.txt" if names.is_file() else "counted in the masks"
-    summary = (f"{root}: images and masks, {len(classes)} classes {named}: "
-               f"{len(train)} training + {len(val)} held-out images{f' + {len(test)} for --split test' if test else ''}")
-    return DataSet(summary, classes, train, val, read_label, test=test)
-
-
-def read_names(path: Path) -> list[str]:
-    """The class names in classes.txt. Raises InputError."""
-    try:
-        classes = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text in UTF-8 ({error})") from None
-    if len(set(classes)) < len(classes):
-        raise InputError(f"{path}: a class is named twice; each line must be another name")
-    if not 1 <= len(classes) <= IGNORE:
-        raise InputError(f"{path}: {len(classes)} classes named; 1 to {IGNORE} are possible, one name a line")
-    return classes
-
-
-def count_classes(root: Path, samples: list[Sample]) -> list[str]:
-    """Names for as many classes as the ids in all masks call for. Raises InputError."""
-    ids = np.unique(np.concatenate([np.unique(read_mask(sample.label)) for sample in samples]))
-    ids = ids[ids != IGNORE]
-    if not len(ids):
-        raise InputError(f"{root}: every pixel of every mask is {IGNORE} (ignored); there is nothing to learn")
-    if ids.max() >= 2 * len(ids) and ids.max() > 20:
-        raise InputError(f"{root}: the masks hold {len(ids)} ids, {', '.join(map(str, ids[:4]))} ..., the largest "
-                         f"{ids.max()}; number them 0, 1, 2, or say in {root / 'classes.txt'} what the ids from 0 on are "
-                         "called")
-    return [f"class {i}" for i in range(int(ids.max()) + 1)]
-
-
-def matched(folder: Path) -> list[Sample]:
-    """Samples of folder/images and folder/masks by stem. Raises InputError if a picture or mask has no partner."""
-    images, masks = {}, {}
-    for files, name in ((images, "images"), (masks, "masks")):
-        for file in files_in(folder / name):
-            if file.stem in files:
-                raise InputError(f"{file}: has the same stem as {files[file.stem].name}; one of them must go")
-            if name == "masks" and file.suffix.lower() != ".png":
-                raise InputError(f"{file}: masks must be PNG; a lossy format blends the class ids")
-            files[file.stem] = file
-    for stem in sorted(images.keys() ^ masks.keys()):
-        lone, missing = (images[stem], "mask") if stem in images else (masks[stem], "image")
-        raise InputError(f"{lone}: there is no {missing} named {stem} in {folder / (missing + 's')}")
-    if not images:
-        raise InputError(f"{folder / 'images'}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})")
-    return [Sample(images[stem], masks[stem], "") for stem in sorted(images)]
-
-
-def find_voc(root: Path, task: str, split_seed: int) -> DataSet:
-    """PASCAL VOC 2012 (a folder VOCdevkit/VOC2012), and with it the masks of SBD (Hariharan et al. 2011) as PNGs.
-
-    val.txt names the held-out images. trainaug.txt (or train_aug.txt) names those to train on, if it is there: the 10,582 of
-    both collections, without val's, that most results are given for. Otherwise train.txt does: 1,464. Images without a mask
-    in SegmentationClass take it from SegmentationClassAug.
-    """
-    lists = root / "ImageSets" / "Segmentation"
-    split = next((name for name in ("trainaug", "train_aug") if (lists / f"{name}.txt").is_file()), "train")
-    train, val = listed(root, lists / f"{split}.txt"), listed(root, lists / "val.txt")
-    if both := {s.image for s in train} & {s.image for s in val}:
-        raise InputError(f"{lists / split}.txt: {len(both)} of its images are in val.txt too, as {min(both).stem}; take them "
-                         "out, or the network is scored on what it was trained on")
-
-    def read_label(path):
-        mask = read_mask(path)
-        odd = (mask >= len(VOC_CLASSES)) & (mask != IGNORE)
-        if odd.any():
-            raise InputError(f"{path}: has the class {mask[odd][0]}; VOC has 0 to 20, and 255 at the borders")
-        return mask
-
-    summary = f"{root}: PASCAL VOC, 21 classes: {len(train)} training ({split}) + {len(val)} held-out images (val)"
-    return DataSet(summary, list(VOC_CLASSES), train, val, read_label)
-
-
-def listed(root: Path, names: Path) -> list[Sample]:
-    """Samples of PASCAL VOC by a list of image names. Raises InputError."""
-    try:
-        stems = dict.fromkeys(names.read_text(encoding="utf-8-sig").split())  # a name that comes twice counts once
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{names}: cannot be read as a list of images ({getattr(error, 'strerror', 'not text')})") from None
-    samples = []
-    for stem in stems:
-        if "/" in stem or "\\" in stem:
-            raise InputError(f"{names}: names {stem[:60]!r}; a list with paths has to be cut down to names")
-        image = root / "JPEGImages" / f"{stem}.jpg"
-        masks = [root / folder / f"{stem}.png" for folder in ("SegmentationClass", "SegmentationClassAug")]
-        mask = next((file for file in masks if file.is_file()), None)
-        for file in (image, mask or masks[0]):
-            if not file.is_file():
-                raise InputError(f"{names}: names {stem[:60]!r}, but there is no {file.name[:64]!r} in {file.parent}")
-        samples.append(Sample(image, mask, ""))
-    if not samples:
-        raise InputError(f"{names}: names no images")
-    return samples
-
-
 # A folder inside DIR that marks a layout, and the function that reads it. A new layout is a function from (root, task,
 # split_seed) to a DataSet and a line here; the first line that fits counts. KNOWN is what an error message lists.
 LAYOUTS = {
@@ -250,9 +110,11 @@ LAYOUTS = {
     "train/images": find_masks,
     "images": find_masks,
     "JPEGImages": find_voc,
+    "leftImg8bit/train": find_cityscapes,
 }
 KNOWN = ("KITTI Road: DIR/training/image_2 and gt_image_2; or DIR/train and DIR/val, each with images and masks; "
-         "or DIR/images and DIR/masks; or PASCAL VOC: DIR/JPEGImages, SegmentationClass and ImageSets/Segmentation")
+         "or DIR/images and DIR/masks; or PASCAL VOC: DIR/JPEGImages, SegmentationClass and ImageSets/Segmentation; "
+         "or Cityscapes: DIR/leftImg8bit and gtFine")
 
 
 def keep_classes(data: DataSet, keep: str) -> DataSet:
@@ -271,27 +133,63 @@ def keep_classes(data: DataSet, keep: str) -> DataSet:
     for i, name in enumerate(data.classes):
         new[i] = classes.index(name) if name in names else 0
     return data._replace(summary=f"{data.summary}; of these {', '.join(classes[1:])}, the others are background",
-                         classes=classes, read_label=lambda path: new[data.read_label(path)])
+                         classes=classes, read_label=lambda path, *strays: new[data.read_label(path, *strays)])
 
 
-def main(arguments: list[str]) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for input that cannot be used (one line on stderr)."""
-    if arguments in (["-h"], ["--help"]):
-        print(__doc__.strip())
-        return 0
-    try:
-        if len(arguments) not in (1, 2) or arguments[1:] not in ([], ["road"], ["lane"]):
-            raise InputError("say which folder: python data.py DIR [road|lane]")
-        data = find(*arguments)
-    except (InputError, OSError) as error:
-        print(f"data.py: error: {error}", file=sys.stderr)
-        return 2
+def check(data: DataSet, parts: dict[str, list[Sample]], show: Path | None, faults: list[str]):
+    """Read all files of a data set; print what they hold, and draw some into the file `show`. Adds to `faults` what is amiss."""
+    samples, reader = [*data.train, *data.val, *data.test], Reader(data.read_label)
     print(data.summary)
-    for part, members in (("train", data.train), ("held out", data.val), ("test", data.test)):
-        for sample in members:
-            print(f"{part}\t{sample.image}\t{sample.label}")
-    return 0
+    counts = read_everything(samples, data, reader, faults)
+    print(f"\n{'part':10}  images  {'smallest':>10}  {'median':>10}  {'largest':>10}   (height x width)")
+    first = 0
+    for part, members in parts.items():
+        sizes = counts.sizes[first:first + len(members)]
+        sizes, first = sizes[sizes.all(1)], first + len(members)
+        if len(sizes):
+            cells = (f"{f'{height}x{width}':>10}" for height, width in extent(sizes).values())
+            print(f"{part:10}  {len(members):6}  {'  '.join(cells)}")
+    print(f"\n{describe(counts, data)}")
+    if show:
+        # For each class, the rarest first, the sample that shows it most; and some samples from beginning to end.
+        rarest = counts.pixels.argmax(0)[counts.pixels.sum(0).argsort(kind="stable")]
+        chosen = list(dict.fromkeys([*rarest.tolist(), *(i * len(samples) // 6 for i in range(6))]))[:SHOWN]
+        cells = [(samples[i].image.name, *reader(samples[i])) for i in sorted(chosen) if counts.sizes[i].all()]
+        draw_labels(show, cells, data.classes)
+        print(f"{number(len(cells), 'sample')} drawn into {show}")
+    if not faults:
+        check_counts(counts, data, None)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 2 for data that cannot be used (each fault a line on stderr)."""
+    parser = Parser("data.py", description=__doc__)
+    parser.add_argument("folder", metavar="DIR", help="the data set, as for train.py --data")
+    for name, (help, kind) in DATA_OPTIONS.items():
+        parser.add_argument("--" + name.replace("_", "-"), help=help, **kind)
+    parser.add_argument("--list", action="store_true", help="print instead where each image goes: part, image, label")
+    parser.add_argument("--show", metavar="FILE", type=Path, help="draw samples with their labels over them, as a PNG")
+    options = parser.parse_args(argv)
+    faults = []
+    try:
+        data = find(options.folder, options.task or "road", options.split_seed or 0, options.classes or "all",
+                    options.images or "auto", options.masks or "auto")
+        parts = {"training": data.train, "held out": data.val, "test": data.test}
+        if options.list:
+            for part, samples in parts.items():
+                for sample in samples:
+                    print(f"{part}\t{sample.image}\t{sample.label}")
+        else:
+            check(data, parts, options.show, faults)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        closed_pipe()
+    except (InputError, OSError) as error:
+        faults.append(str(error))
+    for fault in faults:
+        print(f"data.py: error: {fault}", file=sys.stderr)
+    return 2 if faults else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -196,8 +196,10 @@ def cross_entropy(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tens
 
 
 if __name__ == "__main__":
+    from support.arguments import Parser
     from support.derivation import derivation
 
+    Parser("fcn.py", description=__doc__).parse_args()
     for pad in (100, 1):
         for stride in (8, 16, 32):
             print(f"FCN-{stride}s with pad={pad}\n\n{derivation(FCN8s(21, pad, stride, width=1 / 64, fc_channels=1))}\n")

@@ -10,6 +10,9 @@ The first half of this file is the confusion matrix, the second half is the benc
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import support.interrupt  # noqa: F401  for a Ctrl-C while the next lines import PyTorch
+
 import math
 import re
 import sys
@@ -18,13 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import DataSet, Sample, read_kitti_label
+from data import read_kitti_label
 from support.arguments import Parser
 from support.birdseye import BEV, bird_cells, bird_view, calibration_of
 from support.errors import InputError
 from support.files import write_csv
 from support.labels import IGNORE
 from support.pictures import files_in, open_picture
+from support.samples import DataSet, Sample
 
 TITLES = {"pixel_acc": "pixel accuracy", "mean_acc": "mean accuracy", "mean_iou": "mean IoU",
           "fw_iou": "frequency-weighted IoU"}
@@ -68,6 +72,23 @@ def measures(matrix: torch.Tensor) -> dict:
         "fw_iou": ((truth * iou.nan_to_num()).sum() / truth.sum()).item(),
         "iou": iou.tolist(),
     }
+
+
+def image_iou(matrix: torch.Tensor, road: int | None) -> float:
+    """How well one image was predicted, from its confusion matrix: the IoU of class `road`, or the mean IoU if that is None.
+
+    0..1, or nan if neither truth nor prediction shows the class.
+    """
+    result = measures(matrix)
+    return result["mean_iou"] if road is None else result["iou"][road]
+
+
+def image_row(path: Path, matrix: torch.Tensor, classes: list[str], road: int | None) -> dict:
+    """One image as a row of predict.py --scores: `image_iou`, then the valid pixels and the IoU of each class."""
+    row = {"picture": str(path), "iou": image_iou(matrix, road)}
+    for name, pixels, iou in zip(classes, matrix.sum(1).tolist(), measures(matrix)["iou"], strict=True):
+        row.update({f"pixels_{name}": pixels, f"iou_{name}": iou})
+    return row
 
 
 def table(results: dict[str, dict], classes: list[str]) -> str:
@@ -248,7 +269,7 @@ def score_folder(results: Path, training: Path, space: str | None = None) -> Roa
 
 def read_confidence(path: Path) -> torch.Tensor:
     """An 8-bit grey picture as uint8 [H, W]. Raises InputError."""
-    picture = open_picture(path, whole_bytes=True)
+    picture = open_picture(path, mask=True)
     if picture.mode != "L":
         raise InputError(f"{path}: a confidence map must be 8-bit grey, this one is {picture.mode}")
     return torch.from_numpy(np.array(picture))

@@ -5,11 +5,14 @@
     python predict.py best.pt --kitti DIR              KITTI Road's test images, and submission.zip for its server
 
 The results are in the folder --out: overlay/, mask/ and, with --confidence, confidence/, each with the folders and names of
-the input. Masks are palette PNGs of class ids; confidences are 8-bit grey, 255 times the probability of road.
+the input. Masks are palette PNGs of class ids; confidences are 8-bit grey, 255 times the probability of a class.
 Exit status 1: some pictures could not be read. They are named at the end, all others are done.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    import support.interrupt  # noqa: F401  for a Ctrl-C while the next lines import PyTorch
 
 import os
 import sys
@@ -22,17 +25,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metrics import RoadMeasures, confusion, measures, report
-from support.arguments import Parser, matching
+from metrics import RoadMeasures, confusion, image_row, measures, report
+from support.arguments import Parser, matching, parse_size
 from support.birdseye import bird_cells, bird_view, calibration_of
 from support.checkpoint import load_network
 from support.device import pick_device, prepare_prediction
 from support.draw import overlay, palette_mask
-from support.errors import InputError, explanation
-from support.jobs import WAITING, Job, choose_jobs, read_ahead
-from support.labels import road_class
+from support.errors import InputError, explanation, shortened
+from support.files import write_csv
+from support.jobs import WAITING, Job, choose_jobs, confidence_folders, read_ahead, where_results_went
+from support.labels import only_road, road_class
 from support.memory import keep_memory
 from support.progress import Progress
+from support.scale import Scale
 from support.tiles import TILE, halo_for, predict_image, smallest_tile
 
 OUT = "predictions"
@@ -50,44 +55,61 @@ def predict(options, failed: list[str]):
     give_back = keep_memory(device)
     compute = prepare_prediction(net, options.amp, device)
     jobs, read, data = choose_jobs(options, saved, road)
+    folders = confidence_folders(options, classes, road)  # of the classes whose confidences are written
+    sought = sorted({*folders, *([] if road is None else [road])})
 
     archive = options.out / "submission.zip"
     if options.kitti:
         archive.unlink(missing_ok=True)  # it would look like this run's
-    matrix, road_measures = 0, RoadMeasures()
-    progress = Progress(len(jobs))
+    matrix, road_measures, rows = 0, RoadMeasures(), []
+    scale, progress = Scale(saved.get("sizes"), options.scale, options.size), Progress(len(jobs))
+
+    def tell(part, parts):
+        if part and progress.late():
+            progress.show(f"{progress.done}/{len(jobs)} pictures, part {part} of {parts}", part / parts)
+
     with ThreadPoolExecutor(2) as threads:
         writing = deque()
         for job, content in read_ahead(threads, read, jobs):
-            due = progress.due()
             if isinstance(content, str):  # why it cannot be read
                 failed.append(content)
+                progress.due()
                 continue
             image, label = content
-            images = torch.tensor(image).permute(2, 0, 1)[None].to(device)
-            seen = predict_image(compute, images, net.reach, options.tile, road)
-            predicted, confidence = seen.classes.cpu(), seen.confidence.cpu()
+            images = torch.tensor(scale(job.picture, image)).permute(2, 0, 1)[None].to(device)
+            seen = predict_image(compute, images, net.reach, options.tile, sought, size=image.shape[:2], tell=tell)
+            predicted, confidences = seen.classes.cpu(), dict(zip(sought, seen.confidences.cpu()))
+            if options.threshold is not None:
+                predicted = torch.where(confidences[road] >= round(255 * options.threshold), road, 1 - road).byte()
             if data:
                 label = torch.from_numpy(label)
-                matrix = matrix + confusion(predicted, label, len(classes))
+                pairs = confusion(predicted, label, len(classes))
+                matrix = matrix + pairs
+                rows.append(image_row(job.picture, pairs, classes, data.road))
                 if data.road:
-                    road_measures.add_sample(job.sample, confidence, label)
-            writing.append(threads.submit(write, job, options, image, predicted, confidence, classes))
+                    road_measures.add_sample(job.sample, confidences[road], label)
+            maps = {folder: confidences[c] for c, folder in folders.items()}
+            writing.append(threads.submit(write, job, options, image, predicted, maps, classes))
             if len(writing) > WAITING:
                 writing.popleft().result()
             give_back(images.shape)
-            if due:
+            if progress.due():
                 progress.show(f"{progress.done}/{len(jobs)} pictures")
         for written in writing:
             written.result()
 
     progress.line(f"{len(jobs) - len(failed)} of {len(jobs)} pictures done; results in {options.out}")
+    for line in where_results_went(jobs, options.out):
+        print(line)
+    scale.sum_up()
     if failed and (data or options.kitti):  # a part would be taken for the whole
         failed.append(f"{len(failed)} of {len(jobs)} pictures are missing, so there "
                       f"{'are no scores' if data else 'is nothing to upload'}")
     elif data:
         result = {**measures(matrix), **({"road": road_measures.results()} if data.road else {})}
         print(report({options.split or "val": result}, classes))
+        if options.scores:
+            write_csv(options.scores, sorted(rows, key=lambda row: (row["iou"] != row["iou"], row["iou"])))  # nan at the end
     elif options.kitti and options.split != "training":
         pack(archive, [options.out / "bev" / f"{job.name}.png" for job in jobs])
         print(f"to upload: {archive}")
@@ -95,9 +117,14 @@ def predict(options, failed: list[str]):
 
 def check_options(options, classes: list[str], road: int | None, reach: float):
     """Raise InputError for options that do not suit the network."""
-    if road is None and (options.confidence or options.kitti):
-        raise InputError(f"{options.checkpoint}: no class is called road or lane, so there is no road confidence; "
-                         f"the classes are {', '.join(classes)}")
+    if options.confidence and options.confidence not in classes:
+        raise InputError(f"--confidence {options.confidence}: there is no such class, nor such a file; the classes are "
+                         f"{', '.join(classes)}")
+    if options.threshold is not None and only_road(classes) is None:
+        raise InputError(f"--threshold: is for networks that look for one class; {options.checkpoint} tells apart "
+                         f"{shortened(classes, 5)}")
+    if road is None and options.kitti:
+        raise InputError(f"{options.checkpoint}: no class is called road or lane; the classes are {', '.join(classes)}")
     if options.kitti and classes[road] not in ("road", "lane"):
         raise InputError(f"{options.checkpoint}: was trained to find {classes[road]}; KITTI Road takes road or lane")
     if options.tile < smallest_tile(reach):
@@ -105,15 +132,15 @@ def check_options(options, classes: list[str], road: int | None, reach: float):
                          f"{halo_for(reach)} pixels on each side")
 
 
-def write(job: Job, options, image: np.ndarray, predicted: torch.Tensor, confidence: torch.Tensor, classes: list[str]):
-    """The pictures of one job into the folders of --out."""
+def write(job: Job, options, image: np.ndarray, predicted: torch.Tensor, confidences: dict[str, torch.Tensor],
+          classes: list[str]):
+    """The pictures of one job into the folders of --out; `confidences` by folder."""
     label = predicted.numpy()
     results = {"overlay": overlay(image, label, classes), "mask": palette_mask(label, classes)}
-    if options.confidence or options.kitti:
-        results["confidence"] = Image.fromarray(confidence.numpy())
+    results.update({folder: Image.fromarray(confidence.numpy()) for folder, confidence in confidences.items()})
     if options.kitti:
-        cells = bird_cells(calibration_of(job.picture), *confidence.shape)
-        results["bev"] = Image.fromarray(bird_view(confidence, cells, 0).numpy())
+        cells = bird_cells(calibration_of(job.picture), *label.shape)
+        results["bev"] = Image.fromarray(bird_view(confidences["confidence"], cells, 0).numpy())
     for folder, picture in results.items():
         path = options.out / folder / f"{job.name}.png"
         try:
@@ -154,29 +181,51 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def parse(argv):
+def parse(argv: list[str] | None):
+    """The options of the command line. They may stand anywhere, before, between and after the pictures."""
     parser = Parser("predict.py", description=__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="best.pt of a run of train.py; always first")
     parser.add_argument("inputs", metavar="INPUT", nargs="*", help="pictures, folders, or a KITTI Road folder")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path(OUT), help="where results go (default %(default)s)")
-    parser.add_argument("--confidence", action="store_true", help="also write the confidence of class road (or lane)")
-    parser.add_argument("--data", metavar="DIR", type=Path, help="predict and score a data set with ground truth")
-    parser.add_argument("--kitti", metavar="DIR", type=Path, help="predict KITTI Road, write bird's-eye views and the zip")
-    parser.add_argument("--split", choices=("train", "val", "test", "training", "testing"),
-                        help="of --data: train, val (default) or test; of --kitti: training or testing (default)")
-    parser.add_argument("--tile", metavar="N", type=matching(r"[1-9]\d{0,5}", "a whole number", int), default=TILE,
-                        help="largest part computed at once, N x N pixels: bounds the memory (default %(default)s: 3 GiB)")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default %(default)s)")
-    parser.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
-                        help="bf16 arithmetic (default %(default)s: where the hardware computes in it)")
-    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-    options = parser.parse_args(argv)
+    group = parser.add_argument_group("a data set instead of pictures")
+    group.add_argument("--data", metavar="DIR", type=Path, help="predict and score a data set with ground truth")
+    group.add_argument("--kitti", metavar="DIR", type=Path, help="predict KITTI Road, write bird's-eye views and the zip")
+    group.add_argument("--split", choices=("train", "val", "test", "training", "testing"),
+                       help="of --data: train, val (default) or test; of --kitti: training or testing (default)")
+    group.add_argument("--scores", metavar="FILE", type=Path,
+                       help="with --data: pixels and IoU of each picture and class, the worst picture first, as CSV")
+    group = parser.add_argument_group("results")
+    group.add_argument("--confidence", metavar="CLASS", nargs="?", const="",
+                       help="also write how probable a class is; without a name that of the road, or of every class")
+    group.add_argument("--threshold", metavar="T", type=matching(r"0?\.\d+|[01](\.0*)?", "a number from 0 to 1", float),
+                       help="call a pixel road (or the class sought) from this confidence on, such as the threshold that train.py "
+                       "prints beside MaxF (default: the most probable class, 0.5)")
+    group = parser.add_argument_group("computation")
+    group.add_argument("--scale", metavar="FACTOR", type=matching(r"\d{0,2}\.?\d+", "a positive number", float),
+                       help="compute at FACTOR times the size of each picture; results keep the picture's size")
+    group.add_argument("--size", metavar="HxW", type=matching(r"[1-9]\d{0,5}x[1-9]\d{0,5}", "a size, HxW", parse_size),
+                       help="compute at this size instead, height x width")
+    group.add_argument("--tile", metavar="N", type=matching(r"[1-9]\d{0,5}", "a whole number", int), default=TILE,
+                       help="largest part computed at once, N x N pixels: bounds the memory (default %(default)s: 3 GiB)")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default %(default)s)")
+    group.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
+                       help="bf16 arithmetic (default %(default)s: where the hardware computes in it)")
+    group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    # In "--confidence a.png" the word is a picture, not a class; --confidence=NAME is a class in any case.
+    words = sys.argv[1:] if argv is None else argv
+    following = [*words[1:], "-"]
+    options = parser.parse_intermixed_args([f"{word}=" if word == "--confidence" and Path(after).exists() else word
+                                            for word, after in zip(words, following)])
     if bool(options.inputs) + bool(options.data) + bool(options.kitti) != 1:
         parser.error("say what to predict: either pictures and folders, or --data DIR, or --kitti DIR")
     splits = ("train", "val", "test") if options.data else ("training", "testing") if options.kitti else ()
     if options.split and options.split not in splits:
         parser.error(f"--split {options.split}: " + (f"choose {' or '.join(splits)}" if splits else
                                                      "goes with --data or --kitti"))
+    if options.scores and not options.data:
+        parser.error("--scores: goes with --data, which has the ground truth")
+    if options.scale is not None and (options.size or not options.scale):
+        parser.error("--scale: " + ("say it or --size, not both" if options.size else "a positive number is wanted"))
     return options
 
 

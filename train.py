@@ -8,6 +8,9 @@ Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT (
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import support.interrupt  # noqa: F401  for a Ctrl-C while the next lines import PyTorch
+
 import math
 import sys
 import time
@@ -17,12 +20,13 @@ import torch
 from torch import nn
 
 from fcn import cross_entropy
-from metrics import RoadMeasures, confusion, epoch_line, log_columns, measures, report
+from metrics import RoadMeasures, confusion, epoch_line, image_iou, log_columns, measures, report
 from support.batches import load_batches, training_batches
 from support.device import on_device
 from support.divergence import Divergence
 from support.draw import draw_curves, draw_samples
 from support.ending import ENDINGS, Stop, exit_status
+from support.errors import number
 from support.files import read_tensors, save_tensors, write_csv
 from support.labels import IGNORE
 from support.optimizer import learning_rate
@@ -53,6 +57,8 @@ DEFAULTS = {
     "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3 (start.balance)
     "task":          ("road",     "road",     "road"),     # KITTI's ground truth: road or lane
     "classes":       ("all",      "all",      "all"),      # or names separated by commas; the others become background
+    "images":        ("auto",     "auto",     "auto"),     # or a pattern for the paths of the pictures (support/pairs.py),
+    "masks":         ("auto",     "auto",     "auto"),     # with one for those of the masks
     "class_weights": ("auto",     "auto",     "none"),     # sqrt: rare classes count more (counts.class_weights), if mean IoU
                                                            # is the goal; none for a road: MaxF finds its own threshold
     "flip":          ("auto",     "auto",     "no"),       # yes: half the views mirrored. no for lane: in a mirror the own lane
@@ -86,14 +92,13 @@ SAVE_SECONDS = 300  # a checkpoint at least as often: at most this much work is 
 def train(run: Run, stop: Stop):
     """The training loop, from the first step (or the one after a checkpoint's) to the last."""
     settings, data, net, optimizer, ranks, out = run.settings, run.data, run.net, run.optimizer, run.ranks, run.out
-    step, best, log, loss_sum = run.step, run.best, run.log, run.loss_sum
+    step, best, log, loss_sum, spent = run.step, run.best, run.log, run.loss_sum, run.spent
     steps_per_epoch, total_steps = run.steps_per_epoch, run.total_steps
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     print(f"{sum(p.numel() for p in parameters):,} trainable parameters on "
           f"{f'{ranks.size} times {run.device.type}' if ranks.size > 1 else run.device}"
-          f"{', bf16' if settings['amp'] == 'bf16' else ''}; {settings['epochs']} epochs of {steps_per_epoch} steps; "
+          f"{', bf16' if settings['amp'] == 'bf16' else ''}; {number(settings['epochs'], 'epoch')} of {number(steps_per_epoch, 'step')}; "
           f"results in {out}")
-    shown = sorted({i * len(data.val) // 4 for i in range(4)})  # held-out images to be seen in samples.png
     divergence = Divergence(run.device, total_steps, settings, ranks)
     progress, saved_at = Progress(total_steps, step, images=settings["batch_size"]), time.perf_counter()
 
@@ -101,8 +106,9 @@ def train(run: Run, stop: Stop):
         nonlocal saved_at
         divergence.refuse()
         if ranks.first:
-            save_tensors({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                          "best": best, "log": log, "loss_sum": loss_sum}, out / "last.pt", before=out / "before.pt")
+            within = spent + time.perf_counter() - started if step > len(log) * steps_per_epoch else 0.0
+            save_tensors({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best,
+                          "log": log, "loss_sum": loss_sum, "spent": within}, out / "last.pt", before=out / "before.pt")
         saved_at = time.perf_counter()
 
     stop.listen()
@@ -141,25 +147,27 @@ def train(run: Run, stop: Stop):
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {loss.item():.4f}  rate {rate:.2e}")
 
         trained_at = time.perf_counter()
-        result, pictures = evaluate(run, data.val, shown, stop)
+        result, each = evaluate(run, data.val, stop)
         divergence.refuse()
         stop.end_if_asked(ranks, out, save_last)
-        log.append({"epoch": epoch, "step": step, "lr": learning_rate(step - 1, total_steps, settings),
-                    "seconds": round(time.perf_counter() - started, 1),
+        value = result[result["goal"]]  # of the measure that says which network is better
+        better = epoch == 1 or value > best  # the first in any case, even if its value is nan
+        best = value if better else best
+        log.append({"epoch": epoch, "step": step, "kept": int(better), "lr": learning_rate(step - 1, total_steps, settings),
+                    "seconds": round(spent + time.perf_counter() - started, 1),
                     "evaluation_seconds": round(time.perf_counter() - trained_at, 1),
                     "data_wait": round(source.seconds / max(trained_at - started, 1e-9), 4),
                     "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": result["loss"],
                     **log_columns(result, data.classes)})
-        loss_sum = torch.zeros((), device=run.device)
-        value = result[result["goal"]]  # of the measure that says which network is better
-        better = epoch == 1 or value > best  # the first in any case, even if its value is nan
-        best = value if better else best
+        loss_sum, spent = torch.zeros((), device=run.device), 0.0
         progress.line(epoch_line(log[-1], settings["epochs"], result, data) + (", the best so far" if better else ""))
+        if warning := divergence.warning(log[-1]["train_loss"], len(data.classes)):
+            progress.line(warning)
         if ranks.first:
             write_csv(out / "log.csv", log)
             draw_curves(out / "curves.png", log, data.classes)
             if better:
-                draw_samples(out / "samples.png", pictures, data.classes, f"held out, epoch {epoch}")
+                draw_samples(out / "samples.png", look_at(run, each), data.classes, f"held out, epoch {epoch}")
                 save_tensors({**run.about, "model": net.state_dict(), "epoch": epoch, "best": best, "result": result},
                              out / "best.pt")
         if not (out / "last.pt").exists():
@@ -168,40 +176,56 @@ def train(run: Run, stop: Stop):
     sum_up(run, stop, len(log))
 
 
-def evaluate(run: Run, samples: list, shown: list[int] = (), stop: Stop | None = None) -> tuple[dict, list]:
-    """(result, pictures) over whole images at their own size, one at a time. Ends early, with a part, once `stop` is asked.
+def evaluate(run: Run, samples: list, stop: Stop | None = None) -> tuple[dict, dict]:
+    """(result, each) over whole images at their own size, one at a time. Ends early, with a part, once `stop` is asked.
 
     result    `measures` of the pooled confusion matrix; `loss`, the mean over images; where one class is sought (KITTI's road)
               `road`, the results of RoadMeasures, and `MaxF` of all of them in the image; `goal`, the name of the measure
               that says which network is better
-    pictures  (image, truth, prediction), uint8 arrays, of the samples with the indices in `shown`
+    each      the mean IoU of every sample by its index, or the IoU of the one class that is sought; nan if it is not there
     """
     net, data, ranks = run.net.eval(), run.data, run.ranks
     torch.backends.cudnn.benchmark = False  # whole images may have many sizes
     matrix = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64, device=run.device)
-    loss_sum, road, pictures = torch.zeros((), device=run.device), RoadMeasures(), {}
+    loss_sum, road, each = torch.zeros((), device=run.device), RoadMeasures(), {}
+    sought = [data.road] if data.road else []
     mine = ranks.share(list(range(len(samples))))
     source = on_device(load_batches([[samples[i]] for i in mine], run.reader, run.settings["workers"]), run.device)
     with run.autocast():  # around all images, so that the convolutions' weights are converted to bf16 once
         for i, (images, labels) in zip(mine, source):
-            seen = predict_image(net, images, net.reach, road=data.road, labels=labels, class_weights=run.class_weights)
-            matrix += confusion(seen.classes, labels[0], len(data.classes))
+            seen = predict_image(net, images, net.reach, sought=sought, labels=labels, class_weights=run.class_weights)
+            pairs = confusion(seen.classes, labels[0], len(data.classes))
+            matrix += pairs
+            each[i] = image_iou(pairs, data.road)
             loss_sum += seen.loss
             if data.road:
-                road.add_sample(samples[i], seen.confidence, labels[0])
-            if i in shown:
-                pictures[i] = (*run.reader(samples[i]), seen.classes.cpu().numpy())
+                road.add_sample(samples[i], seen.confidences[0], labels[0])
             if stop and stop.asked:
                 break
-    parts = ranks.gather((matrix.cpu(), loss_sum.item(), road, pictures))
+    parts = ranks.gather((matrix.cpu(), loss_sum.item(), road, each))
     matrix, loss_sum = sum(part[0] for part in parts), sum(part[1] for part in parts)
     road = sum((part[2] for part in parts), RoadMeasures())
-    pictures = dict(sorted(item for part in parts for item in part[3].items()))
+    each = {i: value for part in parts for i, value in part[3].items()}
     result = {**measures(matrix), "loss": loss_sum / len(samples), "goal": "mean_iou"}
     if data.road:
         result.update(road=road.results(), MaxF=road.pooled()["MaxF"])
         result["goal"] = "mean_iou" if math.isnan(result["MaxF"]) else "MaxF"  # nan: no pixel is road
-    return result, list(pictures.values())
+    return result, each
+
+
+@torch.no_grad()
+def look_at(run: Run, each: dict[int, float]) -> list[tuple]:
+    """(name, image, truth, prediction), uint8 arrays, of four held-out images and of the two of the lowest IoU."""
+    samples, net, rows = run.data.val, run.net.eval(), []
+    fixed = sorted({i * len(samples) // 4 for i in range(4)})
+    worst = sorted(each, key=lambda i: (math.isnan(each[i]), each[i]))[:2]
+    with run.autocast():
+        for i in dict.fromkeys([*fixed, *worst]):
+            (images, _), = on_device(load_batches([[samples[i]]], run.reader, 0), run.device)
+            predicted = predict_image(net, images, net.reach).classes.cpu().numpy()
+            iou = f"   IoU {100 * each[i]:.1f}{', one of the two lowest' if i in worst else ''}" if each.get(i, 0) >= 0 else ""
+            rows.append((f"{samples[i].image.name}{iou}", *run.reader(samples[i]), predicted))
+    return rows
 
 
 def sum_up(run: Run, stop: Stop, epochs: int):
@@ -209,12 +233,12 @@ def sum_up(run: Run, stop: Stop, epochs: int):
     has memorised. And what the last network scores on those training images. The best network's weights are loaded for it."""
     ranks, out, classes = run.ranks, run.out, run.data.classes
     some = run.data.train[::math.ceil(len(run.data.train) / 100)]
-    last, _ = evaluate(run, some, stop=stop)
+    last, _ = evaluate(run, some, stop)
     if ranks.first:
         checkpoint = read_tensors(out / "best.pt")
         run.net.load_state_dict(checkpoint["model"])
     ranks.spread(run.net)
-    known, _ = evaluate(run, some, stop=stop)
+    known, _ = evaluate(run, some, stop)
     stop.end_if_asked(ranks, out)
     if ranks.first:
         print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"

@@ -1,6 +1,6 @@
 """VGG16 as a fully convolutional network, layer by layer: the encoder of FCN-8s.
 
-    python vgg.py        print the size, channels and grid of every map, for an image of 375 x 1242
+    python vgg.py [HxW]      print the size, channels and grid of every map, for an image of this size, or of 375 x 1242
 
 VGG16 (Simonyan and Zisserman 2015, table 1, column D) classifies images of 224 x 224. Its first dense layer reads the
 whole of pool5, which is 7 x 7 at that size, so the size of the image is fixed. A dense layer that reads a 7 x 7 map is a
@@ -192,10 +192,16 @@ class VGG16(nn.Module):
 
 
 if __name__ == "__main__":
+    from support.arguments import Parser, matching, parse_size
+
+    parser = Parser("vgg.py", description=__doc__)
+    parser.add_argument("size", metavar="HxW", nargs="?", default=(375, 1242),
+                        type=matching(r"[1-9]\d{0,5}x[1-9]\d{0,5}", "a size, HxW", parse_size), help="default 375x1242")
+    size = parser.parse_args().size
     for pad in (1, 100):
         with torch.device("meta"):  # shapes without memory for the weights
             net = VGG16(pad)
-        height, width, channels = 375, 1242, 3
+        (height, width), channels = size, 3
         print(f"VGG16(pad={pad}): {sum(p.numel() for p in net.parameters()):,} parameters\n"
               "layer       kernel stride padding  map [channels, rows, columns]  cell i is centred on      and sees to")
         for name, layer in net.named_children():

@@ -4,11 +4,18 @@ The network           dense.py        fc6 and fc7 as one matrix product
                       derivation.py   the crops of FCN-8s, derived line by line
                       start.py        what a network begins with: ImageNet's weights, another training's, or random ones
                       tiles.py        images of any size, tile by tile
+                      scale.py        at which size a picture is computed
 
-From files to batches labels.py       what the numbers in a label map mean
-                      pictures.py     reading picture files, without PyTorch
+From files to batches samples.py      what a sample is, and what a data set is
+                      labels.py       what the numbers in a label map mean
+                      own.py          own pictures and masks
+                      published.py    PASCAL VOC and Cityscapes
+                      pairs.py        which mask belongs to which picture
+                      classes.py      classes.txt: the classes, and what stands for them in a mask
                       split.py        which images are held out
-                      batches.py      samples read, augmented, put together
+                      pictures.py     reading picture files
+                      reader.py       one sample read
+                      batches.py      samples augmented and put together
                       views.py        random views: scale, part, mirror, light
                       counts.py       every file read once, and the pixels of each class counted
                       device.py       the device, its number format, and the way of a batch to it
@@ -22,6 +29,7 @@ Around the loop       arguments.py    command lines
                       progress.py     how far the loop is
                       divergence.py   a run that diverges ends before anything of it is saved
                       ending.py       signals, errors, exit status
+                      interrupt.py    Ctrl-C while PyTorch is being imported
 
 Files                 errors.py       what a user is told, in one line
                       files.py        writing all or nothing, reading without running code

@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Callable, Iterator
 
 import numpy as np
 import torch
 
-from data import Sample
-from support.errors import InputError
 from support.labels import IGNORE
-from support.pictures import read_image
 from support.ranks import Ranks
+from support.samples import Sample
 from support.views import augment
 from vgg import IMAGE_MEAN
-
-CACHE_BYTES = 2 * 2**30  # decoded pictures and labels kept in RAM by each process; KITTI Road (0.5 GB) and CamVid (0.3) fit
-
-
-class Reader:
-    """reader(sample) gives (image uint8 [H, W, 3], label uint8 [H, W]). Decoded pairs stay in RAM up to `cache_bytes`.
-
-    What does not fit is decoded again each time. Nothing is evicted: each image is used once per epoch in random order, so
-    any cached image is as useful as any other. May be called from several threads. Raises InputError naming the file.
-    """
-
-    def __init__(self, read_label: Callable[[Path], np.ndarray], cache_bytes: int = CACHE_BYTES):
-        self.read_label = read_label
-        self.room = cache_bytes
-        self.cache = {}
-        self.lock = threading.Lock()
-
-    def __call__(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        if sample in self.cache:
-            return self.cache[sample]
-        image, label = read_image(sample.image), self.read_label(sample.label)
-        if image.shape[:2] != label.shape:
-            raise InputError(f"{sample.label}: is {label.shape[1]}x{label.shape[0]}, its image {sample.image} is "
-                             f"{image.shape[1]}x{image.shape[0]}; they must be of one size")
-        with self.lock:
-            if image.nbytes + label.nbytes <= self.room and sample not in self.cache:
-                self.room -= image.nbytes + label.nbytes
-                self.cache[sample] = image, label
-        return image, label
 
 
 def training_batches(reader, samples: list[Sample], epoch: int, crop: tuple[int, int] | None, settings: dict, ranks: Ranks,

@@ -205,8 +205,8 @@ def prediction(case, device, give_back):
         compute = torch.compile(compute) if "compile" in case else compute
 
     def once():
-        seen = predict_image(compute, picture.to(device), net.reach, road=1)
-        seen.classes.cpu(), seen.confidence.cpu()
+        seen = predict_image(compute, picture.to(device), net.reach, sought=[1])
+        seen.classes.cpu(), seen.confidences.cpu()
         give_back(picture.shape)
 
     return {"flop": operations(case, picture.shape, False)}, lambda: {"seconds": timed(once, device)}

@@ -5,9 +5,10 @@
     before.pt  the last.pt before; whatever happens while last.pt is replaced, one of the two is whole
 
 All three hold `config` (FCN8s(**config) builds the network), `model` (its state dict), `classes`, `images` (the file names
-of the training set and the validation set), `settings` (every option) and `versions`. best.pt adds `epoch`, `best` (the
-value of the measure) and `result` (all measures). last.pt adds `optimizer` (momentum), `step`, `best`, `log` (the rows of
-log.csv) and `loss_sum` (the losses of the epoch so far).
+of the training set and the validation set), `sizes` (of the training images: smallest, median and largest, (height, width)
+each), `settings` (every option) and `versions`. best.pt adds `epoch`, `best` (the value of the measure) and `result` (all
+measures). last.pt adds `optimizer` (momentum), `step`, `best`, `log` (the rows of log.csv), `loss_sum` (the losses of the
+epoch so far) and `spent` (its seconds so far).
 
 The checkpoint that weights/convert.py makes of the published network has `config`, `model`, `classes` and what prediction needs
 of `settings`.
@@ -19,13 +20,12 @@ and the step, so a resumed run draws the same numbers as one that never stopped 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import torch
 
 from fcn import FCN8s
-from support.errors import InputError, one_line
+from support.errors import InputError, one_line, warn
 from support.files import read_tensors
 from support.pictures import IMAGE_ENDINGS
 
@@ -41,7 +41,8 @@ def load_last(out: Path) -> dict:
     if neither is whole.
     """
     if not any((out / name).exists() for name in ("last.pt", "before.pt")):
-        raise InputError(f"{out / 'last.pt'}: there is no checkpoint to go on from; start the run again without --resume")
+        raise InputError(f"{out / 'last.pt'}: the run has no checkpoint yet, it was stopped before the first one; the same command "
+                         "without --resume begins it again")
     reasons = []
     for name in ("last.pt", "before.pt"):
         try:
@@ -52,7 +53,7 @@ def load_last(out: Path) -> dict:
             reasons.append(str(error))
             continue
         for reason in reasons:
-            print(f"train.py: warning: {reason}; going on from {out / name}", file=sys.stderr)
+            warn("train.py", f"{reason}; going on from {out / name}")
             if (out / "last.pt").exists():
                 os.replace(out / "last.pt", out / "damaged.pt")
         return saved

@@ -1,84 +1,140 @@
 """Before the first step: every file is read once, and the pixels of each class are counted.
 
-A run must not fail after hours because of a file that cannot be read. And the counts tell whether there is anything to learn,
-and which classes are rare.
+A run must not fail after hours because of a file that cannot be read. The counts tell whether there is anything to learn, what
+is ignored, and which classes are rare. `python data.py` shows the same. No PyTorch is needed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from data import DataSet
-from support.batches import Reader
-from support.birdseye import calibration_of, homography
-from support.errors import InputError
+from support.errors import InputError, number
+from support.labels import IGNORE
 from support.progress import Progress
+from support.reader import Reader
+from support.samples import DataSet, Sample
 
 RAREST = 1e-4  # share of the pixels: classes that are rarer weigh no more than this one (weigh_classes)
 
 
 class Counts(NamedTuple):
-    """Pixels of each class, int64 [C], in the training set and in the validation set; the largest height and width."""
-    training: np.ndarray
-    held_out: np.ndarray
-    largest: tuple[int, int]
+    """What the files of some samples hold.
+
+    pixels    int64 [N, C], how many pixels of each sample show each class
+    sizes     int64 [N, 2], height and width of each sample; zeros for one that cannot be read
+    strays    pixels of ids (int) or colours (tuple) that no class covers
+    """
+    pixels: np.ndarray
+    sizes: np.ndarray
+    strays: Counter
 
 
-def read_everything(data: DataSet, reader: Reader) -> Counts:
-    """Read every picture, label and calibration once, and count. Raises InputError for a file that cannot be used."""
-    samples = data.train + data.val
-    progress, largest = Progress(len(samples)), (0, 0)
-    training, held_out = np.zeros((2, len(data.classes)), np.int64)
+def read_everything(samples: list[Sample], data: DataSet, reader: Reader, faults: list[str] | None = None) -> Counts:
+    """Read every picture, label and calibration once, and count.
+
+    Raises InputError for the first file that cannot be used; with `faults`, the messages of all such files are added there.
+    """
+    progress = Progress(len(samples))
+    pixels, sizes = np.zeros((len(samples), len(data.classes)), np.int64), np.zeros((len(samples), 2), np.int64)
+    strays = Counter()
 
     def read(sample):
-        if data.kitti and calibration_of(sample.image).is_file():
-            homography(calibration_of(sample.image))
-        label = reader(sample)[1]
-        return label.shape, np.bincount(label.ravel(), minlength=256)[:len(data.classes)]
+        found = Counter()
+        if data.kitti:
+            check_calibration(sample)
+        label = reader(sample, found)[1]
+        return label.shape, np.bincount(label.ravel(), minlength=256)[:len(data.classes)], found
 
     with ThreadPoolExecutor() as pool:
         futures = [pool.submit(read, sample) for sample in samples]
         try:
             for i, future in enumerate(futures):
-                (height, width), pixels = future.result()
-                part = training if i < len(data.train) else held_out
-                part += pixels
-                largest = max(largest[0], height), max(largest[1], width)
+                try:
+                    sizes[i], pixels[i], found = future.result()
+                    strays.update(found)
+                except InputError as error:
+                    if faults is None:
+                        raise
+                    faults.append(str(error))
                 if progress.due():
                     progress.show(f"reading {i + 1}/{len(samples)} images")
         finally:
             pool.shutdown(cancel_futures=True)  # after an error: do not read what nobody will use
-    progress.line(f"{len(samples)} images read, the largest {largest[0]}x{largest[1]} (height x width)")
-    return Counts(training, held_out, largest)
+    height, width = sizes.max(0)
+    progress.line(f"{number(len(samples), 'image')} read, the largest {height}x{width} (height x width)")
+    return Counts(pixels, sizes, strays)
+
+
+def check_calibration(sample: Sample):
+    """Raise InputError if KITTI's calibration of a sample is there and cannot be used."""
+    from support.birdseye import calibration_of, homography  # here, since it needs PyTorch, and other data sets do not need it
+
+    if calibration_of(sample.image).is_file():
+        homography(calibration_of(sample.image))
+
+
+def describe(counts: Counts, data: DataSet) -> str:
+    """A table of id, name, share of the pixels and images of each class, and what is ignored, over all samples."""
+    total = max(int(counts.sizes.prod(1).sum()), 1)
+    width = max(map(len, [*data.classes, "ignored"]))
+    lines = [f" id  {'class':{width}}  pixels   images"]
+    for i, name in enumerate(data.classes):
+        lines.append(f"{i:3}  {name:{width}}  {share(counts.pixels[:, i].sum() / total)}  {(counts.pixels[:, i] > 0).sum():7}")
+    ignored, stray = total - counts.pixels.sum(), sum(counts.strays.values())
+    lines.append(f"     {'ignored':{width}}  {share(ignored / total)}")
+    if stray:
+        kinds = [kind for kind, _ in counts.strays.most_common()]
+        what = "colour" if any(isinstance(kind, (tuple, str)) for kind in kinds) else "id"
+        named = ", ".join(f"{kind} {share(counts.strays[kind] / total).strip()}" for kind in kinds[:5])
+        lines.append(f"ignored, since no class has {'this' if len(kinds) == 1 else 'these'} {what}{'s' * (len(kinds) > 1)}: "
+                     f"{named}{f' and {len(kinds) - 5} more' if len(kinds) > 5 else ''}; together {share(stray / total).strip()}")
+        if what == "colour" and len(kinds) > max(16, 2 * len(data.classes)):
+            lines.append(f"warning: {len(kinds)} colours are none of classes.txt: edges that were smoothed (anti-aliasing)? Save the "
+                         "masks with hard edges")
+    return "\n".join(lines)
+
+
+def share(value: float) -> str:
+    """A share in per cent, eight characters wide."""
+    return " <0.01 %" if 0 < value < 5e-5 else f"{100 * value:6.2f} %"
+
+
+def extent(sizes: np.ndarray) -> dict[str, tuple[int, int]]:
+    """The smallest, median and largest of some sizes [N, 2], by the number of pixels: (height, width) each."""
+    ordered = sizes[np.argsort(sizes.prod(1), kind="stable")]
+    return {name: tuple(ordered[i].tolist()) for name, i in (("smallest", 0), ("median", len(ordered) // 2), ("largest", -1))}
 
 
 def check_counts(counts: Counts, data: DataSet, crop: tuple[int, int] | None):
     """Raise InputError if there is nothing to learn or to score, or if `crop` is larger than all images.
 
+    counts    of the training set and the validation set, in this order
+
     Classes that no training image shows are named on standard output.
     """
     masks = data.train[0].label.parent
-    for part, pixels in (("training", counts.training), ("held-out", counts.held_out)):
+    training, held_out = (part.sum(0) for part in np.split(counts.pixels[:len(data.train) + len(data.val)], [len(data.train)]))
+    for part, pixels in (("training", training), ("held-out", held_out)):
         if not pixels.any():
             raise InputError(f"{masks}: no pixel of a {part} image has a class that counts; compare the ids in the masks with "
                              "classes.txt")
-    if (counts.training > 0).sum() == 1:
-        raise InputError(f"{masks}: every training pixel that counts is of one class, "
-                         f"{data.classes[counts.training.argmax()]}; masks hold the ids 0, 1, 2, ..., and 255 is ignored: "
-                         "where it marks the object, write 1 instead")
-    if unseen := [name for name, pixels in zip(data.classes, counts.training) if not pixels]:
+    if (training > 0).sum() == 1:
+        raise InputError(f"{masks}: every training pixel that counts is of one class, {data.classes[training.argmax()]}; masks hold "
+                         f"the ids 0, 1, 2, ..., and {IGNORE} is ignored: where it marks the object, give each class its colour in "
+                         f"classes.txt, such as 'background 0 0 0' and 'road {IGNORE} {IGNORE} {IGNORE}'")
+    if unseen := [name for name, pixels in zip(data.classes, training) if not pixels]:
         print(f"no training image shows: {', '.join(unseen)}", flush=True)
-    height, width = counts.largest
+    height, width = counts.sizes.max(0)
     if crop and min(crop[0] - height, crop[1] - width) > 0:
         raise InputError(f"--crop {crop[0]}x{crop[1]}: every image is smaller, the largest {height}x{width}; "
                          "leave it out for whole images")
 
 
-def weigh_classes(pixels: np.ndarray) -> torch.Tensor:
+def weigh_classes(pixels: np.ndarray) -> np.ndarray:
     """float32 [C]: the weight of a pixel of each class in the loss, so that rare classes are not lost among the others.
 
     pixels    [C], the pixels of each class in all training images
@@ -90,4 +146,4 @@ def weigh_classes(pixels: np.ndarray) -> torch.Tensor:
     frequency = pixels / max(pixels.sum(), 1)
     weights = 1 / np.sqrt(np.maximum(frequency, RAREST))
     weights /= (frequency * weights).sum() or 1
-    return torch.tensor(np.where(pixels > 0, weights, 1), dtype=torch.float32)
+    return np.where(pixels > 0, weights, 1).astype(np.float32)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from support.errors import InputError
 from support.optimizer import learning_rate
 from support.ranks import Ranks
+
+WORSE = 1.5  # times the loss of an untrained network: with class weights, images differ by up to a third
 
 
 class Divergence:
@@ -19,6 +23,13 @@ class Divergence:
     def watch(self, step: int, value: torch.Tensor):
         """Look at a value of step `step` (1, 2, ...)."""
         self.step = torch.where(torch.isfinite(value) | (self.step > 0), self.step, step)
+
+    def warning(self, loss: float, classes: int) -> str:
+        """What to say of the mean loss of an epoch: "", unless it is far above log C, that of scores that are all alike."""
+        if loss <= WORSE * math.log(classes):
+            return ""
+        return (f"warning: a loss of {loss:.3g} is worse than that of an untrained network, {math.log(classes):.3g}: the run has "
+                f"diverged; begin again with a smaller --lr than {self.settings['lr']:g}")
 
     def refuse(self):
         """Raise InputError if there was such a step. Called before anything is saved; it waits for the device."""

@@ -52,32 +52,38 @@ def font(size: int):
     return ImageFont.load_default(size)
 
 
-def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.Image:
-    """`tint`, and a legend with the colours and names of the classes in the picture, unless they are road and not road.
+def legend(width: int, entries: list[tuple[str, tuple]], size: int, dark: bool = False) -> Image.Image:
+    """A strip of colours with their names, in as many lines as it takes: at least `width` wide, in letters of `size` pixels."""
+    text, line = font(size), round(size * 1.5)
+    names = [name if len(name) <= 30 else f"{name[:29]}…" for name, _ in entries]
+    cell = round(max(map(text.getlength, names))) + 2 * line
+    per_line = max(1, width // cell)
+    paper, ink = ("black", "white") if dark else ("white", "black")
+    strip = Image.new("RGB", (max(width, cell), line * -(-len(entries) // per_line)), paper)
+    draw = ImageDraw.Draw(strip)
+    for i, (_, colour) in enumerate(entries):
+        x, y = i % per_line * cell, i // per_line * line
+        draw.rectangle((x + line // 4, y + line // 4, x + line * 3 // 4, y + line * 3 // 4), fill=tuple(colour), outline=ink)
+        draw.text((x + line, y + line / 2), names[i], fill=ink, font=text, anchor="lm")
+    return strip
 
-    The legend lies over the bottom of the picture, the most frequent class first; a picture too small for it has none.
+
+def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.Image:
+    """`tint`, and below the picture the colours and names of the classes in it, unless they are road and not road.
+
+    The most frequent class comes first. Nothing of the picture is covered; a legend that needs more room makes the whole wider.
     """
     shown = Image.fromarray(tint(image, label, classes))
     counts = np.bincount(label.ravel(), minlength=256)[:len(classes)]
     present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
     if only_road(classes) is not None or not present:
         return shown
-    height, width = label.shape
-    text = font(max(11, min(28, round(min(height, width) / 28))))
-    line = round(text.size * 1.5)
-    cell = round(max(text.getlength(classes[c]) for c in present)) + 2 * line
-    per_line = max(1, width // cell)
-    top = height - line * -(-len(present) // per_line)
-    if cell > width or top < height / 2:
-        return shown
-    panel = Image.new("RGB", (width, height - top), "black")
-    shown.paste(Image.blend(shown.crop((0, top, width, height)), panel, 0.6), (0, top))
-    draw, colours = ImageDraw.Draw(shown), colours_for(classes).tolist()
-    for i, c in enumerate(present):
-        x, y = i % per_line * cell, top + i // per_line * line
-        draw.rectangle((x + 4, y + 4, x + line - 4, y + line - 4), fill=tuple(colours[c]), outline="white")
-        draw.text((x + line + 2, y + line / 2), classes[c], fill="white", font=text, anchor="lm")
-    return shown
+    colours = colours_for(classes).tolist()
+    strip = legend(shown.width, [(classes[c], colours[c]) for c in present], max(12, max(shown.size) // 60), dark=True)
+    sheet = Image.new("RGB", (strip.width, shown.height + strip.height))
+    sheet.paste(shown, (0, 0))
+    sheet.paste(strip, (0, shown.height))
+    return sheet
 
 
 def palette_mask(label: np.ndarray, classes: list[str]) -> Image.Image:
@@ -89,40 +95,63 @@ def palette_mask(label: np.ndarray, classes: list[str]) -> Image.Image:
     return mask
 
 
-def draw_samples(path: Path, rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: list[str], caption: str):
-    """A contact sheet: for each (image [H, W, 3], truth [H, W], prediction [H, W]), all uint8, the three side by side.
+def draw_samples(path: Path, rows: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]], classes: list[str], caption: str):
+    """A contact sheet: for each (name, image [H, W, 3], truth [H, W], prediction [H, W]) the three side by side, all uint8.
 
     A truth of IGNORE is black; the classes' colours stand at the bottom.
     """
     width = 480 if len(rows) > 1 else 640
     strips = []
-    for image, truth, prediction in rows:
+    for name, image, truth, prediction in rows:
         panels = [image, tint(image, truth, classes), tint(image, prediction, classes)]
-        height = max(1, round(image.shape[0] * width / image.shape[1]))
-        strips.append([Image.fromarray(panel).resize((width, height)) for panel in panels])
+        strips.append(([f"{name}", "", ""], [scaled(panel, width) for panel in panels]))
+    draw_sheet(path, strips, width, (f"picture ({caption})", "truth", "prediction"), class_entries(classes))
 
-    gap, head, text = 6, 30, font(16)
-    entries = list(zip(classes, colours_for(classes), strict=True)) + [("ignored", (0, 0, 0))]
-    per_line = max(1, 3 * width // 170)
-    foot = 24 * -(-len(entries) // per_line) + gap
-    sheet = Image.new("RGB", (3 * width + 4 * gap, head + foot + sum(s[0].height + gap for s in strips)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate((f"picture ({caption})", "truth", "prediction")):
+
+def draw_labels(path: Path, cells: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str]):
+    """A contact sheet of (name, image [H, W, 3], label [H, W]), three in a row: the labels over the images, ids in the legend."""
+    width = 480
+    panels = [(name, scaled(tint(image, label, classes), width)) for name, image, label in cells]
+    rows = [panels[i:i + 3] for i in range(0, len(panels), 3)]
+    draw_sheet(path, [tuple(zip(*row)) for row in rows], width, (), class_entries([f"{i} {name}" for i, name in enumerate(classes)],
+                                                                                 colours_for(classes)))
+
+
+def scaled(image: np.ndarray, width: int) -> Image.Image:
+    return Image.fromarray(image).resize((width, max(1, round(image.shape[0] * width / image.shape[1]))))
+
+
+def class_entries(names: list[str], colours: np.ndarray | None = None) -> list[tuple[str, tuple]]:
+    """What the legend of a sheet shows: every class, and what is ignored."""
+    return [*zip(names, (colours_for(names) if colours is None else colours).tolist(), strict=True), ("ignored", (0, 0, 0))]
+
+
+def draw_sheet(path: Path, rows: list[tuple[list[str], list[Image.Image]]], width: int, titles: tuple[str, ...], entries: list):
+    """Rows of pictures, all `width` wide, with a line of text above each row, titles above all, and a legend below."""
+    gap, line, text = 6, 22, font(16)
+    columns = max(len(pictures) for _, pictures in rows)
+    foot = legend(columns * (width + gap), entries, 16)
+    heights = [line + max(picture.height for picture in pictures) + gap for _, pictures in rows]
+    head = 30 if titles else 0
+    sheet = Image.new("RGB", (foot.width + gap, head + sum(heights) + foot.height + gap), "white")
+    draw, y = ImageDraw.Draw(sheet), head
+    for column, title in enumerate(titles):
         draw.text((gap + column * (width + gap), 6), title, fill="black", font=text)
-    y = head
-    for strip in strips:
-        for column, panel in enumerate(strip):
-            sheet.paste(panel, (gap + column * (width + gap), y))
-        y += strip[0].height + gap
-    for i, (name, colour) in enumerate(entries):
-        left, top = gap + i % per_line * 170, y + i // per_line * 24
-        draw.rectangle((left, top + 2, left + 18, top + 18), fill=tuple(int(c) for c in colour))
-        draw.text((left + 24, top), name[:17], fill="black", font=text)
-    sheet.save(path, compress_level=1)  # a third of the time: training waits for it
+    for (names, pictures), height in zip(rows, heights):
+        for column, (name, picture) in enumerate(zip(names, pictures)):
+            left = gap + column * (width + gap)
+            draw.text((left, y), name[-width // 10:], fill="black", font=text)
+            sheet.paste(picture, (left, y + line))
+        y += height
+    sheet.paste(foot, (0, y))
+    sheet.save(path, "PNG", compress_level=1)  # a third of the time: training waits for it
 
 
 def draw_curves(path: Path, rows: list[dict], classes: list[str]):
-    """Loss and IoU over epochs from the rows of log.csv (numbers by column name), as two charts one below the other."""
+    """Loss and IoU over epochs from the rows of log.csv (numbers by column name), as two charts one below the other.
+
+    A line marks the epoch whose network is in best.pt.
+    """
     epochs = [row["epoch"] for row in rows]
     losses = [("training", (31, 119, 180), [row["train_loss"] for row in rows]),
               ("held out", (214, 39, 40), [row["val_loss"] for row in rows])]
@@ -134,10 +163,11 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
     ious += [(name, tuple(colour), [row[f"iou_{name}"] for row in rows])
              for name, colour in zip(classes, colours_for(classes).tolist(), strict=True)]
     bottom = max(740, 440 + 20 * len(ious))  # room for every class in the legend
+    kept = [row["epoch"] for row in rows if row.get("kept")][-1:]
     sheet = Image.new("RGB", (900, bottom + 20), "white")
     highest = max([v for _, _, line in losses for v in line if np.isfinite(v)], default=1.0)
-    draw_chart(sheet, (0, 0, 900, 360), "loss (mean cross-entropy)", epochs, losses, highest or 1.0)
-    draw_chart(sheet, (0, 380, 900, bottom), title, epochs, ious, 1.0)
+    draw_chart(sheet, (0, 0, 900, 360), "loss (mean cross-entropy)", epochs, losses, highest or 1.0, kept)
+    draw_chart(sheet, (0, 380, 900, bottom), title, epochs, ious, 1.0, kept)
     sheet.save(path, compress_level=1)
 
 
@@ -147,10 +177,10 @@ def round_step(length, most):
     return next(base * m for m in (1, 2, 5, 10) if length / (base * m) <= most + 0.001)
 
 
-def draw_chart(sheet, box, title, xs, lines, highest):
+def draw_chart(sheet, box, title, xs, lines, highest, kept=()):
     """One line chart inside box (left, top, right, bottom): y from 0 to `highest` rounded up, x over the epochs.
 
-    lines: (name, colour, values) of each.
+    lines: (name, colour, values) of each. kept: epochs that are marked.
     """
     draw, small = ImageDraw.Draw(sheet), font(14)
     left, top, right, bottom = box[0] + 70, box[1] + 40, box[2] - 190, box[3] - 40
@@ -170,6 +200,10 @@ def draw_chart(sheet, box, title, xs, lines, highest):
         draw.text((at(x, 0)[0], bottom + 6), str(x), fill="black", font=small, anchor="mt")
     draw.text(((left + right) / 2, bottom + 22), "epoch", fill="black", font=small, anchor="mt")
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
+    for x in kept:
+        draw.line([at(x, 0), at(x, ticks[-1])], fill=(44, 140, 50), width=2)
+        draw.text((at(x, 0)[0], top - 4), f"best.pt: epoch {x}", fill=(44, 140, 50), font=small,
+                  anchor="mb" if left + 50 < at(x, 0)[0] < right - 50 else "lb" if at(x, 0)[0] <= left + 50 else "rb")
     for i, (name, colour, ys) in enumerate(lines):
         points = [at(x, min(y, ticks[-1])) for x, y in zip(xs, ys, strict=True) if np.isfinite(y)]
         if len(points) > 1:

@@ -19,10 +19,10 @@ from support.ranks import Ranks
 
 
 class Stopped(Exception):
-    """A run has ended because a signal asked for it. `signal` is its number, `out` the folder of the run."""
+    """A run has ended because a signal asked for it: its number, the folder of the run, and whether all steps were done."""
 
-    def __init__(self, number: int, out: Path):
-        self.signal, self.out = number, out
+    def __init__(self, number: int, out: Path, trained: bool):
+        self.signal, self.out, self.trained = number, out, trained
 
 
 ENDINGS = (Stopped, KeyboardInterrupt, InputError, OSError, MemoryError, RuntimeError)  # what `exit_status` explains
@@ -48,12 +48,15 @@ class Stop:
             signal.signal(each, signal.SIG_DFL)
 
     def end_if_asked(self, ranks: Ranks, out: Path, save: Callable[[], None] | None = None):
-        """If any process was asked to stop: call `save`, then raise Stopped. Called by all processes at the same step."""
+        """If any process was asked to stop: call `save`, then raise Stopped. Called by all processes at the same step.
+
+        Without `save`, the training is over and everything is saved.
+        """
         asked = ranks.largest(self.asked)
         if asked:
             if save:
                 save()
-            raise Stopped(asked, out)
+            raise Stopped(asked, out, trained=not save)
 
     def __exit__(self, *error):
         for number, handler in self.usual.items():
@@ -69,7 +72,8 @@ def exit_status(error: BaseException, options: dict, ranks: Ranks) -> int:
         ranks.leave()
         if ranks.first:
             quote = shlex.quote if os.name != "nt" else '"{}"'.format
-            print(f"stopped by {signal.Signals(error.signal).name}; go on with: python train.py --resume --out "
+            told = f"training is complete, {error.out / 'best.pt'} is the result; for the last scores:" if error.trained else "go on with:"
+            print(f"stopped by {signal.Signals(error.signal).name}; {told} python train.py --resume --out "
                   f"{quote(str(error.out))}", file=sys.stderr)
         return 128 + error.signal
     if isinstance(error, KeyboardInterrupt):  # while setting up: nothing has been learnt that could be lost

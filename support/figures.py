@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from fcn import FCN8s
+from support.arguments import Parser
 from support.derivation import centre
 from vgg import IMAGE, Grid, size_after
 
@@ -197,9 +197,11 @@ def border(net: FCN8s) -> Sheet:
 
 
 if __name__ == "__main__":
+    parser = Parser("figures.py", description=__doc__)
+    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=Path("assets"), help="default %(default)s")
+    folder = parser.parse_args().folder
     with torch.device("meta"):
         net = FCN8s(2, pad=100)
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "assets")
     folder.mkdir(parents=True, exist_ok=True)
     architecture(net).save(folder / "architecture.png")
     border(net).save(folder / "border.png")

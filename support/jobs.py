@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
-from data import DataSet, Sample, find
-from support.batches import Reader
+import numpy as np
+
+from data import find
 from support.birdseye import calibration_of, homography
-from support.errors import InputError
-from support.pictures import IMAGE_ENDINGS, files_in, read_image
+from support.errors import InputError, number, warn
+from support.labels import only_road
+from support.pictures import IMAGE_ENDINGS, VIDEO_ENDINGS, files_below, files_in, read_picture
+from support.reader import Reader
+from support.samples import DataSet, Sample
 
 FOLDERS = ("overlay", "mask", "confidence", "bev")  # of results, below --out
 WAITING = 3  # pictures that are read ahead, and that wait to be written, while the network computes: bounds the memory
 
 
 class Job(NamedTuple):
-    """A picture to predict, the path of its results below each folder of --out, and its labelled sample if it has one."""
+    """A picture to predict, the path of its results below each folder of --out, and its labelled sample if it has one.
+
+    given    the folder that it comes from, as the user named it, or the folder of the picture that was named
+    """
     picture: Path
     name: Path
     sample: Sample | None = None
+    given: Path | None = None
 
 
 def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Callable, DataSet | None]:
@@ -34,9 +43,12 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
         jobs, data = kitti_jobs(options.kitti, options.split or "testing", saved["classes"][road]), None
     elif options.data:
         data = data_set(options.data, saved)
+        samples = getattr(data, options.split or "val")
         # KITTI's results are named as the ground truth, so that metrics.py can score them.
-        jobs = [Job(sample.image, Path((sample.label if data.kitti else sample.image).stem), sample)
-                for sample in getattr(data, options.split or "val")]
+        names = [Path((sample.label if data.kitti else sample.image).stem) for sample in samples]
+        if len(set(names)) < len(names):
+            names = [Path(os.path.relpath(sample.image, options.data)).with_suffix("") for sample in samples]
+        jobs = [Job(sample.image, name, sample) for sample, name in zip(samples, names)]
         if not jobs:
             raise InputError(f"{options.data}: has no images and masks in a folder test, for --split test")
     else:
@@ -45,7 +57,7 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
         if options.kitti or data and data.kitti and calibration_of(job.picture).is_file():
             homography(calibration_of(job.picture))
     if not data:
-        return jobs, lambda job: (read_image(job.picture), None), None
+        return jobs, read_photo, None
     reader = Reader(data.read_label, cache_bytes=0)
     return jobs, lambda job: reader(job.sample), data
 
@@ -53,42 +65,86 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
 def picture_jobs(inputs: list[str], out: Path) -> list[Job]:
     """Jobs for pictures, folders with all that is in them, and KITTI Road folders. Raises InputError.
 
-    Results are named as the inputs are, from the deepest folder that holds all of them. What --out holds is left out.
+    Results are named as the pictures are, from the folder on that was given. If two of them would get one name, all are named
+    from the deepest folder on that holds them all. What --out holds is left out.
     """
-    pictures, roots = {}, []
+    pictures = {}  # the folder that was given by picture
     results = tuple(os.path.abspath(out / folder) for folder in FOLDERS)
     for given in (Path(os.path.abspath(path)) for path in inputs):
-        found = [given]
-        if given.is_dir():
-            # Of KITTI Road the pictures, not the ground truth beside them.
-            folders = [given / "testing" / "image_2", given / "training" / "image_2", given / "image_2"]
-            folder = next((f for f in folders if f.is_dir()), given)
-            found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file()
-                           and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-                           and not any(file.is_relative_to(result) for result in results))
-            if not found:
-                raise InputError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})")
-        elif not given.is_file():
+        if given.suffix.lower() in VIDEO_ENDINGS and given.is_file():
+            raise InputError(f"{given}: is a video; make pictures of it first, such as with: ffmpeg -i VIDEO FOLDER/%06d.png")
+        if not given.is_dir() and not given.is_file():
             raise InputError(f"{given}: no such file or folder")
-        roots.append(given if given.is_dir() else given.parent)
-        pictures.update(dict.fromkeys(found))
-    try:
-        root = Path(os.path.commonpath(roots))
-    except ValueError:
-        raise InputError(f"{roots[0]} and the other inputs have no folder in common; predict them one by one") from None
+        for picture in pictures_in(given, results) if given.is_dir() else [given]:
+            pictures.setdefault(picture, given if given.is_dir() else given.parent)
 
+    names = [picture.relative_to(folder) for picture, folder in pictures.items()]
+    if len({str(name).casefold() for name in names}) < len(names):
+        try:
+            root = Path(os.path.commonpath(pictures.values()))
+        except ValueError:
+            raise InputError(f"{names[0]}: and other inputs on other drives have the same names; predict them one by one") from None
+        names = [picture.relative_to(root) for picture in pictures]
     # a.jpg gives a.png, but beside an a.png, or a folder a.png, a.jpg.png.
-    names = [picture.relative_to(root) for picture in pictures]
     taken = Counter(str(path).casefold() for name in names for path in {name, name.with_suffix("")})
     taken.update({str(folder.with_suffix("")).casefold() for name in names for folder in name.parents if folder.suffix})
-    jobs = [Job(picture, name if taken[str(name.with_suffix("")).casefold()] > 1 else name.with_suffix(""))
-            for picture, name in zip(pictures, names, strict=True)]
+    jobs = [Job(picture, name if taken[str(name.with_suffix("")).casefold()] > 1 else name.with_suffix(""), None, given)
+            for (picture, given), name in zip(pictures.items(), names, strict=True)]
     for job in jobs:
         for folder in results:
             if Path(f"{folder}/{job.name}.png") in pictures:
                 raise InputError(f"{folder}/{job.name}.png: is one of the inputs and would be written over; "
                                  "choose another --out")
     return jobs
+
+
+def pictures_in(given: Path, results: tuple[str, ...]) -> list[Path]:
+    """The pictures in a folder, but not in the folders `results`. Of KITTI Road its images, not the ground truth beside them.
+
+    Says which videos and pictures of other formats it leaves out. Raises InputError if nothing is left.
+    """
+    folders = [given / "testing" / "image_2", given / "training" / "image_2", given / "image_2"]
+    folder = next((f for f in folders if f.is_dir()), given)
+    found = [file for file in files_below(folder) if not any(file.is_relative_to(result) for result in results)]
+    others = Counter(file.suffix.lower() for file in folder.rglob("*")
+                     if file.suffix.lower() in VIDEO_ENDINGS | {".heic", ".heif", ".avif"} and file.is_file())
+    left_out = ", ".join(f"{count} {ending}" for ending, count in others.items())
+    if not found:
+        raise InputError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})"
+                         + (f", but {left_out}; save those as PNG or JPEG first, videos with ffmpeg" if left_out else ""))
+    if left_out:
+        warn("predict.py", f"{folder}: left out are {left_out}; save them as PNG or JPEG first")
+    return found
+
+
+def where_results_went(jobs: list[Job], out: Path) -> list[str]:
+    """If pictures of several folders were predicted: for each folder how many, and the mask of its first one."""
+    names = {}
+    for job in jobs:
+        names.setdefault(job.given, []).append(job.name)
+    return [f"  {given}: {number(len(those), 'picture')}, {out / 'mask' / those[0]}.png{' ...' if len(those) > 1 else ''}"
+            for given, those in names.items()] if len(names) > 1 else []
+
+
+def confidence_folders(options, classes: list[str], road: int | None) -> dict[int, str]:
+    """The folder below --out for the confidence of each class that is wanted: several classes get a folder each."""
+    if options.confidence:
+        return {classes.index(options.confidence): "confidence"}
+    if options.kitti or options.confidence is not None and only_road(classes) is not None:
+        return {road: "confidence"}
+    safe = [re.sub(r"[^\w -]", "_", name).strip() or "_" for name in classes]
+    folded = [name.casefold() for name in safe]
+    return {i: f"confidence/{name}" if folded.count(name.casefold()) == 1 else f"confidence/{i} {name}"
+            for i, name in enumerate(safe)} if options.confidence is not None else {}
+
+
+def read_photo(job: Job) -> tuple[np.ndarray, None]:
+    """The picture of a job. Says it if the file has further frames or pages. Raises InputError."""
+    picture = read_picture(job.picture)
+    if picture.frames > 1:
+        warn("predict.py", f"{job.picture}: has {picture.frames} frames or pages; the first is predicted, the others are left out: save them as "
+             "pictures of their own")
+    return picture.pixels, None
 
 
 def kitti_jobs(root: Path, split: str, task: str) -> list[Job]:
@@ -105,7 +161,8 @@ def kitti_jobs(root: Path, split: str, task: str) -> list[Job]:
 def data_set(root: Path, saved: dict) -> DataSet:
     """The data set as train.py read it: the same task, the same split. Raises InputError if its classes are others."""
     settings = saved["settings"]
-    data = find(root, settings["task"], settings["split_seed"], settings.get("classes", "all"))
+    data = find(root, settings["task"], settings["split_seed"], settings.get("classes", "all"), settings.get("images", "auto"),
+                settings.get("masks", "auto"))
     if data.classes != saved["classes"]:
         raise InputError(f"{root}: has the classes {', '.join(data.classes)}; the network knows "
                          f"{', '.join(saved['classes'])}: classes.txt must name the same")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from data import DataSet
-from support.arguments import Parser, matching, parse_scale
+from support.arguments import DATA_OPTIONS, Parser, matching, natural, parse_scale
 from support.device import use_bf16
 from support.errors import InputError
 from support.ranks import Ranks
+from support.samples import DataSet
 from support.start import suited_channels
 from weights.convert import AT_ONCE
 
@@ -94,56 +94,73 @@ def check_settings(settings: dict, ranks: Ranks, resume: bool):
 
 def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) -> dict:
     """The options of train.py's command line by name, None where nothing was said. Exits with one line if one is wrong."""
-    number = r"(?!0*\.?0*(e|,|$))\d*\.?\d+(e[+-]?\d{1,2})?"  # not nought, in any spelling
+    positive_number = r"(?!0*\.?0*(e|,|$))\d*\.?\d+(e[+-]?\d{1,2})?"  # not nought, in any spelling
     whole = matching(r"[1-9]\d{0,17}", "a whole number from 1 up", int)
     whole_or_auto = matching(r"auto|[1-9]\d{0,17}", "auto or a whole number from 1 up",
                              lambda text: text if text == "auto" else int(text))
-    natural = matching(r"\d{1,18}", "a whole number", int)
-    positive = matching(number, "a positive number", float)
-    parser = Parser("train.py", description=description,
-                    unknown="the folder goes after --data; not an option")
+    positive = matching(positive_number, "a positive number", float)
+    parser = Parser("train.py", description=description, unknown="the folder goes after --data; not an option")
 
     def add(name, help, **kind):
         real, synthetic, paper = defaults[name]
         said = f" (default {real}" + (f"; synthetic roads: {synthetic}" if synthetic != real else "") + (
             f"; paper: {paper}" if paper != real else "") + ")"
-        parser.add_argument("--" + name.replace("_", "-"), default=None, **kind,
-                            help=help + (said if real is not False and name != "recipe" else ""))
+        group.add_argument("--" + name.replace("_", "-"), default=None, **kind,
+                           help=help + (said if real is not False and name != "recipe" else ""))
 
-    parser.add_argument("--data", metavar="DIR", type=matching("(?s).+", "a folder"),
-                        help="KITTI Road, PASCAL VOC, or images and masks (default: synthetic roads)")
-    parser.add_argument("--out", metavar="DIR", help="folder of this run (default runs/NAME, the first free)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last.pt")
-    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-    add("recipe", "where the values of all other options come from: this project's defaults, or the paper's authors",
-        choices=("default", "paper"))
-    add("task", "KITTI ground truth", choices=("road", "lane"))
-    add("classes", "names of the classes to tell apart, with commas between, the others as background; or all", metavar="A,B")
-    add("weights", "to begin with: ImageNet's converted (auto: weights/vgg16.pth, else a download), a best.pt, or none",
-        metavar="PATH")
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="DIR", type=matching("(?s).+", "a folder"),
+                       help="KITTI Road, own images and masks, PASCAL VOC or Cityscapes (default: synthetic roads)")
+    for name, (help, kind) in DATA_OPTIONS.items():
+        add(name, help, **kind)
+
+    group = parser.add_argument_group("run")
+    group.add_argument("--out", metavar="DIR", help="folder of this run (default runs/NAME, the first free)")
+    group.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
+    add("save_every", "steps between two checkpoints: the most that a kill or a power cut can cost", type=whole, metavar="N")
+
+    group = parser.add_argument_group("network")
+    add("weights", "what the network begins with: ImageNet's converted weights (auto: weights/vgg16.pth, else a download), the "
+        "best.pt of another run, or none: random weights", metavar="PATH")
+    add("stride", "how fine the skips make the output: 8 is FCN-8s, with pool4 and pool3; 16 is FCN-16s, with pool4; 32 is "
+        "FCN-32s, without skips", type=int, choices=(8, 16, 32))
+    add("pad", "padding of the first convolution: 1 keeps the maps as they are, 100 puts the authors' border around the image, "
+        "which costs time and needs crops", type=whole, metavar="N")
+    add("width", "factor on the number of channels of each convolution of VGG16; below 1 a smaller, faster network, which ImageNet's "
+        "weights do not fit", type=positive)
+    add("fc_channels", "channels of fc6 and fc7: fewer take less memory and time. auto: as many as the weights file has, or 512 "
+        "if it has none", type=whole_or_auto, metavar="N")
+    add("dropout", "share of fc6 and fc7 that is set to zero at random in each training step", metavar="P",
+        type=matching(r"0?\.\d+|0", "a number from 0 to 1", float))
+    add("skip_scale", "numbers that pool4 and pool3 are multiplied by before they are scored, so that their score layers learn as "
+        "fast as that of fc7. auto: measured on a training image", metavar="A,B",
+        type=matching(f"auto|{positive_number},{positive_number}", "auto or two positive numbers, A,B"))
+    add("learn_upsampling", "train the transposed convolutions too, instead of keeping them bilinear", action="store_const",
+        const=True)
+
+    group = parser.add_argument_group("training")
+    add("recipe", "where the defaults come from: default is this project's; paper is that of the authors' published training, with "
+        "their border, rate and whole images, and takes days", choices=("default", "paper"))
     add("epochs", f"passes over the training images; auto is {GPU_EPOCHS}, on a processor {CPU_EPOCHS}, of few images as many "
         f"as make {LEAST_STEPS} steps, and with --recipe paper as many as the authors' steps", type=whole_or_auto, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
-    add("crop", "largest training window, HxW, or none", metavar="HxW",
+    add("crop", "height and width in pixels of the largest part of an image that a training step sees; smaller takes less memory. "
+        "none: whole images. Held-out images are always scored whole", metavar="HxW",
         type=matching(r"none|[1-9]\d{0,6}x[1-9]\d{0,6}", "none or a size, HxW"))
     add("lr", "largest learning rate", type=positive)
-    add("seed", "of everything random but the split", type=natural, metavar="N")
-    add("save_every", "steps between checkpoints: at most so many are lost", type=whole, metavar="N")
-    add("split_seed", "of the held-out images, where the folder does not name them", type=natural, metavar="N")
+    add("class_weights", "what an error on a pixel costs: none: the same for all; sqrt: more for rare classes, by 1 / sqrt of their "
+        "share of the pixels; auto: sqrt where mean IoU is the goal, none for a road", choices=("auto", "none", "sqrt"))
+    add("flip", "mirror half the training views; auto: not where --task is lane", choices=("auto", "yes", "no"))
+    add("seed", "draws the first weights, the order, the views and the dropout; the same number gives the same run", type=natural,
+        metavar="N")
+
+    group = parser.add_argument_group("machine")
     add("device", "auto, cpu, cuda or cuda:N", metavar="NAME")
-    add("amp", "bf16 arithmetic", choices=("auto", "bf16", "off"))
-    add("pad", "padding of conv1_1: 1, or 100 for the authors' network", type=whole, metavar="N")
-    add("stride", "FCN-8s, FCN-16s or FCN-32s", type=int, choices=(8, 16, 32))
-    add("width", "factor on the channels of VGG16", type=positive)
-    add("fc_channels", "channels of fc6 and fc7, or auto: as the weights have them", type=whole_or_auto, metavar="N")
-    add("dropout", "share of fc6 and fc7 set to zero in training", type=matching(r"0?\.\d+|0", "a number from 0 to 1", float))
-    add("skip_scale", "factors on pool4 and pool3: A,B or auto: so that both weigh twice as much as fc7", metavar="A,B",
-        type=matching(f"auto|{number},{number}", "auto or two positive numbers, A,B"))
-    add("class_weights", "what a pixel counts in the loss: alike, by 1 / sqrt(frequency of its class), or auto: sqrt where "
-        "mean IoU is the goal", choices=("auto", "none", "sqrt"))
-    add("flip", "mirror half the training views, or auto: not where --task is lane", choices=("auto", "yes", "no"))
-    add("recompute", "compute activations twice instead of keeping them", action="store_const", const=True)
-    add("compile", "compile the network with torch.compile", action="store_const", const=True)
-    add("learn_upsampling", "train the transposed convolutions too", action="store_const", const=True)
+    add("amp", "bf16: compute in 16-bit floating point (bfloat16), about twice as fast on hardware that has it; off: in 32 bits; "
+        "auto: bf16 where the hardware has it", choices=("auto", "bf16", "off"))
     add("workers", "threads that read images", type=natural, metavar="N")
+    add("recompute", "compute activations twice instead of keeping them: less memory, a third more time", action="store_const",
+        const=True)
+    add("compile", "compile the network with torch.compile", action="store_const", const=True)
+    group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return vars(parser.parse_args(argv))

@@ -1,21 +1,37 @@
-"""Reading picture files: photos of all common formats as RGB, and masks as the numbers that are stored."""
+"""Reading picture files: photos of the common formats as RGB, upright; and masks as the numbers or colours that are stored."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from support.errors import InputError
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
+VIDEO_ENDINGS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+# What a file may be inside, whatever its name says. Pillow knows some forty formats more; their decoders are rarely used, and
+# a file that reaches one of them is no photo. JPEG covers the MPO of telephones, PPM covers PGM.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held: 1 upright, 2 to 8 as below
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 
 # Pillow's own limit, which guards against pictures made to exhaust the memory, is 179 million pixels. Telephones reach that.
 # Pillow warns above this number and refuses above twice this number.
 Image.MAX_IMAGE_PIXELS = 2**28
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+class Picture(NamedTuple):
+    """A photo, uint8 [H, W, 3], turned upright; the EXIF orientation (1 to 8) it was stored with; and how many frames or
+    pages its file has, of which this is the first."""
+    pixels: np.ndarray
+    orientation: int
+    frames: int
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -25,31 +41,74 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS and not f.name.startswith("."))
 
 
-def open_picture(path: Path, whole_bytes: bool = False) -> Image.Image:
-    """A decoded Pillow image, turned upright by its EXIF tag. Raises InputError naming the file.
+def files_below(folder: Path) -> list[Path]:
+    """The pictures in a folder and all folders in it, sorted by path, without what is hidden. Raises InputError."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_ENDINGS and f.is_file()
+                  and not any(part.startswith(".") for part in f.relative_to(folder).parts))
 
-    With whole_bytes, grey pictures of 2 or 4 bits are refused too: Pillow would stretch their numbers to 0..255.
+
+def open_picture(path: Path, mask: bool = False) -> Image.Image:
+    """A decoded Pillow image, as it is stored. Raises InputError naming the file.
+
+    mask    its numbers mean something: refuse what is no PNG inside, what Pillow would stretch, and what a tag would turn
     """
+    image = decoded(path, mask)[0]
+    if mask and orientation_of(image) != 1:
+        raise InputError(f"{path}: has an EXIF tag that turns it; save it as it is to be read, without the tag")
+    return image
+
+
+def decoded(path: Path, mask: bool) -> tuple[Image.Image, int]:
+    """A decoded image and the number of frames or pages in its file. Raises InputError naming the file."""
+    frames = 1
     try:
-        with Image.open(path) as image:
-            if whole_bytes and image.tile and image.tile[0][3] in ("L;2", "L;4"):
+        with Image.open(path, formats=FORMATS) as image:
+            if mask and image.format != "PNG":
+                raise InputError(f"{path}: is {image.format} inside, and must be PNG; a lossy format blends the class ids, and "
+                                 "other endings do not change what a file is")
+            if mask and image.tile and image.tile[0][3] in ("L;2", "L;4"):  # Pillow would stretch the numbers to 0..255
                 raise InputError(f"{path}: is grey of {image.tile[0][3][2]} bits a pixel; save it with 8")
+            if image.format in ("GIF", "TIFF", "WEBP"):  # the second picture in a telephone's JPEG is a preview
+                frames = getattr(image, "n_frames", 1)
             image.load()
-            try:
-                return ImageOps.exif_transpose(image)
-            except Exception:  # a damaged tag; the picture itself is whole
-                return image
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
-        raise InputError(f"{path}: cannot be read as a picture ({str(error) or type(error).__name__})") from None
+        raise InputError(f"{path}: cannot be read as a picture ({reason(path, error)})") from None
+    return image, frames
 
 
-def read_image(path: Path) -> np.ndarray:
-    """RGB uint8 [H, W, 3]. Raises InputError naming the file."""
-    image = open_picture(path)
+def reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read as a picture, and the mend where there is one."""
+    ending = path.suffix.lower()
+    if ending in VIDEO_ENDINGS:
+        return "it is a video; make pictures of it first, such as with: ffmpeg -i VIDEO FOLDER/%06d.png"
+    if ending in (".heic", ".heif"):
+        return "Pillow does not read HEIC; save it as JPEG, or set the telephone to take JPEG"
+    if "cannot identify" in str(error):
+        return f"it is none of {', '.join(FORMATS)} inside, or damaged"
+    return str(error) or type(error).__name__
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of a decoded picture, 1 to 8; 1 without the tag."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a damaged tag; the picture itself is whole
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def read_picture(path: Path) -> Picture:
+    """A photo of any mode as RGB, upright. Raises InputError naming the file."""
+    image, frames = decoded(path, mask=False)
+    orientation = orientation_of(image)
+    if orientation != 1:
+        image = image.transpose(TURNS[orientation])
     if image.mode[0] in "IF":  # 16 bits, 32 bits or floats: Pillow would clip them at 255 instead of scaling them
         values = np.nan_to_num(np.asarray(image).astype(np.float64))
         largest = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
@@ -58,13 +117,28 @@ def read_image(path: Path) -> np.ndarray:
         image = Image.fromarray(np.round(255 * values.clip(0) / largest).astype(np.uint8))
     if "transparency" in image.info:  # otherwise Pillow warns about colours that it cannot keep
         image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    return Picture(np.asarray(image.convert("RGB")), orientation, frames)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """RGB uint8 [H, W, 3], upright. Raises InputError naming the file."""
+    return read_picture(path).pixels
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Class ids uint8 [H, W] of an 8-bit grey or palette PNG: the stored numbers, not the colours. Raises InputError."""
-    image = open_picture(path, whole_bytes=True)
-    if image.mode not in ("L", "P", "1"):
+    """Class ids uint8 [H, W] of a grey or palette PNG: the stored numbers, not the colours. Raises InputError."""
+    image = open_picture(path, mask=True)
+    if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise InputError(f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is {image.mode}; "
-                         "save the ids themselves, not their colours")
-    return np.asarray(image).astype(np.uint8)
+                         "if it shows classes by colours, give each name in classes.txt its colour: NAME R G B")
+    ids = np.asarray(image)
+    if ids.max(initial=0) > 255:
+        raise InputError(f"{path}: has the id {ids.max()}; ids go from 0 to 254, and 255 is ignored")
+    return ids.astype(np.uint8)
+
+
+def read_colours(path: Path) -> np.ndarray:
+    """The colours of a mask: uint32 [H, W], 65536 R + 256 G + B, or 2**24 where it is transparent. Raises InputError."""
+    rgba = np.asarray(open_picture(path, mask=True).convert("RGBA")).astype(np.uint32)
+    colours = (rgba[..., 0] << 16) | (rgba[..., 1] << 8) | rgba[..., 2]
+    return np.where(rgba[..., 3] == 255, colours, np.uint32(1 << 24))

@@ -18,13 +18,17 @@ class Progress:
     def due(self) -> bool:
         """One more step is done. Returns whether it is time to show something."""
         self.done += 1
+        return self.late()
+
+    def late(self) -> bool:
+        """Whether it is time to show something."""
         return time.perf_counter() - self.shown >= (0.5 if self.live else 30)
 
-    def show(self, text: str):
-        """Show a text, the speed and the time left."""
+    def show(self, text: str, part: float = 0.0):
+        """Show a text, the speed and the time left. `part` is the share of the step under way, 0 to 1, that is done."""
         self.shown = time.perf_counter()
-        each = (self.shown - self.start) / (self.done - self.first)
-        left = timedelta(seconds=round(each * (self.total - self.done)))
+        each = (self.shown - self.start) / max(self.done - self.first + part, 1e-9)
+        left = timedelta(seconds=round(each * (self.total - self.done - part)))
         text += f"  {self.images / each:.2f} images/s  {left} left"
         print(f"\r{text}\033[K" if self.live else text, end="" if self.live else "\n", flush=True)
 

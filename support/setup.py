@@ -18,13 +18,12 @@ import PIL
 import torch
 from torch import nn
 
-from data import DataSet, find
+from data import find
 from fcn import FCN8s
 from support import roads
 from support.arguments import parse_size
-from support.batches import Reader
 from support.checkpoint import holds_network, load_last, restored_network
-from support.counts import check_counts, read_everything, weigh_classes
+from support.counts import check_counts, describe, extent, read_everything, weigh_classes
 from support.device import autocast_for, pick_device
 from support.errors import InputError, one_line
 from support.files import write_text
@@ -33,6 +32,8 @@ from support.memory import keep_memory, recompute
 from support.optimizer import sgd
 from support.options import check_settings, resolve_auto, settle
 from support.ranks import Ranks
+from support.reader import Reader
+from support.samples import DataSet
 from support.start import begin_network, read_weights
 
 SYNTHETIC = Path(__file__).resolve().parents[1] / "runs" / "synthetic-roads"  # drawn once, read by every run without --data
@@ -40,7 +41,7 @@ SYNTHETIC = Path(__file__).resolve().parents[1] / "runs" / "synthetic-roads"  # 
 
 @dataclass
 class Run:
-    """What the loop works with. The last four are the state that the loop takes over and saves again."""
+    """What the loop works with. The last five are the state that the loop takes over and saves again."""
     out: Path                            # the folder of the run
     lock: TextIO | None                  # open while this run holds the lock of its folder
     about: dict                          # what every checkpoint says besides weights and state
@@ -62,6 +63,7 @@ class Run:
     best: float                          # the value of the measure by which the best network so far was kept
     log: list[dict]                      # a row for each epoch
     loss_sum: torch.Tensor               # the losses of the epoch so far
+    spent: float                         # its seconds so far, before the run was interrupted
 
 
 def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
@@ -81,16 +83,19 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
     give_back = keep_memory(device)
 
     folder = settings["data"] or synthetic_roads(SYNTHETIC)
-    data = find(folder, settings["task"], settings["split_seed"], settings["classes"])
+    if saved and not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder; if the run's data lies elsewhere now, say where with --data")
+    data = find(folder, settings["task"], settings["split_seed"], settings["classes"], settings["images"], settings["masks"])
     print(data.summary)
     images = [[sample.image.name for sample in part] for part in (data.train, data.val)]
     if saved:
         refuse_other_data(folder, data.classes, images, saved)
-    reader, crop, pixels = Reader(data.read_label), parse_size(settings["crop"]), None
+    reader, crop, pixels, sizes = Reader(data.read_label), parse_size(settings["crop"]), None, None
     if ranks.first:
-        counts = read_everything(data, reader)
+        counts = read_everything(data.train + data.val, data, reader)
+        print(describe(counts, data))
         check_counts(counts, data, crop if options["crop"] else None)
-        pixels = counts.training
+        pixels, sizes = counts.pixels[:len(data.train)].sum(0), extent(counts.sizes[:len(data.train)])
 
     weights, path = read_weights(settings["weights"], settings["width"]) if not saved else (None, None)
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
@@ -99,9 +104,10 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
     net = net.to(device)  # the weights stay contiguous; the images are channels_last
     optimizer = sgd(net, settings)
     total_steps = settings["epochs"] * steps_per_epoch
-    step, best, log, loss_sum = 0, -1.0, [], torch.zeros((), device=device)
+    step, best, log, loss_sum, spent = 0, -1.0, [], torch.zeros((), device=device), 0.0
     if saved:
         step, best, log, loss_sum = saved["step"], saved["best"], saved["log"], saved["loss_sum"].to(device)
+        spent = saved.get("spent", 0.0)  # checkpoints of earlier versions have none
         if total_steps < step:
             raise InputError(f"--epochs {settings['epochs']}: the run has done {math.ceil(step / steps_per_epoch)} already")
         try:
@@ -114,18 +120,19 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
 
     versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
                 "pillow": PIL.__version__}
-    about = {"config": net.config, "classes": data.classes, "images": images, "settings": settings, "versions": versions}
+    about = {"config": net.config, "classes": data.classes, "images": images, "sizes": sizes, "settings": settings,
+             "versions": versions}
     if ranks.first:
         lock = lock or lock_folder(out, resume=False)  # only now: a mistyped command leaves nothing behind
         write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
     ranks.let_others_in()
     out, pixels, skip_scale = ranks.gather((out, pixels, net.config["skip_scale"]))[0]
     net.set_skip_scale(*skip_scale)  # as the first process has measured it
-    class_weights = weigh_classes(pixels).to(device) if settings["class_weights"] == "sqrt" else None
+    class_weights = torch.from_numpy(weigh_classes(pixels)).to(device) if settings["class_weights"] == "sqrt" else None
     model = callable_model(net, settings, ranks)
     autocast = autocast_for(settings["amp"], device)
     return Run(out, lock, about, settings, ranks, device, data, reader, crop, steps_per_epoch, total_steps, net, model,
-               optimizer, autocast, class_weights, give_back, step, best, log, loss_sum)
+               optimizer, autocast, class_weights, give_back, step, best, log, loss_sum, spent)
 
 
 def synthetic_roads(folder: Path) -> Path:

@@ -1,8 +1,9 @@
-"""Which images are held out: the validation set, where a data set does not say."""
+"""Which images are held out, the validation set: those that a list names, or a draw."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 from support.errors import InputError
 
@@ -25,3 +26,22 @@ def hold_out(samples: list, seed: int) -> tuple[list, list]:
         val.update(members[:round(HELD_OUT * len(members))])
     val = val or {drawn[0]}
     return [s for s in samples if s not in val], [s for s in samples if s in val]
+
+
+def read_list(path: Path) -> list[str]:
+    """The lines of a list of images, such as train.txt, each once. Raises InputError if there are none."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a list of images ({getattr(error, 'strerror', 'not text')})") from None
+    names = dict.fromkeys(line.strip() for line in lines if line.strip())
+    if not names:
+        raise InputError(f"{path}: names no images")
+    return list(names)
+
+
+def refuse_both(names: list[str], others: list[str], file: Path, other: Path):
+    """Raise InputError if two lists name the same images: the network would be scored on what it was trained on."""
+    if both := set(names) & set(others):
+        raise InputError(f"{file}: {len(both)} of its images {'is' if len(both) == 1 else 'are'} in {other.name} too, as "
+                         f"{min(both)}; take them out of one, or the network is scored on what it was trained on")

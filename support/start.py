@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from data import DataSet
 from fcn import FCN8s
 from support.arguments import parse_scale
-from support.batches import Reader, collate
+from support.batches import collate
 from support.device import normalise
-from support.errors import InputError
+from support.errors import InputError, shortened
 from support.files import read_tensors
+from support.reader import Reader
+from support.samples import DataSet
 from vgg import VGG16
 from weights.convert import convert, download
 
@@ -50,7 +51,7 @@ def begin_network(settings: dict, data: DataSet, reader: Reader, crop: tuple[int
     torch.manual_seed(settings["seed"])
     net = new_network(len(data.classes), settings)
     if is_checkpoint(weights):
-        print(take_over(net, weights, path))
+        print(take_over(net, weights, path, data.classes))
     elif weights is not None:
         print(load_imagenet(net.vgg, weights, path))
     if settings["skip_scale"] != "auto":
@@ -145,14 +146,15 @@ def identity_init(net: VGG16):
         net.fc7.weight[i, i] += 1
 
 
-def take_over(net: FCN8s, weights: dict, path: Path) -> str:
+def take_over(net: FCN8s, weights: dict, path: Path, classes: list[str]) -> str:
     """Begin where another training ended: the authors' stages 32s, 16s, 8s (section 4.2), or one data set after another.
 
     weights    the content of a checkpoint of train.py, as read_tensors gives it; `path` is for messages
+    classes    the names of the classes that `net` is to tell apart
 
     VGG16's layers are copied, and the factors on the skips, which --skip-scale may then replace. The score layers are copied
-    too if the classes are as many, and learnt upsampling if the stride is the same. Returns one line on it. Raises
-    InputError, and leaves `net` as it was, if the networks differ in size or something is missing.
+    too if the checkpoint has the same classes in the same order, and learnt upsampling if the stride is also the same. Returns
+    one line on it. Raises InputError, and leaves `net` as it was, if the networks differ in size or something is missing.
     """
     state, config = weights.get("model"), weights.get("config")
     if not isinstance(state, dict) or not isinstance(config, dict) or len(config.get("skip_scale", ())) != 2:
@@ -162,7 +164,7 @@ def take_over(net: FCN8s, weights: dict, path: Path) -> str:
             option = f"--{name.replace('_', '-')} {config.get(name)}"
             raise InputError(f"{path}: was trained with {option}, this network has {net.config[name]}; add {option}")
     parts = ("vgg",)
-    if config.get("num_classes") == net.config["num_classes"]:
+    if weights.get("classes") == classes and config.get("num_classes") == net.config["num_classes"]:
         parts = ("vgg", "score", "upscore") if config.get("stride") == net.config["stride"] else ("vgg", "score")
     wanted = {name: tensor for name, tensor in net.state_dict().items() if name.startswith(parts)}
     for name, tensor in wanted.items():
@@ -176,7 +178,8 @@ def take_over(net: FCN8s, weights: dict, path: Path) -> str:
     net.set_skip_scale(*config["skip_scale"])
     fresh = sorted({name.partition(".")[0] for name in net.state_dict() if name.startswith("score")
                     and not (name in wanted and name in state)})
-    return f"{path}: taken over from a trained network; {', '.join(fresh) or 'nothing'} starts fresh"
+    why = "" if len(parts) > 1 else f", since its classes are others: {shortened(list(map(str, weights.get('classes', []))), 5)}"
+    return f"{path}: taken over from a trained network; {', '.join(fresh) or 'nothing'} starts fresh{why}"
 
 
 @torch.no_grad()

@@ -9,14 +9,17 @@ same rows and columns as in the whole image. (FCN-16s and FCN-32s have a reach o
 from __future__ import annotations
 
 import math
-from typing import Callable, Iterator, NamedTuple
+from itertools import product
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from fcn import cross_entropy
 from support.labels import IGNORE
 
 TILE = 1536  # images of more than TILE x TILE pixels are computed in tiles of at most as many pixels
+STRIP = 256  # rows that are interpolated at once
 
 
 def halo_for(reach: float) -> int:
@@ -29,12 +32,14 @@ def smallest_tile(reach: float) -> int:
     return 2 * halo_for(reach) + 32
 
 
-def tiled(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE) -> Iterator[tuple]:
+def tiled(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE,
+          tell: Callable[[int, int], None] | None = None) -> Iterator[tuple]:
     """The scores of a large image, part by part: yields (rows, columns, scores [N, C, h, w] of that part), with two slices.
 
     compute    FCN8s, or a function that ends in one: from a part [N, 3, h, w] of the image [N, 3, H, W] to its scores
     reach      that of the network
     tile       bounds the memory: no more than tile x tile pixels are computed at a time
+    tell       is called before each part, with the number of parts done and the number of all parts
 
     The parts cover the image once, and their scores are those of the whole image up to rounding. There is no halo where the
     image itself ends; there the network pads as usual. Raises ValueError if the image has to be cut and `tile` is smaller than
@@ -51,11 +56,13 @@ def tiled(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE
         raise ValueError(f"tile is {tile}: it must be at least {smallest_tile(reach)}, {halo} on each side are halo")
     wide = min(width, tile * tile // max(min(height, tile), halo))
     tall = min(height, tile * tile // max(wide, halo))
-    for top, bottom, above, below in spans(height, tall, halo):
-        for left, right, before, behind in spans(width, wide, halo):
-            scores = compute(image[:, :, above:below, before:behind])
-            yield (slice(top, bottom), slice(left, right),
-                   scores[:, :, top - above:bottom - above, left - before:right - before])
+    parts = list(product(spans(height, tall, halo), spans(width, wide, halo)))
+    for done, ((top, bottom, above, below), (left, right, before, behind)) in enumerate(parts):
+        if tell:
+            tell(done, len(parts))
+        scores = compute(image[:, :, above:below, before:behind])
+        yield (slice(top, bottom), slice(left, right),
+               scores[:, :, top - above:bottom - above, left - before:right - before])
 
 
 def spans(length: int, window: int, halo: int) -> list[tuple[int, int, int, int]]:
@@ -67,35 +74,61 @@ def spans(length: int, window: int, halo: int) -> list[tuple[int, int, int, int]
             for start in range(0, length, step)]
 
 
+def stretched(parts: Iterable[tuple], height: int, width: int, size: tuple[int, int]) -> Iterator[tuple]:
+    """The parts that `tiled` yields of an image [N, 3, height, width], interpolated bilinearly to `size` (H, W), strip by strip.
+
+    As F.interpolate does it to the whole, whose result may be too large for the memory.
+    """
+    whole = None
+    for rows, columns, scores in parts:
+        if whole is None:
+            whole = scores.new_empty(*scores.shape[:2], height, width)
+        whole[:, :, rows, columns] = scores
+    for top in range(0, size[0], STRIP):
+        rows = torch.arange(top, min(top + STRIP, size[0]), device=whole.device)
+        place = ((rows + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)  # in rows of `whole`, whose centres are whole numbers
+        above = place.long()
+        weight = (place - above)[:, None]
+        strip = whole[:, :, above].float() * (1 - weight) + whole[:, :, (above + 1).clamp(max=height - 1)].float() * weight
+        yield (slice(top, top + len(rows)), slice(0, size[1]),
+               F.interpolate(strip, size=(len(rows), size[1]), mode="bilinear", align_corners=False))
+
+
 class Prediction(NamedTuple):
     """What the scores of one image say, on the image's device.
 
-    classes      uint8 [H, W], the most probable class
-    confidence   uint8 [H, W], 255 times the probability of the road, zeros if there is none
-    loss         float scalar, the mean over the valid pixels, None without labels
+    classes        uint8 [H, W], the most probable class
+    confidences    uint8 [K, H, W], 255 times the probability of each of the K classes that were asked for
+    loss           float scalar, the mean over the valid pixels, None without labels
     """
     classes: torch.Tensor
-    confidence: torch.Tensor
+    confidences: torch.Tensor
     loss: torch.Tensor | None
 
 
 @torch.no_grad()
-def predict_image(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE, road: int | None = None,
-                  labels: torch.Tensor | None = None, class_weights: torch.Tensor | None = None) -> Prediction:
+def predict_image(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE, sought: Sequence[int] = (),
+                  labels: torch.Tensor | None = None, class_weights: torch.Tensor | None = None,
+                  size: tuple[int, int] | None = None, tell: Callable[[int, int], None] | None = None) -> Prediction:
     """The Prediction of one image [1, 3, H, W] of any size, tile by tile.
 
-    road            the class whose confidence is wanted
+    sought          the classes whose confidences are wanted
     labels          int64 [1, H, W], class ids or IGNORE; with them the loss is computed too
     class_weights   of the loss, see `cross_entropy`
+    size            (H, W) of the result, if it is not that of the image; without labels
+    tell            see `tiled`
     """
-    classes = torch.empty(image.shape[2:], dtype=torch.uint8, device=image.device)
-    confidence, total, valid = torch.zeros_like(classes), 0.0, 0
-    for rows, columns, scores in tiled(compute, image, reach, tile):
+    parts = tiled(compute, image, reach, tile, tell)
+    if size and size != tuple(image.shape[2:]):
+        parts = stretched(parts, *image.shape[2:], size)
+    classes = torch.empty(size or image.shape[2:], dtype=torch.uint8, device=image.device)
+    confidences, total, valid = classes.new_empty(len(sought), *classes.shape), 0.0, 0
+    for rows, columns, scores in parts:
         classes[rows, columns] = scores[0].argmax(0).byte()
-        if road is not None:
-            confidence[rows, columns] = (255 * scores[0].float().softmax(0)[road]).round().byte()
+        if len(sought):
+            confidences[:, rows, columns] = (255 * scores[0].float().softmax(0)[list(sought)]).round().byte()
         if labels is not None:
             part = labels[:, rows, columns]
             pixels = (part != IGNORE).sum()
             total, valid = total + cross_entropy(scores, part, class_weights=class_weights) * pixels, valid + pixels
-    return Prediction(classes, confidence, None if labels is None else total / valid.clamp(min=1))
+    return Prediction(classes, confidences, None if labels is None else total / valid.clamp(min=1))

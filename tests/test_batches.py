@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 
 import data
 from data import find
-from support.batches import Reader, collate, load_batches, training_batches
+from support.batches import collate, load_batches, training_batches
 from support.counts import read_everything, weigh_classes
 from support.device import normalise, on_device
 from support.errors import InputError
 from support.labels import IGNORE
+from support.pictures import read_mask
 from support.ranks import Ranks
+from support.reader import Reader
 from support.views import augment
 from vgg import IMAGE_MEAN, IMAGE_STD
 
@@ -23,7 +25,7 @@ from vgg import IMAGE_MEAN, IMAGE_STD
 def test_image_and_label_of_different_sizes_are_refused_with_both_sizes(tmp_path):
     sample = data.Sample(picture(tmp_path / "i.png", np.zeros((5, 7, 3))), picture(tmp_path / "m.png", [[0]]), "")
     with pytest.raises(InputError, match="1x1.*7x5"):
-        Reader(data.read_mask)(sample)
+        Reader(lambda path, strays: read_mask(path))(sample)
 
 
 @pytest.mark.parametrize("room, kept", [(10**6, 12), (0, 0), (3 * 6 * 9 * 4, 3)])
@@ -57,7 +59,7 @@ def test_training_pixels_are_counted_and_ignored_ones_are_not(tmp_path):
         picture(tmp_path / f"{part}/masks/{i}.png", [[0, 1, 1], [IGNORE, 0, 7]])
     (tmp_path / "classes.txt").write_text("a\nb\nc\n")
     found = find(tmp_path)
-    assert read_everything(found, Reader(found.read_label)).training.tolist() == [4, 4, 0]
+    assert read_everything(found.train, found, Reader(found.read_label)).pixels.sum(0).tolist() == [4, 4, 0]
 
 
 def test_stray_pixels_of_a_class_weigh_no_more_than_those_of_a_rare_one():

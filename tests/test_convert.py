@@ -19,11 +19,11 @@ from PIL import Image
 from torch import nn
 
 import predict
-from data import VOC_CLASSES
 from fcn import FCN8s
 from support.checkpoint import load_network
 from support.errors import InputError
 from support.files import read_tensors
+from support.published import VOC_CLASSES
 from support.start import take_over
 from vgg import IMAGE_MEAN, IMAGE_STD, VGG16
 from weights import convert as module
@@ -215,7 +215,7 @@ def test_converted_fcn8s_predicts_pictures_and_begins_a_training(tmp_path, class
     assert (mask == expected).mean() > 0.99  # a few pixels lie between two classes
 
     fresh = FCN8s(classes, pad=100, **SMALL)
-    assert "nothing starts fresh" in take_over(fresh, read_tensors(tmp_path / "fcn8s.pth"), "fcn8s.pth")
+    assert "nothing starts fresh" in take_over(fresh, read_tensors(tmp_path / "fcn8s.pth"), "fcn8s.pth", saved["classes"])
     net, _ = load_network(tmp_path / "fcn8s.pth")
     assert all(torch.equal(a, b) for a, b in zip(fresh.state_dict().values(), net.state_dict().values()))
     assert fresh.config["skip_scale"] == net.config["skip_scale"]

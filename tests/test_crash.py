@@ -201,7 +201,7 @@ def test_a_run_killed_in_its_second_epoch_goes_on_however_seldom_checkpoints_are
 def test_a_run_without_a_checkpoint_is_not_resumed_and_says_what_to_do(tmp_path, capsys):
     assert train.main(["--resume", "--out", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "last.pt: there is no checkpoint" in error and "without --resume" in error and error.count("\n") == 1
+    assert "last.pt: the run has no checkpoint yet" in error and "without --resume" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

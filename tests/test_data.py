@@ -12,10 +12,10 @@ from PIL import Image
 import data
 from data import find
 from support import split
-from support.batches import Reader
 from support.errors import InputError
 from support.labels import IGNORE
-from support.pictures import read_image
+from support.pictures import read_image, read_mask
+from support.reader import Reader
 
 
 def masks(folder, stems, ids=4, size=(5, 7)):
@@ -84,7 +84,7 @@ def test_another_split_seed_holds_out_other_images(tmp_path):
 def test_classes_and_split_of_images_and_masks_come_from_the_folder(tmp_path):
     masks(tmp_path / "train", ["a", "b"])
     masks(tmp_path / "val", ["c"])
-    (tmp_path / "classes.txt").write_text("road\nsky\n\nweg und straße\n", encoding="utf-8")
+    (tmp_path / "classes.txt").write_text("road\nsky\nweg und straße\n\n", encoding="utf-8")
     found = find(tmp_path)
     assert [s.image.stem for s in found.train] == ["a", "b"] and [s.image.stem for s in found.val] == ["c"]
     assert found.classes == ["road", "sky", "weg und straße"]
@@ -108,7 +108,7 @@ def test_grey_and_palette_masks_give_the_stored_ids(tmp_path, mode):
         image.putpalette([200, 10, 10, 10, 200, 10])
     image.save(tmp_path / "m.png")
     assert Image.open(tmp_path / "m.png").mode == mode
-    assert data.read_mask(tmp_path / "m.png").tolist() == ids.tolist()
+    assert read_mask(tmp_path / "m.png").tolist() == ids.tolist()
 
 
 def test_grey_masks_of_four_bits_are_refused_since_their_ids_would_be_stretched(tmp_path):
@@ -119,7 +119,7 @@ def test_grey_masks_of_four_bits_are_refused_since_their_ids_would_be_stretched(
         data_bytes[29:33] = zlib.crc32(bytes(data_bytes[12:29])).to_bytes(4, "big")
         (tmp_path / "m.png").write_bytes(bytes(data_bytes))
     with pytest.raises(InputError, match="4 bits"):
-        data.read_mask(tmp_path / "m.png")
+        read_mask(tmp_path / "m.png")
 
 
 def test_camvid_has_eleven_classes_and_ignores_the_unlabelled():
@@ -226,7 +226,7 @@ def test_a_list_of_voc_may_have_a_byte_order_mark_and_name_an_image_twice(tmp_pa
     (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text(""), "val.txt: names no images"),
     (lambda root: (root / "ImageSets/Segmentation/val.txt").write_bytes(b"\xff"), "val.txt: cannot be read.*not text"),
     (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("../1"), "val.txt: names '../1'"),
-    (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("1"), "1 of its images are in val.txt too, as 1"),
+    (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("1"), "1 of its images is in val.txt too, as 1"),
     (lambda root: (root / "JPEGImages/2.jpg").unlink(), "names '2', but there is no '2.jpg'"),
     (lambda root: (root / "SegmentationClass/2.png").unlink(), "names '2', but there is no '2.png'"),
     (lambda root: picture(root / "SegmentationClass/2.png", [[21]]), "2.png: has the class 21"),

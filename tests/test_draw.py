@@ -33,7 +33,7 @@ def test_tint_shows_road_and_leaves_the_rest_of_the_picture():
 @pytest.mark.parametrize("classes, sizes", [(2, [(375, 1242), (370, 1226)]), (11, [(36, 48)]), (30, [(1, 1), (400, 20)])])
 def test_samples_show_picture_truth_and_prediction_of_any_size(tmp_path, classes, sizes):
     rng = np.random.default_rng(0)
-    rows = [(np.full((*s, 3), 90, np.uint8), rng.integers(0, classes, s, np.uint8), np.zeros(s, np.uint8))
+    rows = [("a.png", np.full((*s, 3), 90, np.uint8), rng.integers(0, classes, s, np.uint8), np.zeros(s, np.uint8))
             for s in sizes]
     draw_samples(tmp_path / "s.png", rows, [f"class {i}" for i in range(classes)], "epoch 1")
     sheet = np.asarray(Image.open(tmp_path / "s.png"))
@@ -60,18 +60,28 @@ def test_curves_have_room_for_many_classes_of_any_name(tmp_path):
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([2, 3, 11, 21]))
-def test_an_overlay_has_the_size_of_its_picture(height, width, classes):
+def test_the_legend_of_an_overlay_stands_below_the_picture_and_covers_nothing_of_it(height, width, classes):
     label = np.arange(height * width, dtype=np.uint8).reshape(height, width) % classes
     names = [f"class {i}" for i in range(classes)]
-    assert overlay(np.zeros((height, width, 3), np.uint8), label, names).size == (width, height)
+    image = np.full((height, width, 3), 90, np.uint8)
+    shown = np.asarray(overlay(image, label, names))
+    assert np.array_equal(shown[:height, :width], tint(image, label, names))
+    below = shown[height:]
+    assert below.max(initial=255) == 255 and below.shape[1] >= width  # white letters
 
 
-def test_an_overlay_of_several_classes_names_those_that_are_in_it_and_leaves_the_upper_half():
-    image, label = np.full((360, 480, 3), 90, np.uint8), np.zeros((360, 480), np.uint8)
-    label[:, 240:] = 7
+@pytest.mark.parametrize("width, height, letters", [(320, 227, (6, 16)), (1242, 375, (10, 26)), (6000, 4000, (60, 130))])
+def test_a_legend_is_readable_at_every_size_and_names_the_classes_in_the_picture_alone(width, height, letters):
     names = [f"class {i}" for i in range(11)]
-    plain, shown = tint(image, label, names), np.asarray(overlay(image, label, names))
-    assert np.array_equal(shown[:180], plain[:180]) and (shown[330:] == 255).any() and not (plain[330:] == 255).any()
+    label = np.zeros((height, width), np.uint8)
+    label[:, width // 2:] = 7
+    shown = overlay(np.full((height, width, 3), 90, np.uint8), label, names)
+    below = np.asarray(shown.convert("L"))[height:]
+    inked = (below > 200).any(0).nonzero()[0]
+    entries = 1 + (np.diff(inked) > below.shape[0]).sum()
+    assert shown.width == width and entries == 2
+    line = (below > 200).any(1).sum()  # rows with ink: the letters and the frame of the colour beside them
+    assert letters[0] <= line <= letters[1] and below.shape[0] < 0.15 * height
 
 
 @given(st.integers(1, 255), st.integers(1, 40), st.integers(1, 40))
@@ -87,7 +97,7 @@ def test_two_classes_without_a_road_are_both_coloured_and_named():
     label[:, 150:] = 1
     shown = np.asarray(overlay(image, label, ["cat", "dog"]))
     assert (shown[0, 0] != 90).any() and (shown[0, 299] != 90).any() and (shown[0, 0] != shown[0, 299]).any()
-    assert (shown[170:] == 255).any()
+    assert (shown[200:] == 255).any()
 
 
 def test_curves_show_the_measure_that_chooses_the_network(tmp_path):

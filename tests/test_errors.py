@@ -210,8 +210,8 @@ def test_a_run_is_resumed_only_as_what_it_is(originals, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("script, arguments, said", [
-    ("data.py", [], "say which folder"), ("data.py", ["nowhere"], "nowhere: no such folder"),
-    ("data.py", [".", "pavement"], "[road|lane]"), ("support/bench.py", ["--device", "tpu"], "--device tpu"),
+    ("data.py", [], "DIR"), ("data.py", ["nowhere"], "nowhere: no such folder"),
+    ("data.py", [".", "--task", "pavement"], "--task"), ("support/bench.py", ["--device", "tpu"], "--device tpu"),
     ("support/bench.py", ["--rounds"], "--rounds"), ("support/roads.py", ["--size", "8"], "--size"), ("weights/convert.py", ["--size"], "--size"),
     ("weights/convert.py", ["nowhere.pth"], "nowhere.pth"), ("metrics.py", [], "RESULTS_DIR"), ("predict.py", [], "CHECKPOINT")])
 def test_every_script_says_in_one_line_what_it_cannot_do_and_ends_with_status_2(tmp_path, script, arguments, said):

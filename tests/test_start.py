@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import lively, load, same
+from conftest import lively, load, randomise_scores, same
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,23 +90,35 @@ def test_wrong_weights_are_refused_by_the_name_of_the_tensor_and_change_nothing(
 
 def test_a_network_of_other_classes_gives_its_vgg16_and_of_another_size_nothing(tmp_path):
     def content(net):
-        return {"model": net.state_dict(), "config": net.config}
+        return {"model": net.state_dict(), "config": net.config, "classes": list("abcdefg"[:net.config["num_classes"]])}
 
     old, new = FCN8s(5, width=1 / 32, fc_channels=8, skip_scale=(0.5, 0.25)), FCN8s(2, width=1 / 32, fc_channels=8)
-    line = take_over(new, content(old), "best.pt")
-    assert "score_fr, score_pool3, score_pool4 starts fresh" in line and new.scale_pool4 == 0.5
+    line = take_over(new, content(old), "best.pt", ["road", "sky"])
+    assert "score_fr, score_pool3, score_pool4 starts fresh, since its classes are others: a, b, c, d, e" in line and new.scale_pool4 == 0.5
     assert same(old.vgg.state_dict(), new.vgg.state_dict())
     for other, said in ((FCN8s(2, width=1 / 16, fc_channels=8), "--width 0.0625"),
                         (FCN8s(2, width=1 / 32, fc_channels=9), "--fc-channels 9"),
                         (FCN8s(2, pad=100, width=1 / 32, fc_channels=8), "--pad 100")):
         with pytest.raises(InputError, match=f"best.pt: was trained with {said}"):
-            take_over(new, content(other), "best.pt")
+            take_over(new, content(other), "best.pt", ["a", "b"])
     broken = content(old)
     broken["model"]["vgg.fc7.bias"] = torch.full((8,), float("nan"))
     for wrong in (broken, {"model": {}, "config": old.config}, {"model": old.state_dict()}, {"model": 1, "config": {}}):
         with pytest.raises(InputError, match="best.pt: "):
-            take_over(new, wrong, "best.pt")
+            take_over(new, wrong, "best.pt", ["a", "b"])
     assert same(old.vgg.state_dict() | {"fc7.bias": new.vgg.fc7.bias}, new.vgg.state_dict())
+
+
+@pytest.mark.parametrize("classes", [["sky", "road"], ["road", "tree"], ["not lane", "lane"]])
+def test_scores_are_taken_over_for_the_same_classes_in_the_same_order_alone(classes):
+    old = randomise_scores(FCN8s(2, width=1 / 32, fc_channels=8))
+    content = {"model": old.state_dict(), "config": old.config, "classes": ["road", "sky"]}
+    known, others = (FCN8s(2, width=1 / 32, fc_channels=8) for _ in range(2))
+    assert "nothing starts fresh" in take_over(known, content, "best.pt", ["road", "sky"])
+    assert same(known.state_dict(), old.state_dict())
+    line = take_over(others, content, "best.pt", classes)
+    assert "starts fresh, since its classes are others: road, sky" in line
+    assert same(others.vgg.state_dict(), old.vgg.state_dict()) and not others.score_fr.weight.any()
 
 
 # ---- new layers ----

@@ -72,10 +72,11 @@ def test_classes_confidence_and_loss_of_a_tiled_image_are_those_of_its_scores():
     image, labels = torch.randn(1, 3, 700, 580), torch.randint(0, 2, (1, 700, 580))
     labels[:, :90] = IGNORE
     assert len(list(tiled(net, image, net.reach, 600))) > 1
-    classes, confidence, value = predict_image(net, image, net.reach, 600, road=1, labels=labels)
+    classes, (other, confidence), value = predict_image(net, image, net.reach, 600, sought=(0, 1), labels=labels)
     scores = net(image)
     assert (classes != scores[0].argmax(0)).sum() <= 3  # a tie may fall either way
     assert (confidence - 255 * scores[0].softmax(0)[1]).abs().max() <= 0.5 + 1e-4
+    assert (other - 255 * scores[0].softmax(0)[0]).abs().max() <= 0.5 + 1e-4
     assert value.item() == pytest.approx(cross_entropy(scores, labels).item(), rel=1e-5)
 
 

@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":  # run as a script: the rest of the project lies one folder up
     sys.path.insert(0, str(HERE.parent))
 
-from data import VOC_CLASSES  # noqa: E402
+from support.published import VOC_CLASSES  # noqa: E402
 from fcn import FCN8s  # noqa: E402
 from support.arguments import Parser  # noqa: E402
 from support.errors import InputError, one_line  # noqa: E402

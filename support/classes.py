@@ -1,0 +1,93 @@
+"""classes.txt: the names of the classes, and what stands for each in a mask, its id or its colours.
+
+One class a line. A line is a name, and the class has the number of the line, from 0 on. Or a line is a name and a colour,
+NAME R G B: then masks show the classes by colours, and lines with the same name are one class of several colours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from support.errors import InputError
+from support.labels import IGNORE
+from support.pictures import read_colours, read_mask
+
+COLOUR = re.compile(r"(.*?\S)[\s,;:]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
+MANY = 4096  # stray colours that are counted apart; the pixels of all others are added up, or a photo would fill the memory
+
+
+def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
+    """(names, colours): the names of classes 0 ... C-1, and the class of each colour 65536 R + 256 G + B.
+
+    `colours` is empty where masks hold ids. Raises InputError, naming the line: a line that was counted wrongly would give all
+    classes after it other ids.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text in UTF-8 ({error})") from None
+    for number, line in enumerate(lines, 1):
+        where = f"{path}: line {number}"
+        if not line:
+            raise InputError(f"{where} is empty, and the ids of the classes are the numbers of their lines; delete it, or write a "
+                             "name for its id")
+        if line.startswith("#"):
+            raise InputError(f"{where} is a comment, {line[:40]!r}, and each line is a class; delete it")
+        if re.match(r"\d+[\s,;]+\d+[\s,;]+\d+[\s,;]+\D", line):
+            raise InputError(f"{where} begins with a colour, {line[:40]!r}; write the name first: NAME R G B")
+        if re.match(r"\d+([\s,;:.)=]|$)", line):
+            raise InputError(f"{where} begins with a number, {line[:40]!r}; the first line is class 0, the next one class 1: "
+                             "write the names alone, in this order")
+    coloured = [COLOUR.fullmatch(line) for line in lines]
+    names = list(dict.fromkeys(match.group(1) if match else line for line, match in zip(lines, coloured)))
+    if any(coloured) and not all(coloured):
+        raise InputError(f"{path}: line {coloured.index(None) + 1} has no colour, others have; write NAME R G B in every line, or "
+                         "in none")
+    if not any(coloured) and len(names) < len(lines):
+        raise InputError(f"{path}: a class is named twice; each line must be another name")
+    if not 1 <= len(names) <= IGNORE:
+        raise InputError(f"{path}: {len(names)} classes named; 1 to {IGNORE} are possible, one name a line")
+    colours = {}
+    for number, match in enumerate(filter(None, coloured), 1):
+        red, green, blue = map(int, match.groups()[1:])
+        if max(red, green, blue) > 255:
+            raise InputError(f"{path}: line {number} has the colour {red} {green} {blue}; red, green and blue are 0 to 255")
+        name = names.index(match.group(1))
+        if colours.setdefault(red << 16 | green << 8 | blue, name) != name:
+            raise InputError(f"{path}: line {number} gives the colour {red} {green} {blue} to another class; a colour stands for "
+                             "one class")
+    return names, colours
+
+
+def mask_reader(names: list[str], colours: dict[int, int]) -> Callable[[Path, Counter | None], np.ndarray]:
+    """read(path, strays): the class ids uint8 [H, W] in a mask, IGNORE where it shows none of the classes.
+
+    The pixels of each id (an int) or colour (a tuple) without a class are added to the Counter `strays`, if it is given; 255,
+    which says that nobody knows, is no stray id. read raises InputError.
+    """
+    table = np.full(2**24 + 1, IGNORE, np.uint8) if colours else None  # class of every colour; the last: transparent
+    for colour, name in colours.items():
+        table[colour] = name
+
+    def read_ids(path, strays=None):
+        ids = read_mask(path)
+        if strays is not None:
+            counts = np.bincount(ids.ravel(), minlength=256)
+            strays.update({i: int(counts[i]) for i in range(len(names), IGNORE) if counts[i]})
+        return np.where(ids < len(names), ids, np.uint8(IGNORE))
+
+    def read_by_colour(path, strays=None):
+        shown = read_colours(path)
+        label = table[shown]
+        if strays is not None:
+            for colour, pixels in zip(*np.unique(shown[label == IGNORE], return_counts=True)):
+                key = (int(colour) >> 16, int(colour) >> 8 & 255, int(colour) & 255)
+                strays[key if key in strays or len(strays) < MANY else "more"] += int(pixels)
+        return label
+
+    return read_by_colour if colours else read_ids

@@ -1,0 +1,109 @@
+"""Which mask belongs to which picture: by folders, by patterns of names, and by lists.
+
+A pair has a key: what the path of the picture and that of the mask have in common.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from support.errors import InputError, shortened
+from support.pictures import IMAGE_ENDINGS, files_below
+
+
+class Pairs(NamedTuple):
+    """Files by key, and where they were looked for, for messages: a folder or a pattern each."""
+    images: dict[str, Path]
+    masks: dict[str, Path]
+    images_in: Path
+    masks_in: Path
+
+
+def pair_folders(folder: Path) -> Pairs:
+    """Pictures anywhere below folder/images and masks below folder/masks. The key is the path there, without its ending."""
+    found = []
+    for name in ("images", "masks"):
+        files = {}
+        for file in files_below(folder / name):
+            add(files, file.relative_to(folder / name).with_suffix("").as_posix(), file)
+        found.append(files)
+    return Pairs(*found, folder / "images", folder / "masks")
+
+
+def pair_patterns(root: Path, images: str, masks: str) -> Pairs:
+    """Pictures and masks whose paths below `root` fit a pattern each. The key is what the wildcards stand for.
+
+    * stands for any part of a name, ** / for any number of folders, and ? for one letter. A pattern without an ending fits
+    pictures of every ending. Raises InputError.
+    """
+    found, wildcards = [], []
+    for option, pattern in (("--images", images), ("--masks", masks)):
+        if pattern.startswith(("/", "~", "..")) or "*" not in pattern:
+            raise InputError(f"{option} {pattern}: give a pattern below {root} with a *, such as '{option[2:]}/**/*.png'")
+        parts = re.split(r"(\*\*/|\*|\?)", pattern)
+        wildcards.append(parts[1::2])
+        fits = re.compile("".join({"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}.get(part) or re.escape(part)
+                                  for part in parts))
+        fixed = root / parts[0].rpartition("/")[0]
+        files = {}
+        for file in files_below(fixed) if fixed.is_dir() else []:
+            path = file.relative_to(root)
+            match = fits.fullmatch((path if "." in pattern.rpartition("/")[2] else path.with_suffix("")).as_posix())
+            if match:
+                add(files, "".join(match.groups()), file)
+        found.append(files)
+    if wildcards[0] != wildcards[1]:
+        raise InputError(f"--images {images} and --masks {masks}: have other wildcards; what *, ** and ? stand for tells which "
+                         "mask belongs to which picture, so both need the same, in the same order")
+    return Pairs(*found, root / images, root / masks)
+
+
+def add(files: dict[str, Path], key: str, file: Path):
+    """Add a file under its key. Raises InputError if there is one already."""
+    if key in files:
+        raise InputError(f"{file}: has the same stem as {files[key].name}; one of them must go")
+    files[key] = file
+
+
+def matched(pairs: Pairs, keys: list[str] | None = None) -> list[tuple[Path, Path]]:
+    """The (image, mask) of all keys, or of these. Raises InputError, naming those that lack a partner."""
+    images, masks = pairs.images, pairs.masks
+    lone = sorted(images.keys() ^ masks.keys(), key=lambda key: (key not in images, key)) if keys is None else [
+        key for key in keys if key not in masks]
+    if lone:
+        file, missing, where = ((images[lone[0]], "mask", pairs.masks_in) if lone[0] in images else
+                                (masks[lone[0]], "image", pairs.images_in))
+        others = [(images.get(key) or masks[key]).name for key in lone[1:]]
+        raise InputError(f"{file}: there is no {missing} named {lone[0]} in {where}"
+                         + (f"; without a partner, too: {shortened(others)}" if others else "")
+                         + ("" if images.keys() & masks.keys() else
+                            "; if the names differ by more than their endings, say --images and --masks"))
+    for mask in masks.values():
+        if mask.suffix.lower() != ".png":
+            raise InputError(f"{mask}: masks must be PNG; a lossy format blends the class ids")
+    if not images:
+        raise InputError(f"{pairs.images_in}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})")
+    return [(images[key], masks[key]) for key in (sorted(images) if keys is None else keys)]
+
+
+def chosen(pairs: Pairs, names: list[str], file: Path, root: Path) -> list[str]:
+    """The keys of the images that a list names, each once, in the order of the keys. Raises InputError.
+
+    A name may be the image's path below images/ or below the data set, or its file name alone if no other has it, with or
+    without the ending.
+    """
+    spellings = {}
+    for key, image in pairs.images.items():
+        paths = [image.relative_to(root), Path(image.name)]
+        for spelling in {key, key + image.suffix, *(path.as_posix() for each in paths for path in (each, each.with_suffix("")))}:
+            spellings.setdefault(spelling, set()).add(key)
+    keys = set()
+    for name in names:
+        fits = spellings.get(name.removeprefix("./"), set())
+        if len(fits) != 1:
+            raise InputError(f"{file}: names {name[:60]!r}, and {'several images are' if fits else 'no image is'} called so in "
+                             f"{pairs.images_in}; write the path there, one a line")
+        keys |= fits
+    return sorted(keys)

@@ -1,0 +1,49 @@
+"""At which size a picture is computed, and what to say if the network was trained on other sizes.
+
+A network knows things at the sizes at which it has seen them. A road network of images 1242 pixels wide scored an IoU of 0.96 on
+the same scenes at that size, 0.94 at twice the size and 0.67 at four times.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from support.errors import warn
+
+FAR = 2.0  # times as large as the largest training image, or as small as the smallest: farther off, the user is warned
+
+
+class Scale:
+    """Brings pictures to the size at which they are computed, and warns of sizes that the network was not trained on.
+
+    sizes             "smallest", "median" and "largest" (height, width) of the training images, None if nobody knows
+    factor, size      --scale and --size
+    """
+
+    def __init__(self, sizes: dict | None, factor: float | None, size: tuple[int, int] | None):
+        self.trained = {name: max(pair) for name, pair in sizes.items()} if sizes else None
+        self.factor, self.size, self.far = factor, size, 0
+
+    def __call__(self, path: Path, image: np.ndarray) -> np.ndarray:
+        """The picture uint8 [H, W, 3] at the size to compute."""
+        height, width = self.size or (max(1, round(side * (self.factor or 1))) for side in image.shape[:2])
+        # The longer side, since a picture in portrait format shows things as large as one in landscape format.
+        longer = max(height, width)
+        if self.trained and not self.trained["smallest"] / FAR <= longer <= self.trained["largest"] * FAR:
+            self.far += 1
+            if self.far == 1:
+                near, how = (("largest", "larger") if longer > self.trained["largest"] else ("smallest", "smaller"))
+                warn("predict.py", f"{path}: is computed at {height}x{width}, the {near} training image is {self.trained[near]} pixels long: things "
+                     f"look {how} than the network has learnt; --scale "
+                     f"{self.trained['median'] / max(image.shape[:2]):.2g} computes at the size of the training images")
+        if (height, width) == image.shape[:2]:
+            return image
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+    def sum_up(self):
+        """Say how many pictures the warning was about, if there was more than one."""
+        if self.far > 1:
+            warn("predict.py", f"{self.far} pictures were computed at sizes far from those of the training images")
