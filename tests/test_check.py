@@ -1,0 +1,153 @@
+"""python data.py DIR: what was understood of a data set, and everything that is amiss, before anybody trains on it."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, kitti, picture
+from PIL import Image
+
+import data
+from support.counts import describe, extent, read_everything
+from support.reader import Reader
+
+
+def streets(root, classes="road\nsky\ncar\n", size=(8, 10), images=5, ids=3):
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        picture(root / f"images/{i}.png", rng.integers(0, 256, (*size, 3)))
+        picture(root / f"masks/{i}.png", np.arange(size[0] * size[1]).reshape(size) % ids)
+    (root / "classes.txt").write_text(classes)
+    return root
+
+
+def checked(capsys, *arguments):
+    status = data.main([*map(str, arguments)])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_a_check_says_parts_sizes_ids_names_pixels_and_images(tmp_path, capsys):
+    streets(tmp_path, images=10, ids=2)
+    picture(tmp_path / "images/0.png", np.zeros((20, 30, 3)))
+    picture(tmp_path / "masks/0.png", np.full((20, 30), 2))
+    status, said, wrong = checked(capsys, tmp_path)
+    assert status == 0 and not wrong
+    assert re.search(r"training +8 +8x10 +8x10 +(20x30|8x10)", said) and re.search(r"held out +2 +8x10", said)
+    total = 9 * 80 + 600
+    assert re.search(rf"  0  road +{100 * 360 / total:.2f} % +9\n", said)
+    assert re.search(rf"  1  sky +{100 * 360 / total:.2f} % +9\n", said)
+    assert re.search(rf"  2  car +{100 * 600 / total:.2f} % +1\n", said)
+    assert re.search(r"ignored +0.00 %", said)
+
+
+def test_ids_that_no_name_covers_are_said_with_their_share_by_the_check_and_by_a_run(tmp_path, capsys):
+    streets(tmp_path, classes="road\nsky\n", ids=4)
+    said = checked(capsys, tmp_path)[1]
+    assert "ignored, since no class has these ids: 2 25.00 %, 3 25.00 %; together 50.00 %" in said
+    assert re.search(r"ignored +50.00 %", said)
+
+
+def test_colours_that_no_name_covers_are_said_and_many_of_them_are_taken_for_smoothed_edges(tmp_path, capsys):
+    streets(tmp_path, classes="road 0 0 0\nsky 0 0 255\n")
+    for i in range(5):
+        pixels = np.zeros((8, 10, 3), np.uint8)
+        pixels[:4] = (0, 0, 255)
+        pixels[4, 0] = (9, 9, 9)
+        picture(tmp_path / f"masks/{i}.png", pixels)
+    said = checked(capsys, tmp_path)[1]
+    assert "no class has this colour: (9, 9, 9) 1.25 %" in said and "anti-aliasing" not in said
+    for i in range(5):
+        mask = Image.open(tmp_path / f"masks/{i}.png").resize((100, 80), Image.Resampling.BICUBIC).rotate(20, Image.Resampling.BICUBIC)
+        mask.save(tmp_path / f"masks/{i}.png")
+        picture(tmp_path / f"images/{i}.png", np.zeros((80, 100, 3)))
+    said = checked(capsys, tmp_path)[1]
+    assert re.search(r"warning: \d+ colours are none of classes.txt: edges that were smoothed \(anti-aliasing\)", said)
+
+
+@pytest.mark.parametrize("ids", [[0, 255], [255, 255], [3, 3], [0, 0]])
+def test_masks_with_nothing_to_tell_apart_do_not_pass(tmp_path, capsys, ids):
+    streets(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    for file in (tmp_path / "masks").iterdir():
+        picture(file, np.resize(ids, (8, 10)))
+    status, said, wrong = checked(capsys, tmp_path)
+    assert status == 2 and not said and wrong.count("\n") == 1
+    assert f"hold {' and '.join(map(str, dict.fromkeys(ids)))} alone" in wrong and "'road 255 255 255'" in wrong
+    (tmp_path / "classes.txt").write_text("background 0 0 0\nroad 255 255 255\n")  # the mend
+    status, said, wrong = checked(capsys, tmp_path)
+    assert (status == 0) == (ids == [0, 255])
+
+
+def test_everything_that_cannot_be_read_is_named_a_line_each(tmp_path, capsys):
+    streets(tmp_path, images=8)
+    (tmp_path / "images/1.png").write_bytes(b"")
+    Image.new("RGB", (10, 8)).save(tmp_path / "masks/3.png")
+    picture(tmp_path / "masks/5.png", np.zeros((3, 3)))
+    Image.new("L", (10, 8)).save(tmp_path / "masks/6.png", format="JPEG")
+    status, said, wrong = checked(capsys, tmp_path)
+    lines = wrong.splitlines()
+    assert status == 2 and len(lines) == 4 and all(line.startswith("data.py: error: ") for line in lines)
+    for name in ("images/1.png", "masks/3.png", "masks/5.png", "masks/6.png"):
+        assert sum(str(tmp_path / name) in line for line in lines) == 1
+    assert "  0  road" in said  # the others are counted
+
+
+def test_a_calibration_that_cannot_be_used_is_found_too(tmp_path, capsys):
+    kitti(tmp_path)
+    (tmp_path / "training/calib").mkdir()
+    (tmp_path / "training/calib/um_000001.txt").write_text("P2: 1 2 3\n")
+    status, _, wrong = checked(capsys, tmp_path)
+    assert status == 2 and "um_000001.txt: P2 is missing" in wrong and wrong.count("\n") == 1
+
+
+def test_show_draws_samples_of_every_class_with_their_labels(tmp_path, capsys):
+    streets(tmp_path / "set", images=9, ids=2)
+    picture(tmp_path / "set/masks/4.png", np.full((8, 10), 2))  # the one car
+    status, said, _ = checked(capsys, tmp_path / "set", "--show", tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).reshape(-1, 3).astype(int)
+    assert status == 0 and "drawn into" in said
+    yellow = (np.abs(sheet - (255, 210, 60)).max(1) <= 3).sum()  # the legend's box alone has that colour at full strength
+    tinted = ((sheet[:, 0] - sheet[:, 2] > 60) & (sheet[:, 1] - sheet[:, 2] > 50)).sum()
+    assert yellow > 20 and tinted > 480 * 300  # the car fills a picture
+
+
+def test_the_list_of_files_comes_when_it_is_asked_for_and_alone(tmp_path, capsys):
+    streets(tmp_path)
+    status, said, _ = checked(capsys, tmp_path, "--list")
+    lines = [line.split("\t") for line in said.splitlines()]
+    assert status == 0 and len(lines) == 5 and {part for part, _, _ in lines} == {"training", "held out"}
+    assert all(image.endswith(".png") and label.endswith(".png") for _, image, label in lines)
+    assert str(tmp_path / "images/0.png") not in checked(capsys, tmp_path)[1]
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path):
+    streets(tmp_path, images=3)
+    for arguments in ([], ["--list"]):
+        run = subprocess.Popen([sys.executable, ROOT / "data.py", tmp_path, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        run.stdout.close()  # as head does once it has enough
+        assert run.stderr.read() == b"" and run.wait() == 0
+
+
+def test_options_that_train_takes_for_its_data_are_taken_here_too(tmp_path, capsys):
+    streets(tmp_path)
+    assert "  1  car " in checked(capsys, tmp_path, "--classes", "car")[1]
+    (tmp_path / "images").rename(tmp_path / "photos")
+    assert checked(capsys, tmp_path)[0] == 2
+    assert checked(capsys, tmp_path, "--images", "photos/*.png", "--masks", "masks/*.png")[0] == 0
+
+
+def test_counts_are_those_of_the_labels_sample_by_sample(tmp_path):
+    found = data.find(streets(tmp_path, images=4))
+    counts = read_everything(found.train, found, Reader(found.read_label))
+    for row, size, sample in zip(counts.pixels, counts.sizes, found.train):
+        label = found.read_label(sample.label)
+        assert row.tolist() == [(label == i).sum() for i in range(3)] and tuple(size) == label.shape
+    assert "road" in describe(counts, found)
+
+
+def test_extent_goes_by_the_number_of_pixels():
+    sizes = np.array([[10, 10], [1, 300], [20, 20], [2, 2], [9, 9]])
+    assert extent(sizes) == {"smallest": (2, 2), "median": (10, 10), "largest": (20, 20)}

@@ -1,0 +1,73 @@
+"""Pictures of other sizes than the network was trained on: said, and computed at another size if that is asked for."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import lively
+from hypothesis import given
+from hypothesis import strategies as st
+
+from support.scale import Scale
+from support.tiles import predict_image, stretched, tiled
+
+SIZES = {"smallest": (360, 480), "median": (375, 1242), "largest": (376, 1300)}
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 600), st.integers(1, 60))
+def test_scores_stretched_strip_by_strip_are_those_stretched_as_a_whole(height, width, tall, wide):
+    scores = torch.randn(1, 3, height, width)
+    parts = [(slice(0, height // 2), slice(0, width), scores[:, :, :height // 2]),
+             (slice(height // 2, height), slice(0, width), scores[:, :, height // 2:])]
+    wanted = F.interpolate(scores, size=(tall, wide), mode="bilinear", align_corners=False)
+    got, covered = torch.full_like(wanted, torch.nan), 0
+    for rows, columns, part in stretched(parts, height, width, (tall, wide)):
+        got[:, :, rows, columns] = part
+        covered += part.shape[2]
+    assert covered == tall
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_result_of_another_size_has_the_classes_and_confidences_of_the_stretched_scores():
+    net, image = lively(1, 8), torch.randn(1, 3, 700, 580)
+    seen = predict_image(net, image, net.reach, 600, sought=[1], size=(300, 290))
+    assert len(list(tiled(net, image, net.reach, 600))) > 1
+    scores = F.interpolate(net(image), size=(300, 290), mode="bilinear", align_corners=False)[0]
+    assert seen.classes.shape == (300, 290) and (seen.classes != scores.argmax(0)).sum() <= 3
+    assert (seen.confidences[0] - 255 * scores.softmax(0)[1]).abs().max() <= 0.51
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 3))
+def test_a_picture_is_computed_at_the_factor_times_its_size(height, width, factor):
+    image = np.full((height, width, 3), 77, np.uint8)
+    assert Scale(None, None, None)("a.png", image) is image
+    seen = Scale(None, factor, None)("a.png", image)
+    assert seen.shape == (max(1, round(height * factor)), max(1, round(width * factor)), 3) and (seen == 77).all()
+    assert Scale(None, None, (20, 31))("a.png", image).shape == (20, 31, 3)
+
+
+@pytest.mark.parametrize("shape, factor, warned", [
+    ((375, 1242), None, ""), ((1242, 375), None, ""), ((750, 2600), None, ""), ((750, 2700), None, "larger.* --scale 0.46"),
+    ((3000, 4000), None, "larger.* --scale 0.31"), ((4000, 3000), 0.31, ""), ((240, 180), None, ""), ((100, 200), None, "smaller.*6.2"),
+    ((375, 1242), 4, "larger"),
+])
+def test_a_picture_far_from_the_sizes_of_training_is_said_with_the_scale_that_mends_it(capsys, shape, factor, warned):
+    Scale(SIZES, factor, None)("a.png", np.zeros((*shape, 3), np.uint8))
+    said = capsys.readouterr().err
+    assert said.count("\n") == bool(warned) and re.search(warned, said)
+
+
+def test_many_pictures_of_a_far_size_are_said_once_and_counted_at_the_end(capsys):
+    scale = Scale(SIZES, None, None)
+    for _ in range(5):
+        scale("a.png", np.zeros((3000, 4000, 3), np.uint8))
+    scale.sum_up()
+    first, last = capsys.readouterr().err.splitlines()
+    assert "a.png" in first and "5 pictures" in last
+
+
+def test_a_checkpoint_that_does_not_know_its_sizes_warns_of_none(capsys):
+    Scale(None, None, None)("a.png", np.zeros((3000, 4000, 3), np.uint8))
+    assert not capsys.readouterr().err
