@@ -108,7 +108,7 @@ def pictures_in(given: Path, results: tuple[str, ...]) -> list[Path]:
     found = [file for file in files_below(folder) if not any(file.is_relative_to(result) for result in results)]
     others = Counter(file.suffix.lower() for file in folder.rglob("*")
                      if file.suffix.lower() in VIDEO_ENDINGS | {".heic", ".heif", ".avif"} and file.is_file())
-    left_out = ", ".join(f"{count} {ending}" for ending, count in others.items())
+    left_out = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
     if not found:
         raise InputError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})"
                          + (f", but {left_out}; save those as PNG or JPEG first, videos with ffmpeg" if left_out else ""))

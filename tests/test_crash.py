@@ -204,6 +204,49 @@ def test_a_run_without_a_checkpoint_is_not_resumed_and_says_what_to_do(tmp_path,
     assert "last.pt: the run has no checkpoint yet" in error and "without --resume" in error and error.count("\n") == 1
 
 
+def test_a_run_killed_before_its_first_checkpoint_is_told_so_and_begins_again_by_the_same_command(scenes, tmp_path, monkeypatch, capsys):
+    def killed(*args):
+        raise SystemExit
+
+    command = ["--data", str(scenes), "--out", str(tmp_path), *TINY]
+    monkeypatch.setattr(train, "cross_entropy", killed)
+    with pytest.raises(SystemExit):
+        train.main(command)
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert (tmp_path / "config.json").exists() and train.main(["--resume", "--out", str(tmp_path)]) == 2
+    assert "no checkpoint yet" in (error := capsys.readouterr().err) and "the same command without --resume begins it again" in error
+    assert train.main(command) == 0
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_last_scoring_says_that_training_is_complete(scenes, tmp_path, monkeypatch, capsys, number, status):
+    summing = train.sum_up
+
+    def disturbed(run, stop, epochs):
+        signal.raise_signal(number)
+        summing(run, stop, epochs)
+
+    monkeypatch.setattr(train, "sum_up", disturbed)
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == status
+    monkeypatch.undo()
+    error = capsys.readouterr().err
+    assert f"training is complete, {tmp_path / 'best.pt'} is the result; for the last scores: python train.py --resume" in error
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0
+    assert "best network, of epoch" in capsys.readouterr().out
+
+
+def test_a_run_whose_data_has_moved_says_the_option_that_names_it(scenes, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "data")
+    assert train.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *TINY]) == 0
+    (tmp_path / "data").rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--epochs", "4"]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'data'}: no such folder; if the run's data lies elsewhere now, say where with --data" in error
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--epochs", "4", "--data", str(tmp_path / "moved")]) == 0
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("during", ["cross_entropy", "predict_image"])
 def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(scenes, tmp_path, monkeypatch, capsys, number, status, during):

@@ -37,6 +37,16 @@ def originals(tmp_path_factory):
             (root / "own" / part).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / "own" / part / f"{i}.png")
     (root / "own/classes.txt").write_text("road\nsky\ncar\n")
+    shutil.copytree(root / "own", root / "listed")
+    (root / "listed/train.txt").write_text("0\n2\n")
+    (root / "listed/val.txt").write_text("1\n")
+    shutil.copytree(root / "own", root / "colours")
+    (root / "colours/classes.txt").write_text("road 0 0 0\nsky 1 1 1\ncar 2 2 2\n")
+    for part, city, i in (("train", "aachen", 0), ("train", "bonn", 1), ("val", "ulm", 2)):
+        for folder, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelTrainIds")):
+            (root / "city" / folder / part / city).mkdir(parents=True)
+            shutil.copy(root / f"own/{'images' if end == folder else 'masks'}/{i}.png",
+                        root / "city" / folder / part / city / f"{city}_0_{end}.png")
     return root
 
 
@@ -50,6 +60,20 @@ def recolour(colour):
         picture.putpixel((5, 5), colour)
         picture.save(file)
     return change
+
+
+def holding(content):
+    return lambda file: file.write_text(content) if isinstance(content, str) else file.write_bytes(content)
+
+
+def saved_as(kind):
+    return lambda file: Image.open(file).convert("L").save(file, format=kind)
+
+
+def tagged(file):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(file).save(file, exif=exif)
 
 
 def calibration(text):
@@ -89,6 +113,47 @@ FILES = [
     ("own", "classes.txt", lambda f: f.write_bytes(b"\xff\xff"), "text in UTF-8"),
     ("own", "images", shutil.rmtree, "no data set found"),
     ("own", "masks", shutil.rmtree, "no such folder"),
+    # classes.txt, of which every line is a class
+    ("own", "classes.txt", holding("road\n\nsky\n"), "line 2 is empty"),
+    ("own", "classes.txt", holding("# my classes\nroad\nsky\n"), "line 1 is a comment"),
+    ("own", "classes.txt", holding("0 road\n1 sky\n"), "line 1 begins with a number"),
+    ("own", "classes.txt", holding("0 0 0 road\n1 1 1 sky\n"), "line 1 begins with a colour"),
+    ("own", "classes.txt", holding("road 0 0 0\nsky\n"), "line 2 has no colour"),
+    ("own", "classes.txt", holding("road 0 0 0\nsky 0 0 300\n"), "line 2 has the colour 0 0 300"),
+    ("own", "classes.txt", holding("road 0 0 0\nsky 0 0 0\n"), "line 2 gives the colour 0 0 0 to another class"),
+    # what a file is inside
+    ("own", "masks/1.png", saved_as("JPEG"), "is JPEG inside, and must be PNG"),
+    ("own", "masks/1.png", saved_as("BMP"), "is BMP inside, and must be PNG"),
+    ("own", "masks/1.png", saved_as("GIF"), "is GIF inside, and must be PNG"),
+    ("kitti", TRUTH, lambda f: Image.open(f).save(f, format="JPEG"), "is JPEG inside, and must be PNG"),
+    ("own", "images/1.png", holding(b"8BPS\x00\x01" + bytes(60)), "it is none of PNG, JPEG"),
+    ("own", "images/1.png", holding("%!PS-Adobe-3.0 EPSF-3.0\n"), "it is none of PNG, JPEG"),
+    ("own", "images/1.png", holding(b"\x00\x00\x00\x18ftypheic" + bytes(40)), "it is none of PNG, JPEG"),
+    ("own", "masks/1.png", lambda f: Image.fromarray(np.full((20, 30), 300, np.uint16)).save(f), "has the id 300"),
+    ("own", "masks/1.png", lambda f: Image.new("LA", (30, 20)).save(f), "this one is LA"),
+    # which way up
+    ("own", "images/1.png", tagged, "its EXIF tag turns it (orientation 3)"),
+    ("own", "masks/1.png", tagged, "has an EXIF tag that turns it"),
+    # colours
+    ("colours", "masks/1.png", cut, "cannot be read as a picture"),
+    ("colours", "masks/1.png", saved_as("JPEG"), "is JPEG inside, and must be PNG"),
+    ("colours", "masks", lambda f: [Image.new("RGB", (30, 20), "red").save(file) for file in f.iterdir()], "no pixel of a training image"),
+    ("colours", "masks", lambda f: [Image.new("RGB", (30, 20)).save(file) for file in f.iterdir()], "is of one class, road"),
+    # lists
+    ("listed", "train.txt", holding("0\n9\n"), "names '9', and no image is called so"),
+    ("listed", "train.txt", holding("\n"), "names no images"),
+    ("listed", "val.txt", holding(b"\xff\xfe"), "cannot be read as a list of images"),
+    ("listed", "train.txt", holding("0\n1\n"), "1 of its images is in val.txt too, as 1"),
+    ("listed", "masks/1.png", lambda f: f.unlink(), "there is no mask named 1 in"),
+    # Cityscapes
+    ("city", "gtFine/train", shutil.rmtree, "holds no masks named"),
+    ("city", "leftImg8bit/train", shutil.rmtree, "no data set found"),
+    ("city", "gtFine/val/ulm/ulm_0_gtFine_labelTrainIds.png", lambda f: Image.new("L", (3, 2)).save(f), "is 3x2, its image"),
+    ("city", "gtFine/val/ulm/ulm_0_gtFine_labelTrainIds.png", lambda f: Image.new("RGB", (30, 20)).save(f), "this one is RGB"),
+    ("city", "leftImg8bit/val/ulm/ulm_0_leftImg8bit.png", lambda f: (f.parents[3] / "gtFine/val/ulm/ulm_0_gtFine_labelTrainIds.png")
+     .unlink(), "there is no mask named ulm/ulm_0"),
+    ("city", "gtFine/train/bonn/bonn_0_gtFine_labelTrainIds.png", lambda f: (f.parents[3] / "leftImg8bit/train/bonn/"
+     "bonn_0_leftImg8bit.png").unlink(), "there is no image named bonn/bonn_0"),
 ]
 
 
@@ -145,7 +210,10 @@ def test_masks_without_a_class_that_counts_are_refused(originals, tmp_path, caps
     ("--seed -1", "--seed"), ("--skip-scale 1", "--skip-scale"), ("--skip-scale 1,0", "--skip-scale"),
     ("--fc-channels 0", "--fc-channels"), ("--data nowhere", "nowhere: no such folder"), ("--out file", "choose another --out"),
     ("--out file/run", "choose another --out"), ("--resume --out nothing", "last.pt"), ("--weights nothing.pth", "nothing.pth"),
-    ("--weights auto", "--weights none"), ("--weights file", "file"),
+    ("--weights auto", "--weights none"), ("--weights file", "file"), ("--images photos/*.png", "--images and --masks: go together"),
+    ("--masks labels/*.png", "--images and --masks: go together"), ("--images a/*.png --masks b/**/*.png", "have other wildcards"),
+    ("--images a/1.png --masks b/1.png", "give a pattern"), ("--images a/*.png --masks b/*.png", "a/*.png: holds no pictures"),
+    ("--images /a/*.png --masks b/*.png", "--images /a/*.png: give a pattern"), ("--classes pavement", "no class 'pavement'"),
 ])
 def test_an_option_that_cannot_be_used_is_named(originals, tmp_path, monkeypatch, capsys, arguments, said):
     monkeypatch.chdir(tmp_path)

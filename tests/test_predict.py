@@ -1,5 +1,6 @@
 """What predict.py writes: for every kind of picture, under its own name, at its own size, and nothing that is half done."""
 
+import csv
 import shutil
 import zipfile
 
@@ -326,6 +327,11 @@ def test_a_checkpoint_that_cannot_be_used_is_named(road, tmp_path, capsys, how):
     (["{pictures}", "--split", "val"], "goes with --data"), (["--data", "{empty}"], "no data set"),
     (["--data", "{empty}", "--split", "testing"], "choose train or val"), (["--kitti", "{empty}"], "no such folder"),
     (["{pictures}", "--device", "tpu"], "no such device"), (["{pictures}", "--out", "{file}"], "cannot be written"),
+    (["{pictures}", "--scale", "0"], "--scale"), (["{pictures}", "--scale", "-1"], "--scale"), (["{pictures}", "--scale", "big"], "--scale"),
+    (["{pictures}", "--size", "100"], "--size"), (["{pictures}", "--size", "0x9"], "--size"),
+    (["{pictures}", "--size", "9x9", "--scale", "2"], "say it or --size, not both"), (["{pictures}", "--threshold", "1.5"], "--threshold"),
+    (["{pictures}", "--threshold", "x"], "--threshold"), (["{pictures}", "--scores", "s.csv"], "--scores: goes with --data"),
+    (["{pictures}", "--confidence", "sky"], "the classes are not road, road"), (["{pictures}", "--colour"], "not an option"),
 ])
 def test_a_command_that_cannot_be_done_is_one_line_and_status_2(road, tmp_path, capsys, arguments, said):
     photo(tmp_path / "in/a.png")
@@ -346,3 +352,169 @@ def test_real_test_images_of_four_sizes_get_masks_of_their_sizes(road, kitti_sam
     assert len(pictures) == 7
     sizes = [Image.open(tmp_path / "mask/testing/image_2" / p.name).size for p in pictures]
     assert sizes == [Image.open(p).size for p in pictures] and len(set(sizes)) == 4
+
+
+# ---- what people ask for ----
+
+def test_options_may_stand_anywhere(road, tmp_path):
+    picture = photo(tmp_path / "in/a.png")
+    out = ["--out", tmp_path / "out"]
+    for words in ([road, "--confidence", *out, picture], ["--confidence", road, picture, *out], [*out, road, picture, "--confidence"],
+                  [road, "--tile", "600", "--confidence", picture, *out], [road, picture, *out, "--confidence=road"]):
+        assert run(*words) == 0
+        assert files(tmp_path / "out") == {"overlay/a.png", "mask/a.png", "confidence/a.png"}
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_the_confidence_of_any_class_can_be_written_or_of_all(tmp_path):
+    path = checkpoint(tmp_path / "best.pt", ["cat", "dog/wolf", "Cat", "fish"])
+    picture = photo(tmp_path / "a.png")
+    wanted = 255 * whole_scores(path, picture).softmax(0).numpy()
+    assert run(path, picture, "--out", tmp_path / "one", "--confidence", "dog/wolf") == 0
+    assert run(path, picture, "--out", tmp_path / "all", "--confidence") == 0
+    assert files(tmp_path / "one/confidence") == {"a.png"}
+    assert files(tmp_path / "all/confidence") == {"0 cat/a.png", "dog_wolf/a.png", "2 Cat/a.png", "fish/a.png"}
+    for folder, c in (("one/confidence", 1), ("all/confidence/0 cat", 0), ("all/confidence/dog_wolf", 1),
+                      ("all/confidence/2 Cat", 2), ("all/confidence/fish", 3)):
+        assert np.abs(np.asarray(Image.open(tmp_path / folder / "a.png")) - wanted[c]).max() < 0.51
+
+
+def test_a_class_that_does_not_exist_is_said_with_those_that_do(streets, tmp_path, capsys):
+    assert run(streets, photo(tmp_path / "a.png"), "--confidence", "bus", "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert "--confidence bus: there is no such class" in error and "class 9, road" in error and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("threshold", [0, 0.25, 0.502, 0.8, 1])
+def test_a_threshold_makes_road_what_is_at_least_as_probable(road, tmp_path, threshold):
+    picture = photo(tmp_path / "a.png")
+    assert run(road, picture, "--out", tmp_path / "out", "--confidence", "--threshold", threshold) == 0
+    mask, confidence = (np.asarray(Image.open(tmp_path / "out" / part / "a.png")) for part in ("mask", "confidence"))
+    assert np.array_equal(mask, confidence >= round(255 * threshold))
+
+
+def test_the_threshold_that_training_prints_gives_the_precision_and_recall_beside_it(road, scenes, tmp_path, capsys):
+    assert run(road, "--data", scenes, "--split", "train", "--out", tmp_path / "a") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("URBAN     image")).split()
+    recall, threshold = float(line[6]), line[-1]
+    assert run(road, "--data", scenes, "--split", "train", "--out", tmp_path / "b", "--threshold", threshold) == 0
+    data, hits, positives = find(scenes), 0, 0
+    for sample in data.train:
+        label, mask = data.read_label(sample.label), read_mask(tmp_path / "b/mask" / f"{sample.label.stem}.png")
+        hits, positives = hits + ((label == 1) & (mask == 1)).sum(), positives + (label == 1).sum()
+    assert 100 * hits / positives == pytest.approx(recall, abs=0.006)
+
+
+def test_a_threshold_for_many_classes_is_refused(streets, tmp_path, capsys):
+    assert run(streets, photo(tmp_path / "a.png"), "--threshold", "0.4") == 2
+    assert "--threshold: is for networks that look for one class" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option, value", [("--scale", "0.5"), ("--scale", "2"), ("--size", "33x47")])
+def test_results_keep_the_size_of_the_picture_at_every_scale(road, tmp_path, option, value):
+    picture = photo(tmp_path / "a.png", (101, 75))
+    assert run(road, picture, "--out", tmp_path / "out", "--confidence", option, value) == 0
+    for part in ("overlay", "mask", "confidence"):
+        assert Image.open(tmp_path / "out" / part / "a.png").size == (101, 75)
+    assert run(road, picture, "--out", tmp_path / "plain", "--confidence") == 0
+    there, plain = (np.asarray(Image.open(tmp_path / name / "confidence/a.png")).astype(int) for name in ("out", "plain"))
+    assert np.abs(there - plain).max() > 2  # it was computed at another size
+
+
+def test_scores_of_a_data_set_can_be_taken_at_another_scale(road, scenes, tmp_path, capsys):
+    tables = []
+    for more in ([], ["--scale", "1"], ["--scale", "0.5"]):
+        assert run(road, "--data", scenes, "--split", "val", "--out", tmp_path / "out", *more) == 0
+        tables.append(capsys.readouterr().out.partition("val")[2])
+    assert tables[0] == tables[1] != tables[2]
+
+
+def test_names_of_results_stay_short_unless_they_collide_and_the_report_says_where_they_went(road, tmp_path, capsys):
+    for name in ("x/deep/1.png", "x/deep/2.png", "y/3.png", "y/er/4.png"):
+        photo(tmp_path / name)
+    assert run(road, tmp_path / "x/deep", tmp_path / "y", "--out", tmp_path / "out") == 0
+    assert files(tmp_path / "out/mask") == {"1.png", "2.png", "3.png", "er/4.png"}
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/x/deep: 2 pictures, {tmp_path}/out/mask/1.png" in said and f"{tmp_path}/y: 2 pictures" in said
+    photo(tmp_path / "y/1.jpg")
+    photo(tmp_path / "y/1.png")
+    assert run(road, tmp_path / "x/deep", tmp_path / "y", "--out", tmp_path / "out2") == 0
+    assert files(tmp_path / "out2/mask") == {"x/deep/1.png", "x/deep/2.png", "y/3.png", "y/er/4.png", "y/1.jpg.png", "y/1.png.png"}
+    capsys.readouterr()
+    assert run(road, tmp_path / "x/deep", "--out", tmp_path / "out3") == 0
+    assert str(tmp_path / "x") not in capsys.readouterr().out  # one folder: nothing to tell apart
+
+
+def test_a_large_picture_tells_how_far_it_is_part_by_part(road, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict.Progress, "late", lambda self: True)
+    assert run(road, photo(tmp_path / "a.png", (900, 700)), "--out", tmp_path / "out", "--tile", "600") == 0
+    parts = [line for line in capsys.readouterr().out.splitlines() if "part" in line]
+    total = int(parts[0].split(" of ")[1].split()[0])
+    assert total > 2 and [int(line.split("part ")[1].split()[0]) for line in parts] == list(range(1, total))
+    assert all("left" in line for line in parts)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.tif"])
+def test_frames_that_are_left_out_are_said(road, tmp_path, capsys, name):
+    frames = [Image.new("RGB", (20, 16), (i, 90, 90)) for i in (0, 100, 200)]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    assert run(road, tmp_path / name, "--out", tmp_path / "out") == 0
+    error = capsys.readouterr().err
+    assert f"{name}: has 3 frames or pages; the first is predicted" in error and error.count("\n") == 1
+
+
+def test_videos_and_pictures_of_telephones_get_a_sentence_that_says_what_to_do(road, tmp_path, capsys):
+    for name in ("in/a.mp4", "in/b.HEIC", "only/a.MOV"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(99))
+    assert run(road, tmp_path / "in/a.mp4", "--out", tmp_path / "out") == 2
+    assert "a.mp4: is a video; make pictures of it first, such as with: ffmpeg -i" in capsys.readouterr().err
+    assert run(road, tmp_path / "only", "--out", tmp_path / "out") == 2
+    assert "holds no pictures" in (error := capsys.readouterr().err) and "but 1 .mov; save those" in error
+    photo(tmp_path / "in/c.png")
+    assert run(road, tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert "left out are 1 .heic, 1 .mp4" in capsys.readouterr().err and files(tmp_path / "out/mask") == {"c.png"}
+
+
+def test_a_picture_of_a_size_that_the_network_has_not_learnt_is_said(tmp_path, capsys):
+    path = checkpoint(tmp_path / "best.pt", ["not road", "road"])
+    saved = {**read_tensors(path), "sizes": {"smallest": (40, 50), "median": (40, 50), "largest": (45, 60)}}
+    save_tensors(saved, path)
+    assert run(path, photo(tmp_path / "a.png", (200, 160)), "--out", tmp_path / "out") == 0
+    assert "--scale 0.25 computes at the size of the training images" in capsys.readouterr().err
+    assert run(path, tmp_path / "a.png", "--out", tmp_path / "out", "--scale", "0.25") == 0
+    assert not capsys.readouterr().err
+
+
+def test_the_scores_of_each_picture_are_written_the_worst_first(streets, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        photo(tmp_path / "d/images" / f"{i}.png")
+        mask = rng.integers(0, 11, (40, 50)).astype(np.uint8)
+        mask[:, :9 * i] = 255
+        (tmp_path / "d/masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / "d/masks" / f"{i}.png")
+    (tmp_path / "d/classes.txt").write_text("\n".join([f"class {i}" for i in range(10)] + ["road"]))
+    assert run(streets, "--data", tmp_path / "d", "--split", "train", "--out", tmp_path / "out", "--scores", tmp_path / "s.csv") == 0
+    with open(tmp_path / "s.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and [float(row["iou"]) for row in rows] == sorted(float(row["iou"]) for row in rows)
+    for row in rows:
+        name = row["picture"].rpartition("/")[2]
+        truth, seen = read_mask(tmp_path / "d/masks" / name), read_mask(tmp_path / "out/mask" / name)
+        valid = truth != 255
+        for c, label in ((0, "class 0"), (10, "road")):
+            assert int(row[f"pixels_{label}"]) == (truth == c).sum()
+            both, either = ((truth == c) & (seen == c)).sum(), (((truth == c) | (seen == c)) & valid).sum()
+            assert float(row[f"iou_{label}"]) == pytest.approx(both / either)
+
+
+def test_pictures_of_one_name_in_nested_folders_of_a_data_set_get_a_mask_each(streets, tmp_path):
+    for name in ("x/1", "y/1", "y/2"):
+        photo(tmp_path / f"d/images/{name}.jpg")
+        (tmp_path / f"d/masks/{name}.png").parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((40, 50), np.uint8)).save(tmp_path / f"d/masks/{name}.png")
+    (tmp_path / "d/classes.txt").write_text("\n".join([f"class {i}" for i in range(10)] + ["road"]))
+    (tmp_path / "d/val.txt").write_text("x/1\ny/1\n")
+    assert run(streets, "--data", tmp_path / "d", "--out", tmp_path / "out") == 0
+    assert files(tmp_path / "out/mask") == {"images/x/1.png", "images/y/1.png"}

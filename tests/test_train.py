@@ -1,12 +1,18 @@
 """The loop: it learns, resumes, keeps to its settings, and says in one line what it cannot do."""
 
+import csv
 import json
+import os
+import runpy
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import log_of, same
+from conftest import ROOT, log_of, same
 from PIL import Image
 
 import predict
@@ -281,6 +287,158 @@ def test_one_class_of_many_trains_and_is_scored_as_road_is_and_predict_knows(sce
     assert len(scored) == 1 and scored[0] in trained
     assert predict.main([str(tmp_path / "run/best.pt"), "--kitti", str(scenes), "--out", str(tmp_path / "zip")]) == 2
     assert "was trained to find car; KITTI Road takes road or lane" in capsys.readouterr().err
+
+
+# ---- what a run says of itself ----
+
+def own(root, size=(32, 48), ids=3, images=5, classes="road\nsky\ncar\n"):
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        for part, pixels in (("images", rng.integers(0, 256, (*size, 3))), ("masks", np.arange(size[0] * size[1]).reshape(size) % ids)):
+            (root / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / part / f"{i}.png")
+    (root / "classes.txt").write_text(classes)
+    return root
+
+
+def test_a_run_prints_ids_names_and_shares_and_what_no_name_covers(tmp_path, capsys):
+    assert run(own(tmp_path / "own", ids=4, classes="road\nsky\n"), tmp_path / "run", "--epochs", "1") == 0
+    said = capsys.readouterr().out
+    assert "  0  road      25.00 %        5\n" in said and "  1  sky       25.00 %        5\n" in said
+    assert "no class has these ids: 2 25.00 %, 3 25.00 %; together 50.00 %" in said
+    assert "1 epoch of 4 steps" in said and "1 epochs" not in said and "1 classes" not in said
+
+
+def test_a_checkpoint_keeps_the_sizes_of_its_training_images_for_predict(tmp_path, capsys):
+    own(tmp_path / "own", images=6)
+    for name, size in (("images", (96, 64, 3)), ("masks", (96, 64))):
+        Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "own" / name / "0.png")
+    (tmp_path / "own/val.txt").write_text("1\n")
+    assert run(tmp_path / "own", tmp_path / "run") == 0
+    for name in ("best.pt", "last.pt"):
+        sizes = torch.load(tmp_path / "run" / name, weights_only=True)["sizes"]
+        assert sizes == {"smallest": (32, 48), "median": (32, 48), "largest": (96, 64)}
+    Image.new("RGB", (800, 600)).save(tmp_path / "photo.jpg")
+    capsys.readouterr()
+    command = [str(tmp_path / "run/best.pt"), str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "seen"), "--device", "cpu"]
+    assert predict.main(command) == 0
+    assert "the largest training image is 96 pixels long" in (warned := capsys.readouterr().err) and "--scale 0.06" in warned
+    assert predict.main([*command, "--scale", "0.06"]) == 0 and not capsys.readouterr().err
+
+
+def test_a_run_whose_loss_outgrows_that_of_an_untrained_network_is_told_that_it_has_diverged(scenes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "cross_entropy", lambda scores, *more: cross_entropy(scores, *more) + 2)
+    assert run(scenes, tmp_path / "bad") == 0
+    said = capsys.readouterr().out
+    assert said.count("than that of an untrained network, 0.693: the run has diverged; begin again with a smaller --lr") == 2
+    monkeypatch.undo()
+    assert run(scenes, tmp_path / "good") == 0
+    assert "diverged" not in capsys.readouterr().out
+
+
+def test_the_log_and_the_curves_mark_the_epoch_that_is_kept(scenes, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(train, "draw_curves", lambda path, rows, classes: drawn.append([dict(row) for row in rows]))
+    run(scenes, tmp_path, "--epochs", "4", "--lr", "0.05")
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    kept = [row["epoch"] for row in log_of(tmp_path) if row["kept"]]
+    assert kept[-1] == best["epoch"] and kept[0] == 1
+    assert [row["epoch"] for row in drawn[-1] if row["kept"]] == kept
+
+
+def test_samples_show_the_worst_held_out_images_beside_the_usual_ones_with_names_and_scores(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    own(tmp_path / "own", images=30)
+    for i in range(30):
+        Image.fromarray(rng.integers(0, 3, (32, 48), np.uint8)).save(tmp_path / f"own/masks/{i}.png")
+    (tmp_path / "own/val.txt").write_text("\n".join(map(str, range(11, 23))))
+    evaluate, values, sheets = train.evaluate, [], []
+
+    def watched(run, samples, *more):
+        values.append({sample.image.name: iou for sample, iou in zip(samples, evaluate(run, samples, *more)[1].values())})
+        return evaluate(run, samples, *more)
+
+    monkeypatch.setattr(train, "evaluate", watched)
+    monkeypatch.setattr(train, "draw_samples", lambda path, rows, classes, caption: sheets.append(rows))
+    assert run(tmp_path / "own", tmp_path / "run", "--epochs", "1", "--lr", "0.05") == 0
+    each, rows = values[0], {name.split()[0]: (name, *row) for name, *row in sheets[0]}
+    lowest = sorted(each, key=each.get)[:2]
+    assert len(each) == 12 and set(rows) == {"11.png", "14.png", "17.png", "20.png", *lowest}
+    for name, (text, image, truth, seen) in rows.items():
+        ious = [((truth == c) & (seen == c)).sum() / ((truth == c) | (seen == c)).sum() for c in (0, 1, 2)
+                if ((truth == c) | (seen == c)).any()]
+        assert f"IoU {100 * np.mean(ious):.1f}" in text and ("one of the two lowest" in text) == (name in lowest)
+        assert np.array_equal(image, np.asarray(Image.open(tmp_path / "own/images" / name)))
+
+
+def test_the_seconds_of_an_epoch_that_was_interrupted_count_both_parts(scenes, tmp_path, monkeypatch):
+    now, unplugged = [0.0], None
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+    function, calls = train.cross_entropy, []
+
+    def slow(*args):
+        now[0] += 10  # each step takes ten seconds
+        calls.append(1)
+        if len(calls) == unplugged:
+            raise Unplugged
+        return function(*args)
+
+    monkeypatch.setattr(train, "cross_entropy", slow)
+    assert run(scenes, tmp_path / "whole", "--epochs", "1", "--batch-size", "2", "--save-every", "3") == 0
+    unplugged = len(calls) + 3  # after the checkpoint of step 2
+    with pytest.raises(Unplugged):
+        run(scenes, tmp_path / "cut", "--epochs", "1", "--batch-size", "2", "--save-every", "2")
+    now[0] += 1000  # the night between
+    assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
+    seconds = []
+    for name in ("whole", "cut"):
+        with open(tmp_path / name / "log.csv", newline="") as file:
+            seconds += [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert seconds[0] == seconds[1] > 40
+
+
+def test_colour_masks_train_the_very_weights_that_id_masks_train(tmp_path):
+    own(tmp_path / "ids", images=6)
+    shutil.copytree(tmp_path / "ids", tmp_path / "colours")
+    colours = np.zeros((256, 3), np.uint8)
+    colours[:3] = [(128, 64, 128), (70, 130, 180), (0, 0, 142)]
+    (tmp_path / "colours/classes.txt").write_text("road 128 64 128\nsky 70 130 180\ncar 0 0 142\n")
+    for file in (tmp_path / "colours/masks").iterdir():
+        Image.fromarray(colours[np.asarray(Image.open(file))]).save(file)
+    for name in ("ids", "colours"):
+        assert run(tmp_path / name, tmp_path / f"run {name}") == 0
+    assert same(weights_of(tmp_path / "run ids/last.pt"), weights_of(tmp_path / "run colours/last.pt"))
+
+
+@pytest.mark.parametrize("script", ["vgg", "fcn", "data", "train", "predict", "metrics", "weights/convert", "support/bench", "support/roads",
+                                    "support/figures"])
+def test_every_script_that_a_person_runs_answers_help(monkeypatch, capsys, script):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # restored afterwards
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    said = capsys.readouterr()
+    assert end.value.code == 0 and said.out.startswith("usage:") and not said.err
+
+
+def test_the_help_of_train_is_in_groups_the_most_needed_first_and_says_every_default(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    places = [said.index(f"{group}: --") for group in ("data", "run", "network", "training", "machine")]
+    assert places == sorted(places)
+    options = {name: said.index(f" --{name.replace('_', '-')} ", places[0] - 1) for name in train.DEFAULTS if name not in (
+        "loss", "momentum", "weight_decay", "warmup", "power", "clip", "augment", "colours")}
+    for name, place in options.items():
+        real, end = train.DEFAULTS[name][0], min([p for p in options.values() if p > place], default=len(said))
+        assert real is False or name == "recipe" or f"(default {real}" in said[place:end], name
+
+
+@pytest.mark.parametrize("script", ["train.py", "predict.py", "metrics.py"])
+def test_ctrl_c_while_importing_is_one_line(tmp_path, script):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")  # as if it came while PyTorch is being imported
+    done = subprocess.run([sys.executable, ROOT / script], env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.stderr.strip().count("\n") == 0 and "stopped" in done.stderr and done.returncode in (-signal.SIGINT, 130)
 
 
 # ---- the authors' recipe, and beginning where another run ended ----
