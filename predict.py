@@ -82,7 +82,7 @@ def predict(options, failed: list[str]):
             if options.threshold is not None:
                 predicted = torch.where(confidences[road] >= round(255 * options.threshold), road, 1 - road).byte()
             if data:
-                label = torch.from_numpy(label)
+                label = torch.tensor(label)
                 pairs = confusion(predicted, label, len(classes))
                 matrix = matrix + pairs
                 rows.append(image_row(job.picture, pairs, classes, data.road))

@@ -202,8 +202,9 @@ def draw_chart(sheet, box, title, xs, lines, highest, kept=()):
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
     for x in kept:
         draw.line([at(x, 0), at(x, ticks[-1])], fill=(44, 140, 50), width=2)
-        draw.text((at(x, 0)[0], top - 4), f"best.pt: epoch {x}", fill=(44, 140, 50), font=small,
-                  anchor="mb" if left + 50 < at(x, 0)[0] < right - 50 else "lb" if at(x, 0)[0] <= left + 50 else "rb")
+        fits = at(x, 0)[0] < right - 120
+        draw.text((at(x, 0)[0] + (6 if fits else -6), top), f"best.pt: epoch {x}", fill=(44, 140, 50), font=small,
+                  anchor="lt" if fits else "rt")
     for i, (name, colour, ys) in enumerate(lines):
         points = [at(x, min(y, ticks[-1])) for x, y in zip(xs, ys, strict=True) if np.isfinite(y)]
         if len(points) > 1:
