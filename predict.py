@@ -29,12 +29,13 @@ from metrics import RoadMeasures, confusion, image_row, measures, report
 from support.arguments import Parser, matching, parse_size
 from support.birdseye import bird_cells, bird_view, calibration_of
 from support.checkpoint import load_network
+from support.counts import share
 from support.device import pick_device, prepare_prediction
 from support.draw import overlay, palette_mask
 from support.errors import InputError, explanation, shortened
 from support.files import write_csv
 from support.jobs import WAITING, Job, choose_jobs, confidence_folders, read_ahead, where_results_went
-from support.labels import only_road, road_class
+from support.labels import IGNORE, only_road, road_class
 from support.memory import keep_memory
 from support.progress import Progress
 from support.scale import Scale
@@ -61,7 +62,7 @@ def predict(options, failed: list[str]):
     archive = options.out / "submission.zip"
     if options.kitti:
         archive.unlink(missing_ok=True)  # it would look like this run's
-    matrix, road_measures, rows = 0, RoadMeasures(), []
+    matrix, ignored, road_measures, rows = 0, 0, RoadMeasures(), []
     scale, progress = Scale(saved.get("sizes"), options.scale, options.size), Progress(len(jobs))
 
     def tell(part, parts):
@@ -84,7 +85,7 @@ def predict(options, failed: list[str]):
             if data:
                 label = torch.tensor(label)
                 pairs = confusion(predicted, label, len(classes))
-                matrix = matrix + pairs
+                matrix, ignored = matrix + pairs, ignored + (label == IGNORE).sum().item()
                 rows.append(image_row(job.picture, pairs, classes, data.road))
                 if data.road:
                     road_measures.add_sample(job.sample, confidences[road], label)
@@ -107,7 +108,8 @@ def predict(options, failed: list[str]):
                       f"{'are no scores' if data else 'is nothing to upload'}")
     elif data:
         result = {**measures(matrix), **({"road": road_measures.results()} if data.road else {})}
-        print(report({options.split or "val": result}, classes))
+        print(f"{report({options.split or 'val': result}, classes)}\n"
+              f"ignored: {share(ignored / (ignored + matrix.sum().item())).strip()} of the pixels, which have no class")
         if options.scores:
             write_csv(options.scores, sorted(rows, key=lambda row: (row["iou"] != row["iou"], row["iou"])))  # nan at the end
     elif options.kitti and options.split != "training":

@@ -28,19 +28,25 @@ def colours_for(classes: list[str]) -> np.ndarray:
     return np.array((COLOURS + more)[:len(classes)], np.uint8)
 
 
-def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray:
-    """The picture uint8 [H, W, 3] with classes uint8 [H, W] as colours over it; IGNORE is shown black.
-
-    Where the classes are road and not road, only the road is tinted. A class named background never is.
-    """
-    colours, opacity = np.zeros((256, 3), np.float32), np.full(256, 0.65, np.float32)
-    colours[:len(classes)] = colours_for(classes)
+def opacities(classes: list[str]) -> np.ndarray:
+    """float32 [256]: how opaque the colour of each id lies over the picture, 0 to 1."""
+    opacity = np.full(256, 0.65, np.float32)
     opacity[IGNORE] = 0.8
     if classes[0] == "background":
         opacity[0] = 0
     road = only_road(classes)
     if road is not None:
         opacity[road], opacity[1 - road] = 0.5, 0
+    return opacity
+
+
+def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray:
+    """The picture uint8 [H, W, 3] with classes uint8 [H, W] as colours over it; IGNORE is shown black.
+
+    Where the classes are road and not road, only the road is tinted. A class named background never is.
+    """
+    colours, opacity = np.zeros((256, 3), np.float32), opacities(classes)
+    colours[:len(classes)] = colours_for(classes)
     shown = np.empty_like(image)
     for rows in (slice(top, top + 256) for top in range(0, len(image), 256)):  # as floats a large picture would take gigabytes
         weight = opacity[label[rows]][..., None]
@@ -101,29 +107,27 @@ def draw_samples(path: Path, rows: list[tuple[str, np.ndarray, np.ndarray, np.nd
     A truth of IGNORE is black; the classes' colours stand at the bottom.
     """
     width = 480 if len(rows) > 1 else 640
-    strips = []
-    for name, image, truth, prediction in rows:
-        panels = [image, tint(image, truth, classes), tint(image, prediction, classes)]
-        strips.append(([f"{name}", "", ""], [scaled(panel, width) for panel in panels]))
-    draw_sheet(path, strips, width, (f"picture ({caption})", "truth", "prediction"), class_entries(classes))
+    strips = [([name], [scaled(panel, width) for panel in (image, tint(image, truth, classes), tint(image, prediction, classes))])
+              for name, image, truth, prediction in rows]
+    draw_sheet(path, strips, width, (f"picture ({caption})", "truth", "prediction"), painted(classes, classes))
 
 
 def draw_labels(path: Path, cells: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str]):
     """A contact sheet of (name, image [H, W, 3], label [H, W]), three in a row: the labels over the images, ids in the legend."""
     width = 480
     panels = [(name, scaled(tint(image, label, classes), width)) for name, image, label in cells]
-    rows = [panels[i:i + 3] for i in range(0, len(panels), 3)]
-    draw_sheet(path, [tuple(zip(*row)) for row in rows], width, (), class_entries([f"{i} {name}" for i, name in enumerate(classes)],
-                                                                                 colours_for(classes)))
+    rows = [tuple(zip(*panels[i:i + 3])) for i in range(0, len(panels), 3)]
+    draw_sheet(path, rows, width, (), painted(classes, [f"{i} {name}" for i, name in enumerate(classes)]))
 
 
 def scaled(image: np.ndarray, width: int) -> Image.Image:
     return Image.fromarray(image).resize((width, max(1, round(image.shape[0] * width / image.shape[1]))))
 
 
-def class_entries(names: list[str], colours: np.ndarray | None = None) -> list[tuple[str, tuple]]:
-    """What the legend of a sheet shows: every class, and what is ignored."""
-    return [*zip(names, (colours_for(names) if colours is None else colours).tolist(), strict=True), ("ignored", (0, 0, 0))]
+def painted(classes: list[str], names: list[str]) -> list[tuple[str, tuple]]:
+    """(name, colour) of all that `tint` paints over a picture; `names` are what to call the classes."""
+    shown = zip(names, colours_for(classes).tolist(), opacities(classes))
+    return [*((name, colour) for name, colour, opacity in shown if opacity), ("ignored", (0, 0, 0))]
 
 
 def draw_sheet(path: Path, rows: list[tuple[list[str], list[Image.Image]]], width: int, titles: tuple[str, ...], entries: list):

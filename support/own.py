@@ -20,9 +20,12 @@ PARTS = ("train", "val", "test")  # the training set, the validation set, and im
 def find_masks(root: Path, task: str, split_seed: int, images: str = "", masks: str = "") -> DataSet:
     """Pictures and masks in folders images and masks, at any depth, or by the patterns `images` and `masks` (pairs.py).
 
-    The parts are folders train, val and test, or what {split} stands for in the patterns. Or lists name their images:
-    train.txt, val.txt and test.txt. Without a validation set, a fifth of the training set is held out. Raises InputError.
+    The parts are folders train, val and test, above or below images and masks, or what {split} stands for in the patterns. Or
+    lists name their images: train.txt, val.txt and test.txt. Without a validation set, a fifth of the training set is held out.
+    Raises InputError.
     """
+    if not images and (root / "images" / "train").is_dir() and (root / "masks" / "train").is_dir():
+        images, masks = "images/{split}/**/*", "masks/{split}/**/*"
     in_folders = "{split}" in images if images else (root / "train" / "images").is_dir()
     if not images and not in_folders and (root / "val" / "images").is_dir():
         raise InputError(f"{root / 'val'}: goes beside a folder train; move {root / 'images'} and {root / 'masks'} into "

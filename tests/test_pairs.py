@@ -38,6 +38,15 @@ def test_images_and_masks_at_any_depth_are_matched_by_path_and_stem(tmp_path_fac
         assert sample.image.relative_to(root / "images").with_suffix("") == sample.label.relative_to(root / "masks").with_suffix("")
 
 
+@pytest.mark.parametrize("form", ["{part}/{kind}/x/{i}", "{kind}/{part}/x/{i}"])
+def test_folders_of_parts_may_lie_above_or_below_images_and_masks(tmp_path, form):
+    for part, i in (("train", 1), ("train", 2), ("val", 3), ("test", 4)):
+        pair(tmp_path / "set" / f"{form.format(part=part, kind='images', i=i)}.jpg",
+             tmp_path / "set" / f"{form.format(part=part, kind='masks', i=i)}.png")
+    found = find(tmp_path / "set")
+    assert [[int(s.image.stem) for s in part] for part in (found.train, found.val, found.test)] == [[1, 2], [3], [4]]
+
+
 def test_the_same_name_in_two_folders_is_two_samples_and_hidden_files_are_none(tmp_path):
     for name in ("x/1", "y/1", "1"):
         pair(tmp_path / f"set/images/{name}.jpg", tmp_path / f"set/masks/{name}.png")
