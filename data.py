@@ -136,25 +136,31 @@ def keep_classes(data: DataSet, keep: str) -> DataSet:
                          classes=classes, read_label=lambda path, *strays: new[data.read_label(path, *strays)])
 
 
-def check(data: DataSet, parts: dict[str, list[Sample]], show: Path | None, faults: list[str]):
-    """Read all files of a data set; print what they hold, and draw some into the file `show`. Adds to `faults` what is amiss."""
+def check(root: Path, data: DataSet, parts: dict[str, list[Sample]], show: Path | None, faults: list[str]):
+    """Read all files of the data set in folder `root`; print what they hold, and draw some into the file `show`.
+
+    What is amiss is added to `faults`, a line each. Raises InputError if there is nothing to learn.
+    """
     samples, reader = [*data.train, *data.val, *data.test], Reader(data.read_label)
     print(data.summary)
     counts = read_everything(samples, data, reader, faults)
+    read = counts.sizes.all(1)  # those that could be read
     print(f"\n{'part':10}  images  {'smallest':>10}  {'median':>10}  {'largest':>10}   (height x width)")
     first = 0
     for part, members in parts.items():
-        sizes = counts.sizes[first:first + len(members)]
-        sizes, first = sizes[sizes.all(1)], first + len(members)
-        if len(sizes):
-            cells = (f"{f'{height}x{width}':>10}" for height, width in extent(sizes).values())
-            print(f"{part:10}  {len(members):6}  {'  '.join(cells)}")
+        sizes, first = counts.sizes[first:first + len(members)], first + len(members)
+        sizes = sizes[sizes.all(1)]
+        cells = [f"{f'{height}x{width}':>10}" for height, width in extent(sizes).values()] if len(sizes) else []
+        if members:
+            print(f"{part:10}  {len(sizes):6}  {'  '.join(cells)}")
     print(f"\n{describe(counts, data)}")
+    if faults:
+        print(f"{number(len(faults), 'image')} of {len(samples)} cannot be used")
     if show:
-        # For each class, the rarest first, the sample that shows it most; and some samples from beginning to end.
+        # For each class, the rarest first, the sample that shows it most; and a dozen samples from beginning to end.
         rarest = counts.pixels.argmax(0)[counts.pixels.sum(0).argsort(kind="stable")]
-        chosen = list(dict.fromkeys([*rarest.tolist(), *(i * len(samples) // 6 for i in range(6))]))[:SHOWN]
-        cells = [(samples[i].image.name, *reader(samples[i])) for i in sorted(chosen) if counts.sizes[i].all()]
+        chosen = dict.fromkeys([*rarest.tolist(), *(i * len(samples) // 12 for i in range(12))])
+        cells = [(str(samples[i].image.relative_to(root)), *reader(samples[i])) for i in sorted(list(chosen)[:SHOWN]) if read[i]]
         draw_labels(show, cells, data.classes)
         print(f"{number(len(cells), 'sample')} drawn into {show}")
     if not faults:
@@ -180,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
                 for sample in samples:
                     print(f"{part}\t{sample.image}\t{sample.label}")
         else:
-            check(data, parts, options.show, faults)
+            check(Path(options.folder), data, parts, options.show, faults)
         sys.stdout.flush()
     except BrokenPipeError:
         closed_pipe()

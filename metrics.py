@@ -98,10 +98,14 @@ def table(results: dict[str, dict], classes: list[str]) -> str:
     for key, title in TITLES.items():
         lines.append(f"{title:{width}}" + "".join(f"  {100 * result[key]:10.2f}" for result in results.values()))
     for i, name in enumerate(classes):
-        cells = ("absent" if math.isnan(result["iou"][i]) else f"{100 * result['iou'][i]:.2f}"
-                 for result in results.values())
+        cells = (iou_cell(result["iou"][i]) for result in results.values())
         lines.append(f"{'IoU ' + name:{width}}" + "".join(f"  {cell:>10}" for cell in cells))
     return "\n".join(lines)
+
+
+def iou_cell(iou: float) -> str:
+    """An IoU in per cent; "absent" for a class that is neither in the truth nor predicted."""
+    return "absent" if math.isnan(iou) else f"{100 * iou:.2f}"
 
 
 def report(results: dict[str, dict], classes: list[str]) -> str:

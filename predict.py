@@ -227,7 +227,7 @@ def parse(argv: list[str] | None):
     if options.scores and not options.data:
         parser.error("--scores: goes with --data, which has the ground truth")
     if options.scale is not None and (options.size or not options.scale):
-        parser.error("--scale: " + ("say it or --size, not both" if options.size else "a positive number is wanted"))
+        parser.error("--scale: " + ("use --scale or --size, not both" if options.size else "a positive number is wanted"))
     return options
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from fcn import cross_entropy
-from metrics import RoadMeasures, confusion, epoch_line, image_iou, log_columns, measures, report
+from metrics import RoadMeasures, confusion, epoch_line, image_iou, iou_cell, log_columns, measures, report
 from support.batches import load_batches, training_batches
 from support.device import on_device
 from support.divergence import Divergence
@@ -223,7 +223,8 @@ def look_at(run: Run, each: dict[int, float]) -> list[tuple]:
         for i in dict.fromkeys([*fixed, *worst]):
             (images, _), = on_device(load_batches([[samples[i]]], run.reader, 0), run.device)
             predicted = predict_image(net, images, net.reach).classes.cpu().numpy()
-            iou = f"   IoU {100 * each[i]:.1f}{', one of the two lowest' if i in worst else ''}" if each.get(i, 0) >= 0 else ""
+            lowest = ", one of the two lowest" if i in worst and len(each) > 2 else ""
+            iou = f"   IoU {100 * each[i]:.1f}{lowest}" if each.get(i, math.nan) >= 0 else ""
             rows.append((f"{samples[i].image.name}{iou}", *run.reader(samples[i]), predicted))
     return rows
 
@@ -243,9 +244,9 @@ def sum_up(run: Run, stop: Stop, epochs: int):
     if ranks.first:
         print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
               f"{report({'held out': checkpoint['result'], 'training': known}, classes)}\n"
-              f"training: {len(some)} of the {len(run.data.train)} images, as a sample\n\n"
+              f"training: {len(some)} of {number(len(run.data.train), 'image')}\n\n"
               f"last network, of epoch {epochs}, IoU on training images: "
-              f"{', '.join(f'{name} {100 * iou:.2f}' for name, iou in zip(classes, last['iou']))}\n"
+              f"{', '.join(f'{name} {iou_cell(iou)}' for name, iou in zip(classes, last['iou']))}\n"
               f"pictures: {out / 'samples.png'} and {out / 'curves.png'}\n"
               f"to see what it sees in others: python predict.py {out / 'best.pt'} PICTURE")
 

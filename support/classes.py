@@ -43,6 +43,9 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
         if re.match(r"\d+([\s,;:.)=]|$)", line):
             raise InputError(f"{where} begins with a number, {line[:40]!r}; the first line is class 0, the next one class 1: "
                              "write the names alone, in this order")
+        if other := re.fullmatch(r"(.*?\S)\s+(?:#([0-9a-fA-F]{6})|[(\[](\d+,\s*\d+,\s*\d+)[)\]])", line):
+            numbers = other[3].replace(",", " ").split() if other[3] else [str(b) for b in bytes.fromhex(other[2])]
+            raise InputError(f"{where} writes its colour in another way, {line[:40]!r}; write {other[1]} {' '.join(numbers)}")
     coloured = [COLOUR.fullmatch(line) for line in lines]
     names = list(dict.fromkeys(match.group(1) if match else line for line, match in zip(lines, coloured)))
     if any(coloured) and not all(coloured):

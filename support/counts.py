@@ -64,8 +64,9 @@ def read_everything(samples: list[Sample], data: DataSet, reader: Reader, faults
                     progress.show(f"reading {i + 1}/{len(samples)} images")
         finally:
             pool.shutdown(cancel_futures=True)  # after an error: do not read what nobody will use
-    height, width = sizes.max(0)
-    progress.line(f"{number(len(samples), 'image')} read, the largest {height}x{width} (height x width)")
+    read = sizes[sizes.all(1)]
+    height, width = extent(read)["largest"] if len(read) else (0, 0)
+    progress.line(f"{number(len(read), 'image')} read, the largest {height}x{width} (height x width)")
     return Counts(pixels, sizes, strays)
 
 
@@ -123,9 +124,9 @@ def check_counts(counts: Counts, data: DataSet, crop: tuple[int, int] | None):
             raise InputError(f"{masks}: no pixel of a {part} image has a class that counts; compare the ids in the masks with "
                              "classes.txt")
     if (training > 0).sum() == 1:
-        raise InputError(f"{masks}: every training pixel that counts is of one class, {data.classes[training.argmax()]}; masks hold "
-                         f"the ids 0, 1, 2, ..., and {IGNORE} is ignored: where it marks the object, give each class its colour in "
-                         f"classes.txt, such as 'background 0 0 0' and 'road {IGNORE} {IGNORE} {IGNORE}'")
+        raise InputError(f"{masks}: every training pixel that counts is of one class, {data.classes[training.argmax()]}; {IGNORE} is "
+                         "ignored, and so is what classes.txt does not name: name there what else the masks show, by colours if "
+                         f"{IGNORE} marks the object, such as 'background 0 0 0' and 'road {IGNORE} {IGNORE} {IGNORE}'")
     if unseen := [name for name, pixels in zip(data.classes, training) if not pixels]:
         print(f"no training image shows: {', '.join(unseen)}", flush=True)
     height, width = counts.sizes.max(0)

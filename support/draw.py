@@ -131,21 +131,25 @@ def painted(classes: list[str], names: list[str]) -> list[tuple[str, tuple]]:
 
 
 def draw_sheet(path: Path, rows: list[tuple[list[str], list[Image.Image]]], width: int, titles: tuple[str, ...], entries: list):
-    """Rows of pictures, all `width` wide, with a line of text above each row, titles above all, and a legend below."""
+    """Rows of pictures, all `width` wide, with text above them, titles above all, and a legend below.
+
+    rows    (texts, pictures) each: a text for each picture, or a single one for all of them
+    """
     gap, line, text = 6, 22, font(16)
     columns = max(len(pictures) for _, pictures in rows)
     foot = legend(columns * (width + gap), entries, 16)
     heights = [line + max(picture.height for picture in pictures) + gap for _, pictures in rows]
     head = 30 if titles else 0
     sheet = Image.new("RGB", (foot.width + gap, head + sum(heights) + foot.height + gap), "white")
-    draw, y = ImageDraw.Draw(sheet), head
-    for column, title in enumerate(titles):
-        draw.text((gap + column * (width + gap), 6), title, fill="black", font=text)
-    for (names, pictures), height in zip(rows, heights):
-        for column, (name, picture) in enumerate(zip(names, pictures)):
-            left = gap + column * (width + gap)
-            draw.text((left, y), name[-width // 10:], fill="black", font=text)
+    draw, lefts, y = ImageDraw.Draw(sheet), [gap + column * (width + gap) for column in range(columns)], head
+    for left, title in zip(lefts, titles):
+        draw.text((left, 6), title, fill="black", font=text)
+    for (texts, pictures), height in zip(rows, heights):
+        for left, picture in zip(lefts, pictures):
             sheet.paste(picture, (left, y + line))
+        for left, words in zip(lefts, texts):
+            most = width // 9 if len(texts) > 1 else 3 * width // 9  # letters that fit
+            draw.text((left, y), words if len(words) <= most else f"…{words[-most:]}", fill="black", font=text)
         y += height
     sheet.paste(foot, (0, y))
     sheet.save(path, "PNG", compress_level=1)  # a third of the time: training waits for it

@@ -20,6 +20,9 @@ from support.reader import Reader
 from support.samples import DataSet, Sample
 
 FOLDERS = ("overlay", "mask", "confidence", "bev")  # of results, below --out
+# Folders of masks, and the folder of images that they lie beside: these are no pictures to predict.
+LABELS = {"masks": "images", "gtFine": "leftImg8bit", "SegmentationClass": "JPEGImages", "SegmentationClassAug": "JPEGImages",
+          "SegmentationObject": "JPEGImages"}
 WAITING = 3  # pictures that are read ahead, and that wait to be written, while the network computes: bounds the memory
 
 
@@ -50,7 +53,8 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
             names = [Path(os.path.relpath(sample.image, options.data)).with_suffix("") for sample in samples]
         jobs = [Job(sample.image, name, sample) for sample, name in zip(samples, names)]
         if not jobs:
-            raise InputError(f"{options.data}: has no images and masks in a folder test, for --split test")
+            raise InputError(f"{options.data}: has no test images, for --split test; they go into a folder test, or test.txt names "
+                             "them")
     else:
         jobs, data = picture_jobs(options.inputs, options.out), None
     for job in jobs:
@@ -99,13 +103,16 @@ def picture_jobs(inputs: list[str], out: Path) -> list[Job]:
 
 
 def pictures_in(given: Path, results: tuple[str, ...]) -> list[Path]:
-    """The pictures in a folder, but not in the folders `results`. Of KITTI Road its images, not the ground truth beside them.
+    """The pictures in a folder, but not in the folders `results`, and of a data set its images, not the masks beside them.
 
     Says which videos and pictures of other formats it leaves out. Raises InputError if nothing is left.
     """
     folders = [given / "testing" / "image_2", given / "training" / "image_2", given / "image_2"]
     folder = next((f for f in folders if f.is_dir()), given)
-    found = [file for file in files_below(folder) if not any(file.is_relative_to(result) for result in results)]
+    labels = [parent / masks for masks, images in LABELS.items() for beside in [folder / images, *folder.rglob(images)]
+              for parent in [beside.parent] if beside.is_dir()]
+    left = (*results, *map(str, labels))
+    found = [file for file in files_below(folder) if not any(file.is_relative_to(other) for other in left)]
     others = Counter(file.suffix.lower() for file in folder.rglob("*")
                      if file.suffix.lower() in VIDEO_ENDINGS | {".heic", ".heif", ".avif"} and file.is_file())
     left_out = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))

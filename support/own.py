@@ -46,15 +46,19 @@ def find_masks(root: Path, task: str, split_seed: int, images: str = "", masks: 
         train = matched(pairs("train"))
         val, test = (matched(pairs(part)) if in_folders and is_there(part) else [] for part in ("val", "test"))
     train, val, test = ([Sample(*files, "") for files in part] for part in (train, val, test))
+    how_split = f", as {', '.join(file.name for file in lists)} list them" if lists else ""
+    unused = len(pairs("train").images) - len(train + val + test) if lists else 0
+    how_split += f"; {number(unused, 'picture')} in no list" if unused else ""
     if not val:
         train, val = hold_out(train, split_seed)
+        how_split += ", drawn by --split-seed"
 
     file = root / "classes.txt"
     classes, colours = read_classes(file) if file.is_file() else (count_classes(root, train + val), {})
     named = f"named{' with their colours' if colours else ''} in classes.txt" if file.is_file() else "counted in the masks"
     summary = (f"{root}: images and masks, {number(len(classes), 'class')} {named}: {len(train)} training + {len(val)} held-out "
                f"images{f' + {len(test)} for --split test' if test else ''}"
-               f"{' as listed in ' + ' and '.join(file.name for file in lists) if lists else ''}")
+               f"{how_split}")
     return DataSet(summary, classes, train, val, mask_reader(classes, colours), test=test)
 
 

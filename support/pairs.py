@@ -54,6 +54,8 @@ def pair_patterns(root: Path, images: str, masks: str) -> Pairs:
             if match:
                 add(files, "".join(match.groups()), file)
         found.append(files)
+        if {"train", "val"} <= {part for key in files for part in key.split("/")}:
+            raise InputError(f"{option} {pattern}: mixes the folders train and val; write {{split}} in their place, or one of them")
     if wildcards[0] != wildcards[1]:
         raise InputError(f"--images {images} and --masks {masks}: have other wildcards; what *, ** and ? stand for tells which "
                          "mask belongs to which picture, so both need the same, in the same order")
@@ -70,6 +72,9 @@ def add(files: dict[str, Path], key: str, file: Path):
 def matched(pairs: Pairs, keys: list[str] | None = None) -> list[tuple[Path, Path]]:
     """The (image, mask) of all keys, or of these. Raises InputError, naming those that lack a partner."""
     images, masks = pairs.images, pairs.masks
+    patterns = "*" in str(pairs.images_in)
+    hint = ("; the wildcards must stand for the same in both: write out what differs, as in 'a/*_cam.jpg' and 'b/*_ids.png'"
+            if patterns else "; if the names differ by more than their endings, say --images and --masks")
     lone = sorted(images.keys() ^ masks.keys(), key=lambda key: (key not in images, key)) if keys is None else [
         key for key in keys if key not in masks]
     if lone:
@@ -78,13 +83,13 @@ def matched(pairs: Pairs, keys: list[str] | None = None) -> list[tuple[Path, Pat
         others = [(images.get(key) or masks[key]).name for key in lone[1:]]
         raise InputError(f"{file}: there is no {missing} named {lone[0]} in {where}"
                          + (f"; without a partner, too: {shortened(others)}" if others else "")
-                         + ("" if images.keys() & masks.keys() else
-                            "; if the names differ by more than their endings, say --images and --masks"))
+                         + ("" if images.keys() & masks.keys() else hint))
     for mask in masks.values():
         if mask.suffix.lower() != ".png":
             raise InputError(f"{mask}: masks must be PNG; a lossy format blends the class ids")
     if not images:
-        raise InputError(f"{pairs.images_in}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})")
+        raise InputError(f"{pairs.images_in}: " + ("no picture has such a path; **/ stands for any folders" if patterns else
+                                                   f"holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})"))
     return [(images[key], masks[key]) for key in (sorted(images) if keys is None else keys)]
 
 

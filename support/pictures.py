@@ -120,17 +120,14 @@ def read_picture(path: Path) -> Picture:
     return Picture(np.asarray(image.convert("RGB")), orientation, frames)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """RGB uint8 [H, W, 3], upright. Raises InputError naming the file."""
-    return read_picture(path).pixels
-
-
 def read_mask(path: Path) -> np.ndarray:
     """Class ids uint8 [H, W] of a grey or palette PNG: the stored numbers, not the colours. Raises InputError."""
     image = open_picture(path, mask=True)
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-        raise InputError(f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is {image.mode}; "
-                         "if it shows classes by colours, give each name in classes.txt its colour: NAME R G B")
+        colours = sorted(image.convert("RGB").getcolors(2**24) or [], reverse=True)[:3]
+        raise InputError(f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is {image.mode}; if it shows "
+                         "classes by colours, name them in classes.txt, beside the data's folders, in lines NAME R G B, here for "
+                         f"{', '.join(' '.join(map(str, colour)) for _, colour in colours)} and others")
     ids = np.asarray(image)
     if ids.max(initial=0) > 255:
         raise InputError(f"{path}: has the id {ids.max()}; ids go from 0 to 254, and 255 is ignored")

@@ -26,6 +26,8 @@ def written(folder, text):
     ("0 drivable\n1 living\n", "line 1 begins with a number.*write the names alone"), ("road\n1: sky\n", "line 2 begins with a number"),
     ("0,road\n1,sky\n", "line 1 begins with a number"), ("0\n1\n", "line 1 begins with a number"), ("7", "line 1 begins with"),
     ("128 64 128 Road\n", "line 1 begins with a colour.*NAME R G B"),
+    ("road #804080\nsky #000000\n", "line 1 writes its colour in another way.*write road 128 64 128$"),
+    ("a road (128, 64, 128)\n", "line 1 writes its colour in another way.*write a road 128 64 128$"), ("x [1,2,3]", "line 1 writes.*write x 1 2 3$"),
     ("road 128 64 128\nsky\n", "line 2 has no colour"), ("road\nsky 1 2 3\n", "line 1 has no colour"),
     ("road 1 2 256\n", "line 1 has the colour 1 2 256"), ("road 1 2 3\nsky 1 2 3\n", "line 2 gives the colour 1 2 3 to another"),
 ])

@@ -14,7 +14,7 @@ from data import find
 from support import split
 from support.errors import InputError
 from support.labels import IGNORE
-from support.pictures import read_image, read_mask
+from support.pictures import read_picture, read_mask
 from support.reader import Reader
 
 
@@ -314,13 +314,13 @@ def test_a_broken_picture_is_said_by_name(tmp_path, content):
     file = picture(tmp_path / "broken.png", np.random.default_rng(0).integers(0, 256, (40, 40, 3)))
     file.write_bytes(file.read_bytes()[:900] if content == "cut" else content)
     with pytest.raises(InputError, match="broken.png"):
-        read_image(file)
+        read_picture(file).pixels
 
 
 def test_sixteen_bit_grey_is_scaled_and_exif_turned(tmp_path):
     Image.fromarray(np.full((3, 4), 256 * 77, np.uint16)).save(tmp_path / "deep.png")
-    assert (read_image(tmp_path / "deep.png") == 77).all()
+    assert (read_picture(tmp_path / "deep.png").pixels == 77).all()
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg").shape == (8, 4, 3)
+    assert read_picture(tmp_path / "turned.jpg").pixels.shape == (8, 4, 3)

@@ -18,7 +18,7 @@ import data
 import train
 from support import roads
 from support.errors import InputError
-from support.pictures import read_image
+from support.pictures import read_picture
 from vgg import VGG16
 
 OPTIONS = ["--epochs", "1", "--width", "0.03125", "--fc-channels", "8", "--weights", "none", "--workers", "0", "--device",
@@ -212,7 +212,7 @@ def test_masks_without_a_class_that_counts_are_refused(originals, tmp_path, caps
     ("--out file/run", "choose another --out"), ("--resume --out nothing", "last.pt"), ("--weights nothing.pth", "nothing.pth"),
     ("--weights auto", "--weights none"), ("--weights file", "file"), ("--images photos/*.png", "--images and --masks: go together"),
     ("--masks labels/*.png", "--images and --masks: go together"), ("--images a/*.png --masks b/**/*.png", "have other wildcards"),
-    ("--images a/1.png --masks b/1.png", "give a pattern"), ("--images a/*.png --masks b/*.png", "a/*.png: holds no pictures"),
+    ("--images a/1.png --masks b/1.png", "give a pattern"), ("--images a/*.png --masks b/*.png", "a/*.png: no picture has such a path"),
     ("--images /a/*.png --masks b/*.png", "--images /a/*.png: give a pattern"), ("--classes pavement", "no class 'pavement'"),
 ])
 def test_an_option_that_cannot_be_used_is_named(originals, tmp_path, monkeypatch, capsys, arguments, said):
@@ -294,7 +294,7 @@ def test_a_picture_made_to_fill_the_memory_is_refused_by_name(tmp_path, monkeypa
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("L", (15, 15)).save(tmp_path / "bomb.png")
     with pytest.raises(InputError, match="bomb.png"):
-        read_image(tmp_path / "bomb.png")
+        read_picture(tmp_path / "bomb.png").pixels
 
 
 @given(st.binary(max_size=60))

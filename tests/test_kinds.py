@@ -108,8 +108,29 @@ def test_every_kind_of_data_set_goes_from_its_folder_to_pictures(tmp_path, capsy
     assert read_tensors(run / "best.pt")["sizes"]["largest"] == mask.shape
 
 
+def snippet(i):
+    return (ROOT / "docs/data.md").read_text(encoding="utf-8").split("```python\n")[1 + i].split("```")[0]
+
+
+def test_the_lines_that_turn_photos_upright_make_a_data_set_of_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, orientation in enumerate((1, 3, 6, 8)):
+        image, ids = scene(i)
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        (tmp_path / "streets/images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.rot90(image, {3: 2, 6: 1, 8: 3}.get(orientation, 0)).copy()).save(f"streets/images/{i}.jpg", exif=exif)
+        picture(tmp_path / f"streets/masks/{i}.png", ids)
+    assert data.main(["streets"]) == 2
+    exec(snippet(0), {})
+    assert data.main(["streets"]) == 0
+    for i in range(4):
+        wanted, _ = scene(i)
+        assert np.abs(np.asarray(Image.open(f"streets/images/{i}.jpg")).astype(float) - wanted).mean() < 20
+
+
 def test_the_lines_that_shrink_a_data_set_keep_its_ids_its_colours_and_which_way_up_it_is(tmp_path, monkeypatch):
-    code = (ROOT / "docs/data.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    code = snippet(1)
     monkeypatch.chdir(tmp_path)
     image, ids = scene(0, (900, 1500))
     picture(tmp_path / "streets/images/a/1.jpg", image)

@@ -101,7 +101,7 @@ def test_a_pattern_without_an_ending_takes_pictures_of_every_ending(tmp_path):
     ("photos/*.jpg", "auto", "--images and --masks: go together"), ("auto", "labels/*.png", "--images and --masks: go together"),
     ("photos/1.jpg", "labels/1.png", "--images photos/1.jpg: give a pattern"), ("/photos/*.jpg", "labels/*", "--images /photos"),
     ("../photos/*.jpg", "labels/*", "--images ../photos"), ("photos/**/*.jpg", "labels/*.png", "have other wildcards"),
-    ("photos/*.jpg", "masks/*.png", "there is no mask named 1 in"), ("pictures/*", "masks/*", "holds no pictures"),
+    ("photos/*.jpg", "masks/*.png", "there is no mask named 1 in"), ("pictures/*", "masks/*", "no picture has such a path"),
     ("photos/*.jpg", "labels/*_ids.png", "there is no mask named 1"), ("photos/?*.jpg", "labels/*.png", "have other wildcards"),
 ])
 def test_a_pattern_that_finds_nothing_or_cannot_match_says_why(tmp_path, images, masks, says):
@@ -109,6 +109,14 @@ def test_a_pattern_that_finds_nothing_or_cannot_match_says_why(tmp_path, images,
     with pytest.raises(InputError, match=says) as error:
         find(tmp_path, images=images, masks=masks)
     assert "\n" not in str(error.value)
+
+
+def test_a_pattern_that_would_mix_training_and_validation_images_is_refused(tmp_path):
+    for part in ("train", "val"):
+        pair(tmp_path / f"photos/{part}/1.jpg", tmp_path / f"labels/{part}/1.png")
+    with pytest.raises(InputError, match="mixes the folders train and val; write {split} in their place"):
+        find(tmp_path, images="photos/**/*.jpg", masks="labels/**/*.png")
+    assert len(find(tmp_path, images="photos/{split}/*.jpg", masks="labels/{split}/*.png").val) == 1
 
 
 # ---- Cityscapes ----
@@ -155,7 +163,7 @@ def test_lists_name_the_parts_in_any_spelling_and_what_they_do_not_name_needs_no
     found = find(tmp_path / "set")
     for part, members in ((found.train, "012"), (found.val, "3"), (found.test, "4")):
         assert names(part) == [(f"images/x/{i}.jpg", f"masks/x/{i}.png") for i in members]
-    assert "listed in train.txt and val.txt and test.txt" in found.summary
+    assert found.summary.endswith(", as train.txt, val.txt, test.txt list them; 1 picture in no list")
 
 
 @pytest.mark.parametrize("parts", [parts for n in (1, 2) for parts in itertools.combinations(("train", "val", "test"), n)])

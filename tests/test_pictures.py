@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from support.errors import InputError
 from support.labels import IGNORE
-from support.pictures import read_image, read_mask, read_picture
+from support.pictures import read_mask, read_picture
 from support.reader import Reader
 from support.samples import Sample
 
@@ -35,7 +35,7 @@ def test_a_mask_is_a_png_by_its_content_whatever_its_name(tmp_path, kind):
 @pytest.mark.parametrize("kind, ending", [("JPEG", "png"), ("PNG", "jpg"), ("WEBP", "jpg"), ("BMP", "jpeg"), ("TIFF", "png")])
 def test_a_photo_is_read_by_its_content_whatever_its_name(tmp_path, kind, ending):
     Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / f"p.{ending}", format=kind)
-    assert np.abs(read_image(tmp_path / f"p.{ending}").astype(int) - (10, 20, 30)).max() <= 3
+    assert np.abs(read_picture(tmp_path / f"p.{ending}").pixels.astype(int) - (10, 20, 30)).max() <= 3
 
 
 @pytest.mark.parametrize("content", [
@@ -47,14 +47,14 @@ def test_what_only_rarer_decoders_open_does_not_reach_them(tmp_path, monkeypatch
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **more: pytest.fail("ran an interpreter of PostScript"))
     (tmp_path / "photo.png").write_bytes(content)
     with pytest.raises(InputError, match="photo.png: cannot be read as a picture .it is none of PNG, JPEG"):
-        read_image(tmp_path / "photo.png")
+        read_picture(tmp_path / "photo.png").pixels
 
 
 @pytest.mark.parametrize("name, says", [("a.heic", "save it as JPEG"), ("a.mp4", "it is a video; make pictures of it first")])
 def test_what_telephones_write_gets_the_mend(tmp_path, name, says):
     (tmp_path / name).write_bytes(bytes(99))
     with pytest.raises(InputError, match=says):
-        read_image(tmp_path / name)
+        read_picture(tmp_path / name).pixels
 
 
 # ---- which way up ----

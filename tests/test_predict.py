@@ -17,7 +17,7 @@ from fcn import FCN8s
 from support import roads
 from support.device import normalise
 from support.files import read_tensors, save_tensors
-from support.pictures import read_image, read_mask
+from support.pictures import read_picture, read_mask
 
 NARROW = {"width": 1 / 32, "fc_channels": 8}
 
@@ -71,7 +71,7 @@ def whole_scores(path, picture):
     saved = read_tensors(path)
     net = FCN8s(**saved["config"]).eval()
     net.load_state_dict(saved["model"])
-    image = torch.tensor(read_image(picture)).permute(2, 0, 1)[None]
+    image = torch.tensor(read_picture(picture).pixels).permute(2, 0, 1)[None]
     with torch.no_grad():
         return net(normalise(image))[0]
 
@@ -133,7 +133,7 @@ def test_every_kind_of_picture_gets_a_mask_of_its_size(road, tmp_path, name):
 ])
 def test_grey_of_more_than_8_bits_is_scaled_not_clipped(tmp_path, name, values, wanted):
     Image.fromarray(values[None]).save(tmp_path / name)
-    assert read_image(tmp_path / name)[0].tolist() == [[v, v, v] for v in wanted]
+    assert read_picture(tmp_path / name).pixels[0].tolist() == [[v, v, v] for v in wanted]
 
 
 @pytest.mark.parametrize("name, mode", [("a.png", "RGB"), ("a.png", "L"), ("a.png", "RGBA"), ("a.bmp", "RGB"),
@@ -142,7 +142,7 @@ def test_a_picture_keeps_its_colours_whatever_its_mode(tmp_path, name, mode):
     pixels = np.array([[(255, 0, 0), (0, 0, 255)], [(255, 255, 255), (0, 0, 0)]], np.uint8)
     picture = Image.fromarray(pixels).convert(mode)
     picture.save(tmp_path / name)
-    assert np.array_equal(read_image(tmp_path / name), np.asarray(picture.convert("RGB")))
+    assert np.array_equal(read_picture(tmp_path / name).pixels, np.asarray(picture.convert("RGB")))
 
 
 def test_a_picture_turned_by_its_exif_tag_is_predicted_upright(road, tmp_path):
@@ -188,6 +188,16 @@ def test_the_ground_truth_and_hidden_files_of_a_folder_are_not_pictures_to_predi
         photo(tmp_path / "in" / name)
     assert run(road, tmp_path / "in", "--out", tmp_path / "out2") == 0
     assert files(tmp_path / "out2/mask") == {"c.png"}
+
+
+@pytest.mark.parametrize("images, masks", [("images", "masks"), ("train/images", "train/masks"), ("leftImg8bit/val", "gtFine/val"),
+                                           ("JPEGImages", "SegmentationClass")])
+def test_the_masks_of_a_data_set_are_not_pictures_to_predict(road, tmp_path, images, masks):
+    photo(tmp_path / "set" / images / "x/a.png")
+    photo(tmp_path / "set" / masks / "x/a.png")
+    photo(tmp_path / "masks only/masks/b.png")
+    assert run(road, tmp_path / "set", tmp_path / "masks only", "--out", tmp_path / "out") == 0
+    assert files(tmp_path / "out/mask") == {f"{images}/x/a.png", "masks/b.png"}
 
 
 def test_broken_pictures_are_named_at_the_end_and_all_others_are_done(road, tmp_path, capsys):
@@ -289,7 +299,7 @@ def test_test_images_are_scored_when_asked_for_and_never_trained_or_held_out(str
     assert "mean IoU" in capsys.readouterr().out and files(tmp_path / "out/mask") == {"4.png", "5.png"}
     shutil.rmtree(tmp_path / "d/test/masks")  # pictures alone may lie there
     assert run(streets, "--data", tmp_path / "d", "--split", "test", "--out", tmp_path / "out") == 2
-    assert "no images and masks in a folder test" in capsys.readouterr().err
+    assert "has no test images, for --split test" in capsys.readouterr().err
 
 
 def broken_checkpoint(path, how):
@@ -329,7 +339,7 @@ def test_a_checkpoint_that_cannot_be_used_is_named(road, tmp_path, capsys, how):
     (["{pictures}", "--device", "tpu"], "no such device"), (["{pictures}", "--out", "{file}"], "cannot be written"),
     (["{pictures}", "--scale", "0"], "--scale"), (["{pictures}", "--scale", "-1"], "--scale"), (["{pictures}", "--scale", "big"], "--scale"),
     (["{pictures}", "--size", "100"], "--size"), (["{pictures}", "--size", "0x9"], "--size"),
-    (["{pictures}", "--size", "9x9", "--scale", "2"], "say it or --size, not both"), (["{pictures}", "--threshold", "1.5"], "--threshold"),
+    (["{pictures}", "--size", "9x9", "--scale", "2"], "use --scale or --size, not both"), (["{pictures}", "--threshold", "1.5"], "--threshold"),
     (["{pictures}", "--threshold", "x"], "--threshold"), (["{pictures}", "--scores", "s.csv"], "--scores: goes with --data"),
     (["{pictures}", "--confidence", "sky"], "the classes are not road, road"), (["{pictures}", "--colour"], "not an option"),
 ])
