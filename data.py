@@ -10,8 +10,10 @@ layouts are in support/own.py and support/published.py.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from argparse import SUPPRESS
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import numpy as np
 from support.arguments import DATA_OPTIONS, Parser
 from support.counts import check_counts, describe, extent, read_everything
 from support.draw import draw_labels
-from support.errors import InputError, closed_pipe, number
+from support.errors import InputError, closed_pipe, counted
 from support.labels import IGNORE
 from support.own import find_masks
 from support.pictures import files_in, open_picture
@@ -32,12 +34,13 @@ from support.split import hold_out
 SHOWN = 24  # samples in the picture that --show draws, at most
 
 
-def find(root, task: str = "road", split_seed: int = 0, keep: str = "all", images: str = "auto", masks: str = "auto") -> DataSet:
+def find(root, task: str = "road", split_seed: int = 0, classes: str = "all", images: str = "auto",
+         masks: str = "auto") -> DataSet:
     """The DataSet in folder `root`. Raises InputError in one line if there is none, or if something in it is amiss.
 
     task        "road" or "lane": which ground truth of KITTI Road to use; other layouts have only one
     split_seed  decides which images are held out where the folder has no split of its own
-    keep        "all", or names of classes separated by commas: the others become one class, background
+    classes     "all", or names of classes separated by commas: the others become one class, background
     images      "auto", or a pattern that the paths of the pictures below `root` fit; `masks` likewise (support/pairs.py)
     """
     root = Path(root)
@@ -47,12 +50,12 @@ def find(root, task: str = "road", split_seed: int = 0, keep: str = "all", image
         raise InputError("--images and --masks: go together; say both patterns, or neither")
     layout = next((find_layout for marker, find_layout in LAYOUTS.items() if (root / marker).is_dir()), None)
     if images != "auto":
-        layout = partial(find_masks, images=images, masks=masks)
+        layout = partial(find_masks, patterns=(images, masks))
     if task != "road" and layout is not find_kitti:
         raise InputError(f"--task {task}: {root} is not a folder of KITTI Road; to learn some classes of a data set, name them "
                          "with --classes")
     if layout:
-        return keep_classes(layout(root, task, split_seed), keep)
+        return keep_classes(layout(root, task, split_seed), classes)
     above = root.resolve().parent
     meant = any(root.name in Path(marker).parts and (above / marker).is_dir() for marker in LAYOUTS)
     hint = f"did you mean {above}?" if meant else f"known layouts are {KNOWN}; for others say --images and --masks"
@@ -136,18 +139,20 @@ def keep_classes(data: DataSet, keep: str) -> DataSet:
                          classes=classes, read_label=lambda path, *strays: new[data.read_label(path, *strays)])
 
 
-def check(root: Path, data: DataSet, parts: dict[str, list[Sample]], show: Path | None, faults: list[str]):
+def check(root: Path, data: DataSet, show: Path | None, faults: list[str]):
     """Read all files of the data set in folder `root`; print what they hold, and draw some into the file `show`.
 
     What is amiss is added to `faults`, a line each. Raises InputError if there is nothing to learn.
     """
-    samples, reader = [*data.train, *data.val, *data.test], Reader(data.read_label)
+    samples, reader = [*data.train, *data.val, *data.test], Reader(data.read_label, cache_bytes=0)
     print(data.summary)
     counts = read_everything(samples, data, reader, faults)
-    read = counts.sizes.all(1)  # those that could be read
-    print(f"\n{'part':10}  images  {'smallest':>10}  {'median':>10}  {'largest':>10}   (height x width)")
+    readable = counts.sizes.all(1)
+    if not readable.any():
+        return
+    print(f"\n{'part':10}  images  {'smallest':>10}  {'median':>10}  {'largest':>10}   (height x width, by the longer side)")
     first = 0
-    for part, members in parts.items():
+    for part, members in (("training", data.train), ("held out", data.val), ("test", data.test)):
         sizes, first = counts.sizes[first:first + len(members)], first + len(members)
         sizes = sizes[sizes.all(1)]
         cells = [f"{f'{height}x{width}':>10}" for height, width in extent(sizes).values()] if len(sizes) else []
@@ -155,46 +160,50 @@ def check(root: Path, data: DataSet, parts: dict[str, list[Sample]], show: Path 
             print(f"{part:10}  {len(sizes):6}  {'  '.join(cells)}")
     print(f"\n{describe(counts, data)}")
     if faults:
-        print(f"{number(len(faults), 'image')} of {len(samples)} cannot be used")
+        print(f"{counted(len(faults), 'image')} of {len(samples)} cannot be used")
     if show:
         # For each class, the rarest first, the sample that shows it most; and a dozen samples from beginning to end.
         rarest = counts.pixels.argmax(0)[counts.pixels.sum(0).argsort(kind="stable")]
-        chosen = dict.fromkeys([*rarest.tolist(), *(i * len(samples) // 12 for i in range(12))])
-        cells = [(str(samples[i].image.relative_to(root)), *reader(samples[i])) for i in sorted(list(chosen)[:SHOWN]) if read[i]]
+        picked = list(dict.fromkeys([*rarest.tolist(), *(i * len(samples) // 12 for i in range(12))]))[:SHOWN]
+        cells = [(os.path.relpath(samples[i].image, root), *reader(samples[i])) for i in sorted(picked) if readable[i]]
         draw_labels(show, cells, data.classes)
-        print(f"{number(len(cells), 'sample')} drawn into {show}")
+        print(f"{counted(len(cells), 'sample')} drawn into {show}")
     if not faults:
         check_counts(counts, data, None)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for data that cannot be used (each fault a line on stderr)."""
+    """Run the command line; returns the exit status: 0, 2 for data that cannot be used (each fault a line on stderr), or 130 if
+    it was stopped."""
     parser = Parser("data.py", description=__doc__)
-    parser.add_argument("folder", metavar="DIR", help="the data set, as for train.py --data")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the data set, as for train.py --data")
+    parser.add_argument("kitti_task", nargs="?", choices=("road", "lane"), help=SUPPRESS)  # as earlier versions took it
     for name, (help, kind) in DATA_OPTIONS.items():
         parser.add_argument("--" + name.replace("_", "-"), help=help, **kind)
     parser.add_argument("--list", action="store_true", help="print instead where each image goes: part, image, label")
     parser.add_argument("--show", metavar="FILE", type=Path, help="draw samples with their labels over them, as a PNG")
     options = parser.parse_args(argv)
-    faults = []
+    options.task = options.task or options.kitti_task
+    faults, status = [], 0
     try:
-        data = find(options.folder, options.task or "road", options.split_seed or 0, options.classes or "all",
-                    options.images or "auto", options.masks or "auto")
-        parts = {"training": data.train, "held out": data.val, "test": data.test}
+        data = find(options.folder, **{name: value for name, value in vars(options).items() if name in DATA_OPTIONS and value is not None})
         if options.list:
-            for part, samples in parts.items():
+            for part, samples in (("training", data.train), ("held out", data.val), ("test", data.test)):
                 for sample in samples:
                     print(f"{part}\t{sample.image}\t{sample.label}")
         else:
-            check(Path(options.folder), data, parts, options.show, faults)
+            check(options.folder, data, options.show, faults)
         sys.stdout.flush()
     except BrokenPipeError:
         closed_pipe()
     except (InputError, OSError) as error:
         faults.append(str(error))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        status = 130
     for fault in faults:
         print(f"data.py: error: {fault}", file=sys.stderr)
-    return 2 if faults else 0
+    return 2 if faults else status
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ def measures(matrix: torch.Tensor) -> dict:
     accuracy: it is nan, and does not count in the means.
     """
     n = matrix.double().cpu()
-    hit, truth, predicted = n.diagonal(), n.sum(1), n.sum(0)
-    iou = hit / (truth + predicted - hit)      # 0/0 = nan: absent from both
+    hit, truth = n.diagonal(), n.sum(1)
+    iou = iou_of(n)
     accuracy = hit / truth                     # 0/0 = nan: absent from the truth
     return {
         "pixel_acc": (hit.sum() / truth.sum()).item(),
@@ -74,19 +74,25 @@ def measures(matrix: torch.Tensor) -> dict:
     }
 
 
-def image_iou(matrix: torch.Tensor, road: int | None) -> float:
+def iou_of(n: torch.Tensor) -> torch.Tensor:
+    """float64 [C]: the IoU of each class from a confusion matrix float64 [C, C]; nan where it is absent from both."""
+    return n.diagonal() / (n.sum(1) + n.sum(0) - n.diagonal())  # 0/0 = nan
+
+
+def image_iou(matrix: torch.Tensor, road: int | None) -> torch.Tensor:
     """How well one image was predicted, from its confusion matrix: the IoU of class `road`, or the mean IoU if that is None.
 
-    0..1, or nan if neither truth nor prediction shows the class.
+    A float64 scalar on the matrix's device, which is not waited for: 0..1, or nan if neither truth nor prediction shows the
+    class.
     """
-    result = measures(matrix)
-    return result["mean_iou"] if road is None else result["iou"][road]
+    iou = iou_of(matrix.double())
+    return iou.nanmean() if road is None else iou[road]
 
 
 def image_row(path: Path, matrix: torch.Tensor, classes: list[str], road: int | None) -> dict:
     """One image as a row of predict.py --scores: `image_iou`, then the valid pixels and the IoU of each class."""
-    row = {"picture": str(path), "iou": image_iou(matrix, road)}
-    for name, pixels, iou in zip(classes, matrix.sum(1).tolist(), measures(matrix)["iou"], strict=True):
+    row = {"picture": str(path), "iou": image_iou(matrix, road).item()}
+    for name, pixels, iou in zip(classes, matrix.sum(1).tolist(), iou_of(matrix.double()).tolist(), strict=True):
         row.update({f"pixels_{name}": pixels, f"iou_{name}": iou})
     return row
 

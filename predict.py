@@ -14,6 +14,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     import support.interrupt  # noqa: F401  for a Ctrl-C while the next lines import PyTorch
 
+import argparse
 import os
 import sys
 import zipfile
@@ -29,7 +30,7 @@ from metrics import RoadMeasures, confusion, image_row, measures, report
 from support.arguments import Parser, matching, parse_size
 from support.birdseye import bird_cells, bird_view, calibration_of
 from support.checkpoint import load_network
-from support.counts import share
+from support.counts import per_cent
 from support.device import pick_device, prepare_prediction
 from support.draw import overlay, palette_mask
 from support.errors import InputError, explanation, shortened
@@ -49,6 +50,8 @@ def predict(options, failed: list[str]):
 
     A message for each picture that cannot be read is added to `failed`. Raises InputError.
     """
+    if options.scores and not options.scores.parent.is_dir():  # better now than after an hour
+        raise InputError(f"{options.scores}: there is no folder {options.scores.parent} to write into")
     net, saved = load_network(options.checkpoint)
     classes, road = saved["classes"], road_class(saved["classes"])
     check_options(options, classes, road, net.reach)
@@ -84,9 +87,9 @@ def predict(options, failed: list[str]):
                 predicted = torch.where(confidences[road] >= round(255 * options.threshold), road, 1 - road).byte()
             if data:
                 label = torch.tensor(label)
-                pairs = confusion(predicted, label, len(classes))
-                matrix, ignored = matrix + pairs, ignored + (label == IGNORE).sum().item()
-                rows.append(image_row(job.picture, pairs, classes, data.road))
+                counts = confusion(predicted, label, len(classes))
+                matrix, ignored = matrix + counts, ignored + (label == IGNORE).sum().item()
+                rows.append(image_row(job.picture, counts, classes, data.road))
                 if data.road:
                     road_measures.add_sample(job.sample, confidences[road], label)
             maps = {folder: confidences[c] for c, folder in folders.items()}
@@ -109,7 +112,7 @@ def predict(options, failed: list[str]):
     elif data:
         result = {**measures(matrix), **({"road": road_measures.results()} if data.road else {})}
         print(f"{report({options.split or 'val': result}, classes)}\n"
-              f"ignored: {share(ignored / (ignored + matrix.sum().item())).strip()} of the pixels, which have no class")
+              f"ignored: {per_cent(ignored / (ignored + matrix.sum().item()))} of the pixels, which have no class")
         if options.scores:
             write_csv(options.scores, sorted(rows, key=lambda row: (row["iou"] != row["iou"], row["iou"])))  # nan at the end
     elif options.kitti and options.split != "training":
@@ -119,6 +122,11 @@ def predict(options, failed: list[str]):
 
 def check_options(options, classes: list[str], road: int | None, reach: float):
     """Raise InputError for options that do not suit the network."""
+    if options.kitti and options.confidence and options.confidence != classes[road]:
+        raise InputError(f"--confidence {options.confidence}: --kitti writes the confidence of {classes[road]}; leave it out")
+    if options.either in classes:
+        raise InputError(f"--confidence {options.either}: is the name of a class and of a file; write --confidence={options.either} or "
+                         f"--confidence ./{options.either}")
     if options.confidence and options.confidence not in classes:
         raise InputError(f"--confidence {options.confidence}: there is no such class, nor such a file; the classes are "
                          f"{', '.join(classes)}")
@@ -198,13 +206,15 @@ def parse(argv: list[str] | None):
                        help="with --data: pixels and IoU of each picture and class, the worst picture first, as CSV")
     group = parser.add_argument_group("results")
     group.add_argument("--confidence", metavar="CLASS", nargs="?", const="",
-                       help="also write how probable a class is; without a name that of the road, or of every class")
+                       help="also write how probable CLASS is; without a name: the road, if the network looks for it alone, otherwise every "
+                       "class, in a folder each")
     group.add_argument("--threshold", metavar="T", type=matching(r"0?\.\d+|[01](\.0*)?", "a number from 0 to 1", float),
                        help="call a pixel road (or the class sought) from this confidence on, such as the threshold that train.py "
                        "prints beside MaxF (default: the most probable class, 0.5)")
     group = parser.add_argument_group("computation")
     group.add_argument("--scale", metavar="FACTOR", type=matching(r"\d{0,2}\.?\d+", "a positive number", float),
-                       help="compute at FACTOR times the size of each picture; results keep the picture's size")
+                       help="compute at FACTOR times the size of each picture; results keep the picture's size. The scores of the whole "
+                       "picture are then in memory at once")
     group.add_argument("--size", metavar="HxW", type=matching(r"[1-9]\d{0,5}x[1-9]\d{0,5}", "a size, HxW", parse_size),
                        help="compute at this size instead, height x width")
     group.add_argument("--tile", metavar="N", type=matching(r"[1-9]\d{0,5}", "a whole number", int), default=TILE,
@@ -214,10 +224,11 @@ def parse(argv: list[str] | None):
                        help="bf16 arithmetic (default %(default)s: where the hardware computes in it)")
     group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     # In "--confidence a.png" the word is a picture, not a class; --confidence=NAME is a class in any case.
-    words = sys.argv[1:] if argv is None else argv
-    following = [*words[1:], "-"]
-    options = parser.parse_intermixed_args([f"{word}=" if word == "--confidence" and Path(after).exists() else word
-                                            for word, after in zip(words, following)])
+    words, either = list(sys.argv[1:] if argv is None else argv), ""
+    for i, word in enumerate(words[:-1]):
+        if word == "--confidence" and Path(words[i + 1]).exists():
+            words[i], either = "--confidence=", words[i + 1]
+    options = parser.parse_intermixed_args(words, argparse.Namespace(either=either))
     if bool(options.inputs) + bool(options.data) + bool(options.kitti) != 1:
         parser.error("say what to predict: either pictures and folders, or --data DIR, or --kitti DIR")
     splits = ("train", "val", "test") if options.data else ("training", "testing") if options.kitti else ()

@@ -26,7 +26,7 @@ from support.device import on_device
 from support.divergence import Divergence
 from support.draw import draw_curves, draw_samples
 from support.ending import ENDINGS, Stop, exit_status
-from support.errors import number
+from support.errors import counted
 from support.files import read_tensors, save_tensors, write_csv
 from support.labels import IGNORE
 from support.optimizer import learning_rate
@@ -59,7 +59,7 @@ DEFAULTS = {
     "classes":       ("all",      "all",      "all"),      # or names separated by commas; the others become background
     "images":        ("auto",     "auto",     "auto"),     # or a pattern for the paths of the pictures (support/pairs.py),
     "masks":         ("auto",     "auto",     "auto"),     # with one for those of the masks
-    "class_weights": ("auto",     "auto",     "none"),     # sqrt: rare classes count more (counts.class_weights), if mean IoU
+    "class_weights": ("auto",     "auto",     "none"),     # sqrt: rare classes count more (counts.weigh_classes), if mean IoU
                                                            # is the goal; none for a road: MaxF finds its own threshold
     "flip":          ("auto",     "auto",     "no"),       # yes: half the views mirrored. no for lane: in a mirror the own lane
                                                            # is the left one, and a network that learns both marks both
@@ -97,7 +97,7 @@ def train(run: Run, stop: Stop):
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     print(f"{sum(p.numel() for p in parameters):,} trainable parameters on "
           f"{f'{ranks.size} times {run.device.type}' if ranks.size > 1 else run.device}"
-          f"{', bf16' if settings['amp'] == 'bf16' else ''}; {number(settings['epochs'], 'epoch')} of {number(steps_per_epoch, 'step')}; "
+          f"{', bf16' if settings['amp'] == 'bf16' else ''}; {counted(settings['epochs'], 'epoch')} of {counted(steps_per_epoch, 'step')}; "
           f"results in {out}")
     divergence = Divergence(run.device, total_steps, settings, ranks)
     progress, saved_at = Progress(total_steps, step, images=settings["batch_size"]), time.perf_counter()
@@ -194,14 +194,15 @@ def evaluate(run: Run, samples: list, stop: Stop | None = None) -> tuple[dict, d
     with run.autocast():  # around all images, so that the convolutions' weights are converted to bf16 once
         for i, (images, labels) in zip(mine, source):
             seen = predict_image(net, images, net.reach, sought=sought, labels=labels, class_weights=run.class_weights)
-            pairs = confusion(seen.classes, labels[0], len(data.classes))
-            matrix += pairs
-            each[i] = image_iou(pairs, data.road)
+            counts = confusion(seen.classes, labels[0], len(data.classes))
+            matrix += counts
+            each[i] = image_iou(counts, data.road)
             loss_sum += seen.loss
             if data.road:
                 road.add_sample(samples[i], seen.confidences[0], labels[0])
             if stop and stop.asked:
                 break
+    each = {i: iou.item() for i, iou in each.items()}
     parts = ranks.gather((matrix.cpu(), loss_sum.item(), road, each))
     matrix, loss_sum = sum(part[0] for part in parts), sum(part[1] for part in parts)
     road = sum((part[2] for part in parts), RoadMeasures())
@@ -215,7 +216,10 @@ def evaluate(run: Run, samples: list, stop: Stop | None = None) -> tuple[dict, d
 
 @torch.no_grad()
 def look_at(run: Run, each: dict[int, float]) -> list[tuple]:
-    """(name, image, truth, prediction), uint8 arrays, of four held-out images and of the two of the lowest IoU."""
+    """Four held-out images and the two of the lowest IoU: (name and IoU, image [H, W, 3], truth [H, W], prediction [H, W]), uint8.
+
+    each    the IoU of each held-out image, see `evaluate`
+    """
     samples, net, rows = run.data.val, run.net.eval(), []
     fixed = sorted({i * len(samples) // 4 for i in range(4)})
     worst = sorted(each, key=lambda i: (math.isnan(each[i]), each[i]))[:2]
@@ -224,7 +228,7 @@ def look_at(run: Run, each: dict[int, float]) -> list[tuple]:
             (images, _), = on_device(load_batches([[samples[i]]], run.reader, 0), run.device)
             predicted = predict_image(net, images, net.reach).classes.cpu().numpy()
             lowest = ", one of the two lowest" if i in worst and len(each) > 2 else ""
-            iou = f"   IoU {100 * each[i]:.1f}{lowest}" if each.get(i, math.nan) >= 0 else ""
+            iou = f"   IoU {100 * each[i]:.1f}{lowest}" if each[i] >= 0 else ""  # nan: it shows no road
             rows.append((f"{samples[i].image.name}{iou}", *run.reader(samples[i]), predicted))
     return rows
 
@@ -244,7 +248,7 @@ def sum_up(run: Run, stop: Stop, epochs: int):
     if ranks.first:
         print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
               f"{report({'held out': checkpoint['result'], 'training': known}, classes)}\n"
-              f"training: {len(some)} of {number(len(run.data.train), 'image')}\n\n"
+              f"training: {len(some)} of {counted(len(run.data.train), 'image')}\n\n"
               f"last network, of epoch {epochs}, IoU on training images: "
               f"{', '.join(f'{name} {iou_cell(iou)}' for name, iou in zip(classes, last['iou']))}\n"
               f"pictures: {out / 'samples.png'} and {out / 'curves.png'}\n"

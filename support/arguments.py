@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, script: str, unknown: str = "unrecognized arguments", **more):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **more)
         self.script, self.unknown = script, unknown
 
     def error(self, message):

@@ -4,8 +4,8 @@
     last.pt    the newest state of the run: all that --resume needs
     before.pt  the last.pt before; whatever happens while last.pt is replaced, one of the two is whole
 
-All three hold `config` (FCN8s(**config) builds the network), `model` (its state dict), `classes`, `images` (the file names
-of the training set and the validation set), `sizes` (of the training images: smallest, median and largest, (height, width)
+All three hold `config` (FCN8s(**config) builds the network), `model` (its state dict), `classes`, `images` (those of the
+training set and the validation set, as paths below the data set), `sizes` (of the training images: smallest, median and largest, (height, width)
 each), `settings` (every option) and `versions`. best.pt adds `epoch`, `best` (the value of the measure) and `result` (all
 measures). last.pt adds `optimizer` (momentum), `step`, `best`, `log` (the rows of log.csv), `loss_sum` (the losses of the
 epoch so far) and `spent` (its seconds so far).

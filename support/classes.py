@@ -15,9 +15,10 @@ import numpy as np
 
 from support.errors import InputError
 from support.labels import IGNORE
-from support.pictures import read_colours, read_mask
+from support.pictures import TRANSPARENT, read_colours, read_mask
 
 COLOUR = re.compile(r"(.*?\S)[\s,;:]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
+OTHERS = "all others"
 MANY = 4096  # stray colours that are counted apart; the pixels of all others are added up, or a photo would fill the memory
 
 
@@ -46,13 +47,20 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
         if other := re.fullmatch(r"(.*?\S)\s+(?:#([0-9a-fA-F]{6})|[(\[](\d+,\s*\d+,\s*\d+)[)\]])", line):
             numbers = other[3].replace(",", " ").split() if other[3] else [str(b) for b in bytes.fromhex(other[2])]
             raise InputError(f"{where} writes its colour in another way, {line[:40]!r}; write {other[1]} {' '.join(numbers)}")
+        if re.search(r"(\s|^)\d+([\s,;]+\d+){3}$", line):
+            raise InputError(f"{where} ends in four numbers or more, {line[:40]!r}; a colour is three: NAME R G B")
     coloured = [COLOUR.fullmatch(line) for line in lines]
+    endings = [re.fullmatch(r"(.*?\D)[\s,;:=]+\d+", line) for line in lines]
+    if len(lines) > 1 and not any(coloured) and all(endings) and len({match[1] for match in endings}) == len(lines):
+        raise InputError(f"{path}: every line ends in a number, as {lines[0][:40]!r}; ids are not written: the first line is class 0, "
+                         "the next one class 1. Write the names alone, in this order")
     names = list(dict.fromkeys(match.group(1) if match else line for line, match in zip(lines, coloured)))
     if any(coloured) and not all(coloured):
         raise InputError(f"{path}: line {coloured.index(None) + 1} has no colour, others have; write NAME R G B in every line, or "
                          "in none")
     if not any(coloured) and len(names) < len(lines):
-        raise InputError(f"{path}: a class is named twice; each line must be another name")
+        twice = next(i for i, line in enumerate(lines) if line in lines[:i])
+        raise InputError(f"{path}: a class is named twice, {lines[twice][:40]!r} in line {twice + 1}; each line must be another name")
     if not 1 <= len(names) <= IGNORE:
         raise InputError(f"{path}: {len(names)} classes named; 1 to {IGNORE} are possible, one name a line")
     colours = {}
@@ -70,10 +78,11 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
 def mask_reader(names: list[str], colours: dict[int, int]) -> Callable[[Path, Counter | None], np.ndarray]:
     """read(path, strays): the class ids uint8 [H, W] in a mask, IGNORE where it shows none of the classes.
 
-    The pixels of each id (an int) or colour (a tuple) without a class are added to the Counter `strays`, if it is given; 255,
-    which says that nobody knows, is no stray id. read raises InputError.
+    The pixels of each id (an int) or colour (a tuple, or "transparent") without a class are added to the Counter `strays`, if it
+    is given; those of many more kinds than a person would name together, as OTHERS. 255, which says that nobody knows, is no
+    stray id. read raises InputError.
     """
-    table = np.full(2**24 + 1, IGNORE, np.uint8) if colours else None  # class of every colour; the last: transparent
+    table = np.full(TRANSPARENT + 1, IGNORE, np.uint8) if colours else None  # class of every colour; the last: transparent
     for colour, name in colours.items():
         table[colour] = name
 
@@ -88,9 +97,11 @@ def mask_reader(names: list[str], colours: dict[int, int]) -> Callable[[Path, Co
         shown = read_colours(path)
         label = table[shown]
         if strays is not None:
-            for colour, pixels in zip(*np.unique(shown[label == IGNORE], return_counts=True)):
-                key = (int(colour) >> 16, int(colour) >> 8 & 255, int(colour) & 255)
-                strays[key if key in strays or len(strays) < MANY else "more"] += int(pixels)
+            colours, pixels = np.unique(shown[label == IGNORE], return_counts=True)
+            for i in np.argsort(-pixels, kind="stable"):  # the most frequent first, should there be too many
+                colour = int(colours[i])
+                key = "transparent" if colour == TRANSPARENT else (colour >> 16, colour >> 8 & 255, colour & 255)
+                strays[key if key in strays or len(strays) < MANY else OTHERS] += int(pixels[i])
         return label
 
     return read_by_colour if colours else read_ids

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from support.errors import InputError, number
+from support.classes import OTHERS
+from support.errors import InputError, counted
 from support.labels import IGNORE
 from support.progress import Progress
 from support.reader import Reader
@@ -66,7 +67,7 @@ def read_everything(samples: list[Sample], data: DataSet, reader: Reader, faults
             pool.shutdown(cancel_futures=True)  # after an error: do not read what nobody will use
     read = sizes[sizes.all(1)]
     height, width = extent(read)["largest"] if len(read) else (0, 0)
-    progress.line(f"{number(len(read), 'image')} read, the largest {height}x{width} (height x width)")
+    progress.line(f"{counted(len(read), 'image')} read, the largest {height}x{width} (height x width)")
     return Counts(pixels, sizes, strays)
 
 
@@ -82,31 +83,32 @@ def describe(counts: Counts, data: DataSet) -> str:
     """A table of id, name, share of the pixels and images of each class, and what is ignored, over all samples."""
     total = max(int(counts.sizes.prod(1).sum()), 1)
     width = max(map(len, [*data.classes, "ignored"]))
-    lines = [f" id  {'class':{width}}  pixels   images"]
+    lines = [f" id  {'class':{width}}   pixels   images"]
     for i, name in enumerate(data.classes):
-        lines.append(f"{i:3}  {name:{width}}  {share(counts.pixels[:, i].sum() / total)}  {(counts.pixels[:, i] > 0).sum():7}")
-    ignored, stray = total - counts.pixels.sum(), sum(counts.strays.values())
-    lines.append(f"     {'ignored':{width}}  {share(ignored / total)}")
-    if stray:
-        kinds = [kind for kind, _ in counts.strays.most_common()]
-        what = "colour" if any(isinstance(kind, (tuple, str)) for kind in kinds) else "id"
-        named = ", ".join(f"{kind} {share(counts.strays[kind] / total).strip()}" for kind in kinds[:5])
-        lines.append(f"ignored, since no class has {'this' if len(kinds) == 1 else 'these'} {what}{'s' * (len(kinds) > 1)}: "
-                     f"{named}{f' and {len(kinds) - 5} more' if len(kinds) > 5 else ''}; together {share(stray / total).strip()}")
+        pixels = counts.pixels[:, i]
+        lines.append(f"{i:3}  {name:{width}}  {per_cent(pixels.sum() / total):>8}  {(pixels > 0).sum():7}")
+    lines.append(f"     {'ignored':{width}}  {per_cent((total - counts.pixels.sum()) / total):>8}")
+    if counts.strays:
+        kinds = [kind for kind, _ in counts.strays.most_common() if kind != OTHERS]
+        what = "id" if isinstance(kinds[0], int) else "colour"
+        named = ", ".join(f"{kind} {per_cent(counts.strays[kind] / total)}" for kind in kinds[:5])
+        lines.append(f"ignored, since no class has {f'this {what}' if len(kinds) == 1 else f'these {what}s'}: {named}"
+                     + (f" and {len(kinds) - 5} more" if len(kinds) > 5 else "")
+                     + (f"; together {per_cent(sum(counts.strays.values()) / total)}" if len(kinds) > 1 else ""))
         if what == "colour" and len(kinds) > max(16, 2 * len(data.classes)):
-            lines.append(f"warning: {len(kinds)} colours are none of classes.txt: edges that were smoothed (anti-aliasing)? Save the "
-                         "masks with hard edges")
+            lines.append(f"warning: {len(kinds)} colours or more are none of classes.txt: edges that were smoothed (anti-aliasing)? "
+                         "Save the masks with hard edges")
     return "\n".join(lines)
 
 
-def share(value: float) -> str:
-    """A share in per cent, eight characters wide."""
-    return " <0.01 %" if 0 < value < 5e-5 else f"{100 * value:6.2f} %"
+def per_cent(share: float) -> str:
+    """A share from 0 to 1 in per cent."""
+    return "<0.01 %" if 0 < share < 5e-5 else f"{100 * share:.2f} %"
 
 
 def extent(sizes: np.ndarray) -> dict[str, tuple[int, int]]:
-    """The smallest, median and largest of some sizes [N, 2], by the number of pixels: (height, width) each."""
-    ordered = sizes[np.argsort(sizes.prod(1), kind="stable")]
+    """The smallest, median and largest of some sizes [N, 2], by the longer side: (height, width) each."""
+    ordered = sizes[np.argsort(sizes.max(1), kind="stable")]
     return {name: tuple(ordered[i].tolist()) for name, i in (("smallest", 0), ("median", len(ordered) // 2), ("largest", -1))}
 
 
@@ -121,7 +123,7 @@ def check_counts(counts: Counts, data: DataSet, crop: tuple[int, int] | None):
     training, held_out = (part.sum(0) for part in np.split(counts.pixels[:len(data.train) + len(data.val)], [len(data.train)]))
     for part, pixels in (("training", training), ("held-out", held_out)):
         if not pixels.any():
-            raise InputError(f"{masks}: no pixel of a {part} image has a class that counts; compare the ids in the masks with "
+            raise InputError(f"{masks}: no pixel of a {part} image has a class that counts; compare what the masks hold with "
                              "classes.txt")
     if (training > 0).sum() == 1:
         raise InputError(f"{masks}: every training pixel that counts is of one class, {data.classes[training.argmax()]}; {IGNORE} is "

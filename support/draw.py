@@ -81,7 +81,7 @@ def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.I
     """
     shown = Image.fromarray(tint(image, label, classes))
     counts = np.bincount(label.ravel(), minlength=256)[:len(classes)]
-    present = [c for c in np.argsort(-counts, kind="stable") if counts[c]]
+    present = [c for c in np.argsort(-counts, kind="stable") if counts[c] and opacities(classes)[c]]
     if only_road(classes) is not None or not present:
         return shown
     colours = colours_for(classes).tolist()

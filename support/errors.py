@@ -19,7 +19,7 @@ def one_line(error: BaseException, length: int | None = None) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
 
 
-def number(count: int, one: str) -> str:
+def counted(count: int, one: str) -> str:
     """"1 image", "2 images", "2 classes"."""
     return f"{count:,} {one}" if count == 1 else f"{count:,} {one}{'es' if one.endswith('s') else 's'}"
 

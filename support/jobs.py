@@ -12,8 +12,9 @@ from typing import Callable, Iterator, NamedTuple
 import numpy as np
 
 from data import find
+from support.arguments import DATA_OPTIONS
 from support.birdseye import calibration_of, homography
-from support.errors import InputError, number, warn
+from support.errors import InputError, counted, warn
 from support.labels import only_road
 from support.pictures import IMAGE_ENDINGS, VIDEO_ENDINGS, files_below, files_in, read_picture
 from support.reader import Reader
@@ -49,7 +50,7 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
         samples = getattr(data, options.split or "val")
         # KITTI's results are named as the ground truth, so that metrics.py can score them.
         names = [Path((sample.label if data.kitti else sample.image).stem) for sample in samples]
-        if len(set(names)) < len(names):
+        if len({str(name).casefold() for name in names}) < len(names):
             names = [Path(os.path.relpath(sample.image, options.data)).with_suffix("") for sample in samples]
         jobs = [Job(sample.image, name, sample) for sample, name in zip(samples, names)]
         if not jobs:
@@ -69,8 +70,8 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
 def picture_jobs(inputs: list[str], out: Path) -> list[Job]:
     """Jobs for pictures, folders with all that is in them, and KITTI Road folders. Raises InputError.
 
-    Results are named as the pictures are, from the folder on that was given. If two of them would get one name, all are named
-    from the deepest folder on that holds them all. What --out holds is left out.
+    A result is named by the path of its picture below the folder that was given. If two names would be the same, all are named
+    by their paths below the deepest common folder. What --out holds is left out.
     """
     pictures = {}  # the folder that was given by picture
     results = tuple(os.path.abspath(out / folder) for folder in FOLDERS)
@@ -120,7 +121,7 @@ def pictures_in(given: Path, results: tuple[str, ...]) -> list[Path]:
         raise InputError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})"
                          + (f", but {left_out}; save those as PNG or JPEG first, videos with ffmpeg" if left_out else ""))
     if left_out:
-        warn("predict.py", f"{folder}: left out are {left_out}; save them as PNG or JPEG first")
+        warn("predict.py", f"{folder}: not predicted: {left_out}; save them as PNG or JPEG first")
     return found
 
 
@@ -129,16 +130,16 @@ def where_results_went(jobs: list[Job], out: Path) -> list[str]:
     names = {}
     for job in jobs:
         names.setdefault(job.given, []).append(job.name)
-    return [f"  {given}: {number(len(those), 'picture')}, {out / 'mask' / those[0]}.png{' ...' if len(those) > 1 else ''}"
+    return [f"  {given}: {counted(len(those), 'picture')}, {out / 'mask' / those[0]}.png{' ...' if len(those) > 1 else ''}"
             for given, those in names.items()] if len(names) > 1 else []
 
 
 def confidence_folders(options, classes: list[str], road: int | None) -> dict[int, str]:
     """The folder below --out for the confidence of each class that is wanted: several classes get a folder each."""
+    if options.kitti or options.confidence == "" and only_road(classes) is not None:
+        return {road: "confidence"}
     if options.confidence:
         return {classes.index(options.confidence): "confidence"}
-    if options.kitti or options.confidence is not None and only_road(classes) is not None:
-        return {road: "confidence"}
     safe = [re.sub(r"[^\w -]", "_", name).strip() or "_" for name in classes]
     folded = [name.casefold() for name in safe]
     return {i: f"confidence/{name}" if folded.count(name.casefold()) == 1 else f"confidence/{i} {name}"
@@ -146,7 +147,7 @@ def confidence_folders(options, classes: list[str], road: int | None) -> dict[in
 
 
 def read_photo(job: Job) -> tuple[np.ndarray, None]:
-    """The picture of a job. Says it if the file has further frames or pages. Raises InputError."""
+    """The picture uint8 [H, W, 3] of a job. Warns if the file has more frames or pages. Raises InputError."""
     picture = read_picture(job.picture)
     if picture.frames > 1:
         warn("predict.py", f"{job.picture}: has {picture.frames} frames or pages; the first is predicted, the others are left out: save them as "
@@ -168,8 +169,7 @@ def kitti_jobs(root: Path, split: str, task: str) -> list[Job]:
 def data_set(root: Path, saved: dict) -> DataSet:
     """The data set as train.py read it: the same task, the same split. Raises InputError if its classes are others."""
     settings = saved["settings"]
-    data = find(root, settings["task"], settings["split_seed"], settings.get("classes", "all"), settings.get("images", "auto"),
-                settings.get("masks", "auto"))
+    data = find(root, **{name: settings[name] for name in DATA_OPTIONS if name in settings})  # earlier versions had fewer
     if data.classes != saved["classes"]:
         raise InputError(f"{root}: has the classes {', '.join(data.classes)}; the network knows "
                          f"{', '.join(saved['classes'])}: classes.txt must name the same")

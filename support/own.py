@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from support.classes import mask_reader, read_classes
-from support.errors import InputError, number
+from support.errors import InputError, counted
 from support.labels import IGNORE
 from support.pairs import Pairs, chosen, matched, pair_folders, pair_patterns
 from support.pictures import read_mask
@@ -15,54 +16,73 @@ from support.samples import DataSet, Sample
 from support.split import hold_out, read_list, refuse_both
 
 PARTS = ("train", "val", "test")  # the training set, the validation set, and images for predict.py --split test alone
+# Other names for the folders of these parts. Taken for folders like any other, their images would be mixed or left out.
+MISNAMED = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
 
-def find_masks(root: Path, task: str, split_seed: int, images: str = "", masks: str = "") -> DataSet:
-    """Pictures and masks in folders images and masks, at any depth, or by the patterns `images` and `masks` (pairs.py).
+def find_masks(root: Path, task: str, split_seed: int, patterns: tuple[str, str] | None = None) -> DataSet:
+    """Pictures and masks in folders images and masks, at any depth, or by `patterns` for the paths of both (pairs.py).
 
     The parts are folders train, val and test, above or below images and masks, or what {split} stands for in the patterns. Or
     lists name their images: train.txt, val.txt and test.txt. Without a validation set, a fifth of the training set is held out.
     Raises InputError.
     """
-    if not images and (root / "images" / "train").is_dir() and (root / "masks" / "train").is_dir():
-        images, masks = "images/{split}/**/*", "masks/{split}/**/*"
-    in_folders = "{split}" in images if images else (root / "train" / "images").is_dir()
-    if not images and not in_folders and (root / "val" / "images").is_dir():
-        raise InputError(f"{root / 'val'}: goes beside a folder train; move {root / 'images'} and {root / 'masks'} into "
-                         f"{root / 'train'}")
+    if not patterns and (root / "images" / "train").is_dir():
+        patterns = ("images/{split}/**/*", "masks/{split}/**/*")
+    by_folder = "{split}" in patterns[0] if patterns else (root / "train" / "images").is_dir()
+    if not patterns:
+        refuse_misnamed(root, by_folder)
+    lists = [root / f"{part}.txt" for part in PARTS if (root / f"{part}.txt").is_file()]
 
-    def pairs(part):
-        if images:
-            return pair_patterns(root, images.replace("{split}", part), masks.replace("{split}", part))
-        return pair_folders(root / part if in_folders else root)
+    def pairs_of(part: str) -> Pairs:
+        if patterns:
+            return pair_patterns(root, *(pattern.replace("{split}", part) for pattern in patterns))
+        return pair_folders(root / part if by_folder else root)
 
-    def is_there(part):
-        return bool(pairs(part).masks) if images else (root / part / "masks" if part == "test" else root / part).is_dir()
-
-    lists = [] if in_folders else [root / f"{part}.txt" for part in PARTS if (root / f"{part}.txt").is_file()]
-    if lists:
-        train, val, test = listed(pairs("train"), lists, root)
+    if by_folder:
+        how = f", by folders{', not by lists' if lists else ''}"
+        parts = [matched(pairs_of("train")), [], []]
+        for i, part in ((1, "val"), (2, "test")):
+            # The images of a test set may lie there without masks, which are often not published.
+            there = patterns or (root / part / ("masks" if part == "test" else "")).is_dir()
+            pairs = pairs_of(part) if there else None
+            if pairs and (pairs.masks or pairs.images and part == "val"):
+                parts[i] = matched(pairs)
+    elif lists:
+        pairs = pairs_of("train")
+        parts = parts_listed(pairs, lists, root)
+        unused = len(pairs.images) - sum(map(len, parts))
+        how = f", as {', '.join(file.name for file in lists)} list them" + (f"; {counted(unused, 'picture')} in no list" if unused else "")
     else:
-        train = matched(pairs("train"))
-        val, test = (matched(pairs(part)) if in_folders and is_there(part) else [] for part in ("val", "test"))
-    train, val, test = ([Sample(*files, "") for files in part] for part in (train, val, test))
-    how_split = f", as {', '.join(file.name for file in lists)} list them" if lists else ""
-    unused = len(pairs("train").images) - len(train + val + test) if lists else 0
-    how_split += f"; {number(unused, 'picture')} in no list" if unused else ""
+        how, parts = "", [matched(pairs_of("train")), [], []]
+    train, val, test = ([Sample(*files, "") for files in part] for part in parts)
     if not val:
         train, val = hold_out(train, split_seed)
-        how_split += ", drawn by --split-seed"
+        how += ", drawn by --split-seed"
 
-    file = root / "classes.txt"
-    classes, colours = read_classes(file) if file.is_file() else (count_classes(root, train + val), {})
-    named = f"named{' with their colours' if colours else ''} in classes.txt" if file.is_file() else "counted in the masks"
-    summary = (f"{root}: images and masks, {number(len(classes), 'class')} {named}: {len(train)} training + {len(val)} held-out "
-               f"images{f' + {len(test)} for --split test' if test else ''}"
-               f"{how_split}")
+    table = root / "classes.txt"
+    classes, colours = read_classes(table) if table.is_file() else (count_classes(root, train + val), {})
+    named = f"named{' by colours' if colours else ''} in classes.txt" if table.is_file() else "counted in the masks"
+    summary = (f"{root}: images and masks, {counted(len(classes), 'class')} {named}: {len(train)} training + {len(val)} held-out "
+               f"images{f' + {len(test)} for --split test' if test else ''}{how}")
     return DataSet(summary, classes, train, val, mask_reader(classes, colours), test=test)
 
 
-def listed(pairs: Pairs, lists: list[Path], root: Path) -> list[list[tuple[Path, Path]]]:
+def refuse_misnamed(root: Path, by_folder: bool):
+    """Raise InputError if folders of the training set and the validation set have other names than train and val."""
+    if not by_folder and (root / "val" / "images").is_dir():
+        raise InputError(f"{root / 'val'}: goes beside a folder train; move {root / 'images'} and {root / 'masks'} into "
+                         f"{root / 'train'}")
+    for name, right in MISNAMED.items():
+        for folder in (root / name, root / "images" / name):
+            if (folder / "images").is_dir() or folder.is_dir() and folder.parent.name == "images":
+                raise InputError(f"{folder}: is called {right} here; rename it, and the folder of its masks if they lie elsewhere")
+    if (root / "images" / "val").is_dir():
+        raise InputError(f"{root / 'images' / 'val'}: goes beside a folder train; move the other images into "
+                         f"{root / 'images' / 'train'}, and their masks into {root / 'masks' / 'train'}")
+
+
+def parts_listed(pairs: Pairs, lists: list[Path], root: Path) -> list[list[tuple[Path, Path]]]:
     """The pairs of each of PARTS that the lists name. Without train.txt, all others are trained on. Raises InputError."""
     keys = {file.stem: chosen(pairs, read_list(file), file, root) for file in lists}
     for i, file in enumerate(lists):
@@ -76,8 +96,22 @@ def listed(pairs: Pairs, lists: list[Path], root: Path) -> list[list[tuple[Path,
 
 
 def count_classes(root: Path, samples: list[Sample]) -> list[str]:
-    """Names for as many classes as the ids in all masks call for. Raises InputError."""
-    ids = np.unique(np.concatenate([np.unique(read_mask(sample.label)) for sample in samples]))
+    """Names for as many classes as the ids in all masks call for. Raises InputError.
+
+    A mask that cannot be read is left out here, unless none can: read_everything (counts.py) names them all.
+    """
+    def ids_in(sample):
+        try:
+            return np.unique(read_mask(sample.label))
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(ids_in, samples))
+    read = [ids for ids in found if not isinstance(ids, InputError)]
+    if not read:
+        raise found[0]
+    ids = np.unique(np.concatenate(read))
     named = root / "classes.txt"
     if len(ids[ids != IGNORE]) < 2:
         raise InputError(f"{root}: the masks hold {' and '.join(map(str, ids))} alone, and {IGNORE} is ignored, so there is nothing "

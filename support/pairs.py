@@ -13,6 +13,9 @@ from support.errors import InputError, shortened
 from support.pictures import IMAGE_ENDINGS, files_below
 
 
+BETWEEN = "\0"  # between the parts of a key that several wildcards stand for
+
+
 class Pairs(NamedTuple):
     """Files by key, and where they were looked for, for messages: a folder or a pattern each."""
     images: dict[str, Path]
@@ -33,13 +36,16 @@ def pair_folders(folder: Path) -> Pairs:
 
 
 def pair_patterns(root: Path, images: str, masks: str) -> Pairs:
-    """Pictures and masks whose paths below `root` fit a pattern each. The key is what the wildcards stand for.
+    """Pictures and masks whose paths below `root` fit a pattern each. The key is what the wildcards stand for, each by itself.
 
     * stands for any part of a name, ** / for any number of folders, and ? for one letter. A pattern without an ending fits
     pictures of every ending. Raises InputError.
     """
     found, wildcards = [], []
     for option, pattern in (("--images", images), ("--masks", masks)):
+        pattern = pattern.removeprefix("./")
+        if re.search(r"\*\*(?!/)|[^/]\*\*", pattern):
+            raise InputError(f"{option} {pattern}: write ** between slashes, as in 'photos/**/*.jpg'; it stands for any folders")
         if pattern.startswith(("/", "~", "..")) or "*" not in pattern:
             raise InputError(f"{option} {pattern}: give a pattern below {root} with a *, such as '{option[2:]}/**/*.png'")
         parts = re.split(r"(\*\*/|\*|\?)", pattern)
@@ -52,13 +58,13 @@ def pair_patterns(root: Path, images: str, masks: str) -> Pairs:
             path = file.relative_to(root)
             match = fits.fullmatch((path if "." in pattern.rpartition("/")[2] else path.with_suffix("")).as_posix())
             if match:
-                add(files, "".join(match.groups()), file)
+                add(files, BETWEEN.join(match.groups()), file)
         found.append(files)
-        if {"train", "val"} <= {part for key in files for part in key.split("/")}:
+        if {"train", "val"} <= {part for key in files for part in re.split(f"[/{BETWEEN}]", key)}:
             raise InputError(f"{option} {pattern}: mixes the folders train and val; write {{split}} in their place, or one of them")
     if wildcards[0] != wildcards[1]:
-        raise InputError(f"--images {images} and --masks {masks}: have other wildcards; what *, ** and ? stand for tells which "
-                         "mask belongs to which picture, so both need the same, in the same order")
+        raise InputError(f"--images {images} and --masks {masks}: have different wildcards; both patterns need the same ones in the "
+                         "same order, since what they stand for tells which mask belongs to which picture")
     return Pairs(*found, root / images, root / masks)
 
 
@@ -81,7 +87,7 @@ def matched(pairs: Pairs, keys: list[str] | None = None) -> list[tuple[Path, Pat
         file, missing, where = ((images[lone[0]], "mask", pairs.masks_in) if lone[0] in images else
                                 (masks[lone[0]], "image", pairs.images_in))
         others = [(images.get(key) or masks[key]).name for key in lone[1:]]
-        raise InputError(f"{file}: there is no {missing} named {lone[0]} in {where}"
+        raise InputError(f"{file}: there is no {missing} named {lone[0].replace(BETWEEN, '')} in {where}"
                          + (f"; without a partner, too: {shortened(others)}" if others else "")
                          + ("" if images.keys() & masks.keys() else hint))
     for mask in masks.values():
@@ -99,16 +105,19 @@ def chosen(pairs: Pairs, names: list[str], file: Path, root: Path) -> list[str]:
     A name may be the image's path below images/ or below the data set, or its file name alone if no other has it, with or
     without the ending.
     """
-    spellings = {}
+    exact, loose = {}, {}
     for key, image in pairs.images.items():
-        paths = [image.relative_to(root), Path(image.name)]
-        for spelling in {key, key + image.suffix, *(path.as_posix() for each in paths for path in (each, each.with_suffix("")))}:
-            spellings.setdefault(spelling, set()).add(key)
+        path, shown = image.relative_to(root), key.replace(BETWEEN, "")
+        for name in (shown, shown + image.suffix, path.as_posix(), path.with_suffix("").as_posix()):
+            exact.setdefault(name, set()).add(key)
+        for name in (image.name, image.stem):
+            loose.setdefault(name, set()).add(key)
     keys = set()
     for name in names:
-        fits = spellings.get(name.removeprefix("./"), set())
+        name = name.replace("\\", "/").removeprefix("./")
+        fits = exact.get(name) or loose.get(name, set())
         if len(fits) != 1:
-            raise InputError(f"{file}: names {name[:60]!r}, and {'several images are' if fits else 'no image is'} called so in "
+            raise InputError(f"{file}: names {name[:60]!r}, and {'several images have' if fits else 'no image has'} this name in "
                              f"{pairs.images_in}; write the path there, one a line")
         keys |= fits
     return sorted(keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ VIDEO_ENDINGS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg
 # What a file may be inside, whatever its name says. Pillow knows some forty formats more; their decoders are rarely used, and
 # a file that reaches one of them is no photo. JPEG covers the MPO of telephones, PPM covers PGM.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+TRANSPARENT = 2**24  # stands for all colours that are not opaque
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held: 1 upright, 2 to 8 as below
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
@@ -45,8 +47,14 @@ def files_below(folder: Path) -> list[Path]:
     """The pictures in a folder and all folders in it, sorted by path, without what is hidden. Raises InputError."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_ENDINGS and f.is_file()
-                  and not any(part.startswith(".") for part in f.relative_to(folder).parts))
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):  # data sets are often links to another disk
+        real = os.path.realpath(place)
+        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
+        if real not in seen:
+            found += [Path(place, name) for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")]
+        seen.add(real)
+    return sorted(found)
 
 
 def open_picture(path: Path, mask: bool = False) -> Image.Image:
@@ -54,15 +62,16 @@ def open_picture(path: Path, mask: bool = False) -> Image.Image:
 
     mask    its numbers mean something: refuse what is no PNG inside, what Pillow would stretch, and what a tag would turn
     """
-    image = decoded(path, mask)[0]
+    image, _, _ = decoded(path, mask)
     if mask and orientation_of(image) != 1:
         raise InputError(f"{path}: has an EXIF tag that turns it; save it as it is to be read, without the tag")
     return image
 
 
-def decoded(path: Path, mask: bool) -> tuple[Image.Image, int]:
-    """A decoded image and the number of frames or pages in its file. Raises InputError naming the file."""
-    frames = 1
+def decoded(path: Path, mask: bool) -> tuple[Image.Image, int, int]:
+    """A decoded image, the number of frames or pages in its file, and the EXIF orientation that has been followed already, 1 if
+    none has. Raises InputError naming the file."""
+    frames = followed = 1
     try:
         with Image.open(path, formats=FORMATS) as image:
             if mask and image.format != "PNG":
@@ -72,14 +81,17 @@ def decoded(path: Path, mask: bool) -> tuple[Image.Image, int]:
                 raise InputError(f"{path}: is grey of {image.tile[0][3][2]} bits a pixel; save it with 8")
             if image.format in ("GIF", "TIFF", "WEBP"):  # the second picture in a telephone's JPEG is a preview
                 frames = getattr(image, "n_frames", 1)
+            before = orientation_of(image) if image.format == "TIFF" else 1
             image.load()
+            if image.format == "TIFF" and orientation_of(image) != before:  # Pillow turns TIFFs by itself
+                followed = before
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         raise InputError(f"{path}: cannot be read as a picture ({reason(path, error)})") from None
-    return image, frames
+    return image, frames, followed
 
 
 def reason(path: Path, error: Exception) -> str:
@@ -105,10 +117,11 @@ def orientation_of(image: Image.Image) -> int:
 
 def read_picture(path: Path) -> Picture:
     """A photo of any mode as RGB, upright. Raises InputError naming the file."""
-    image, frames = decoded(path, mask=False)
+    image, frames, followed = decoded(path, mask=False)
     orientation = orientation_of(image)
     if orientation != 1:
         image = image.transpose(TURNS[orientation])
+    orientation = followed if followed != 1 else orientation
     if image.mode[0] in "IF":  # 16 bits, 32 bits or floats: Pillow would clip them at 255 instead of scaling them
         values = np.nan_to_num(np.asarray(image).astype(np.float64))
         largest = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
@@ -135,7 +148,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_colours(path: Path) -> np.ndarray:
-    """The colours of a mask: uint32 [H, W], 65536 R + 256 G + B, or 2**24 where it is transparent. Raises InputError."""
+    """The colours of a mask: uint32 [H, W], 65536 R + 256 G + B, or TRANSPARENT. Raises InputError."""
     rgba = np.asarray(open_picture(path, mask=True).convert("RGBA")).astype(np.uint32)
     colours = (rgba[..., 0] << 16) | (rgba[..., 1] << 8) | rgba[..., 2]
-    return np.where(rgba[..., 3] == 255, colours, np.uint32(1 << 24))
+    return np.where(rgba[..., 3] == 255, colours, np.uint32(TRANSPARENT))

@@ -54,7 +54,7 @@ def find_voc(root: Path, task: str, split_seed: int) -> DataSet:
     """
     lists = root / "ImageSets" / "Segmentation"
     split = next((name for name in ("trainaug", "train_aug") if (lists / f"{name}.txt").is_file()), "train")
-    train, val = listed(root, lists / f"{split}.txt"), listed(root, lists / "val.txt")
+    train, val = voc_samples(root, lists / f"{split}.txt"), voc_samples(root, lists / "val.txt")
     refuse_both([s.image.stem for s in train], [s.image.stem for s in val], lists / f"{split}.txt", lists / "val.txt")
 
     def read_label(path, strays=None):
@@ -68,7 +68,7 @@ def find_voc(root: Path, task: str, split_seed: int) -> DataSet:
     return DataSet(summary, list(VOC_CLASSES), train, val, read_label)
 
 
-def listed(root: Path, names: Path) -> list[Sample]:
+def voc_samples(root: Path, names: Path) -> list[Sample]:
     """Samples of PASCAL VOC by a list of image names. Raises InputError."""
     samples = []
     for stem in read_list(names):

@@ -19,7 +19,7 @@ CACHE_BYTES = 2 * 2**30  # decoded pictures and labels kept in RAM by each proce
 class Reader:
     """reader(sample) gives (image uint8 [H, W, 3], label uint8 [H, W]). Decoded pairs stay in RAM up to `cache_bytes`.
 
-    read_label    that of the DataSet (data.py)
+    read_label    that of the DataSet
 
     What does not fit is decoded again each time. Nothing is evicted: each image is used once per epoch in random order, so
     any cached image is as useful as any other. May be called from several threads. Raises InputError naming the file.
@@ -32,7 +32,10 @@ class Reader:
         self.lock = threading.Lock()
 
     def __call__(self, sample, strays: Counter | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The sample (class Sample of data.py). Its pixels without a class are added to `strays`, unless it is in the cache."""
+        """The image uint8 [H, W, 3] and the label map uint8 [H, W] of a sample.
+
+        Its pixels without a class are added to `strays`, unless it is in the cache.
+        """
         if sample in self.cache:
             return self.cache[sample]
         picture = read_picture(sample.image)
@@ -49,7 +52,8 @@ class Reader:
 
 
 def same_way_up(sample, picture, label: np.ndarray) -> np.ndarray:
-    """The label map, turned upright with its picture if it was drawn on the picture as it is stored. Raises InputError.
+    """The label map uint8 [H, W] of a sample, turned upright with its picture (class Picture) if it was drawn on the picture as it
+    is stored. Raises InputError.
 
     Cameras store what the sensor saw and note in an EXIF tag how they were held. Pictures are turned by it; masks have no
     such tag. Some labelling tools show the picture turned, others as it is stored. Where the turn swaps height and width, the
@@ -61,6 +65,6 @@ def same_way_up(sample, picture, label: np.ndarray) -> np.ndarray:
     stored = upright[::-1] if picture.orientation >= 5 else upright
     if label.shape == stored == upright:
         raise InputError(f"{sample.image}: its EXIF tag turns it (orientation {picture.orientation}), its mask {sample.label} has "
-                         "no such tag, and by their sizes either may be upside down; save the picture as it was labelled, "
-                         "without the tag")
+                         "no such tag, and their sizes do not show whether it was drawn before or after the turn; save the picture "
+                         "as it was labelled, without the tag")
     return np.asarray(Image.fromarray(label).transpose(TURNS[picture.orientation])) if label.shape == stored else label

@@ -35,10 +35,11 @@ class Scale:
         if self.trained and not self.trained["smallest"] / FAR <= longer <= self.trained["largest"] * FAR:
             self.far += 1
             if self.far == 1:
-                near, how = (("largest", "larger") if longer > self.trained["largest"] else ("smallest", "smaller"))
-                warn("predict.py", f"{path}: is computed at {height}x{width}, the {near} training image is {self.trained[near]} pixels long: things "
-                     f"look {how} than the network has learnt; --scale "
-                     f"{self.trained['median'] / max(image.shape[:2]):.2g} computes at the size of the training images")
+                limit, how = ((f"at most {self.trained['largest']}", "larger") if longer > self.trained["largest"] else
+                              (f"at least {self.trained['smallest']}", "smaller"))
+                warn("predict.py", f"{path}: is computed at {height}x{width}, but the training images are {limit} pixels on the longer "
+                     f"side; things appear {how} than in training. --scale {self.trained['median'] / max(image.shape[:2]):.2g} computes "
+                     "at the size of the training images")
         if (height, width) == image.shape[:2]:
             return image
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import nn
 from data import find
 from fcn import FCN8s
 from support import roads
-from support.arguments import parse_size
+from support.arguments import DATA_OPTIONS, parse_size
 from support.checkpoint import holds_network, load_last, restored_network
 from support.counts import check_counts, describe, extent, read_everything, weigh_classes
 from support.device import autocast_for, pick_device
@@ -85,9 +86,9 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
     folder = settings["data"] or synthetic_roads(SYNTHETIC)
     if saved and not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; if the run's data lies elsewhere now, say where with --data")
-    data = find(folder, settings["task"], settings["split_seed"], settings["classes"], settings["images"], settings["masks"])
+    data = find(folder, **{name: settings[name] for name in DATA_OPTIONS})
     print(data.summary)
-    images = [[sample.image.name for sample in part] for part in (data.train, data.val)]
+    images = [[Path(os.path.relpath(sample.image, folder)).as_posix() for sample in part] for part in (data.train, data.val)]
     if saved:
         refuse_other_data(folder, data.classes, images, saved)
     reader, crop, pixels, sizes = Reader(data.read_label), parse_size(settings["crop"]), None, None
@@ -147,6 +148,8 @@ def refuse_other_data(folder, classes: list[str], images: list[list[str]], saved
     """Raise InputError if a run to resume had other classes or images."""
     if classes != saved["classes"]:
         raise InputError(f"{folder}: has the classes {classes}, the run to resume {saved['classes']}")
+    if not any("/" in name for part in saved["images"] for name in part):  # a checkpoint of earlier versions has names alone
+        images = [[Path(name).name for name in part] for part in images]
     if images != saved["images"]:
         raise InputError(f"{folder}: has {len(images[0])} + {len(images[1])} images, the run to resume "
                          f"{len(saved['images'][0])} + {len(saved['images'][1])}, or others; begin a new run with these")

@@ -64,7 +64,7 @@ def test_colours_that_no_name_covers_are_said_and_many_of_them_are_taken_for_smo
         mask.save(tmp_path / f"masks/{i}.png")
         picture(tmp_path / f"images/{i}.png", np.zeros((80, 100, 3)))
     said = checked(capsys, tmp_path)[1]
-    assert re.search(r"warning: \d+ colours are none of classes.txt: edges that were smoothed \(anti-aliasing\)", said)
+    assert re.search(r"warning: \d+ colours or more are none of classes.txt: edges that were smoothed \(anti-aliasing\)", said)
 
 
 @pytest.mark.parametrize("ids", [[0, 255], [255, 255], [3, 3], [0, 0]])
@@ -93,6 +93,31 @@ def test_everything_that_cannot_be_read_is_named_a_line_each(tmp_path, capsys):
     for name in ("images/1.png", "masks/3.png", "masks/5.png", "masks/6.png"):
         assert sum(str(tmp_path / name) in line for line in lines) == 1
     assert "  0  road" in said  # the others are counted
+
+
+def test_a_data_set_of_which_nothing_can_be_read_names_every_file_and_draws_nothing(tmp_path, capsys):
+    streets(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    for file in (tmp_path / "masks").iterdir():
+        picture(file, np.resize([[128, 64, 128], [0, 0, 142]], (8, 10, 3)))
+    status, said, wrong = checked(capsys, tmp_path, "--show", tmp_path / "sheet.png")
+    assert status == 2 and "NAME R G B, here for 128 64 128, 0 0 142" in wrong and "Traceback" not in wrong
+    (tmp_path / "classes.txt").write_text("road\ncar\n")
+    status, said, wrong = checked(capsys, tmp_path, "--show", tmp_path / "sheet.png")
+    assert status == 2 and wrong.count("\n") == 5 and not (tmp_path / "sheet.png").exists()
+
+
+def test_ctrl_c_ends_the_check_in_one_line(tmp_path, monkeypatch, capsys):
+    def stopped(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(data, "read_everything", stopped)
+    status, _, wrong = checked(capsys, streets(tmp_path))
+    assert status == 130 and wrong == "stopped\n"
+
+
+def test_the_task_may_stand_alone_as_in_earlier_versions(tmp_path, capsys):
+    kitti(tmp_path)
+    assert "task lane: " in checked(capsys, tmp_path, "lane")[1] and "task lane: " in checked(capsys, tmp_path, "--task", "lane")[1]
 
 
 def test_a_calibration_that_cannot_be_used_is_found_too(tmp_path, capsys):
@@ -148,6 +173,6 @@ def test_counts_are_those_of_the_labels_sample_by_sample(tmp_path):
     assert "road" in describe(counts, found)
 
 
-def test_extent_goes_by_the_number_of_pixels():
+def test_extent_goes_by_the_longer_side_as_the_warning_of_predict_does():
     sizes = np.array([[10, 10], [1, 300], [20, 20], [2, 2], [9, 9]])
-    assert extent(sizes) == {"smallest": (2, 2), "median": (10, 10), "largest": (20, 20)}
+    assert extent(sizes) == {"smallest": (2, 2), "median": (10, 10), "largest": (1, 300)}

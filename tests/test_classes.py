@@ -28,12 +28,17 @@ def written(folder, text):
     ("128 64 128 Road\n", "line 1 begins with a colour.*NAME R G B"),
     ("road #804080\nsky #000000\n", "line 1 writes its colour in another way.*write road 128 64 128$"),
     ("a road (128, 64, 128)\n", "line 1 writes its colour in another way.*write a road 128 64 128$"), ("x [1,2,3]", "line 1 writes.*write x 1 2 3$"),
+    ("road 128 64 128 255\n", "line 1 ends in four numbers"), ("sky 2\nroad 0\ncar 1\n", "every line ends in a number.*names alone"),
     ("road 128 64 128\nsky\n", "line 2 has no colour"), ("road\nsky 1 2 3\n", "line 1 has no colour"),
     ("road 1 2 256\n", "line 1 has the colour 1 2 256"), ("road 1 2 3\nsky 1 2 3\n", "line 2 gives the colour 1 2 3 to another"),
 ])
 def test_a_line_that_would_shift_the_ids_or_is_no_colour_is_refused_with_the_mend(tmp_path, text, says):
     with pytest.raises(InputError, match=f"classes.txt: {says}"):
         read_classes(written(tmp_path, text))
+
+
+def test_numbered_names_are_names(tmp_path):
+    assert read_classes(written(tmp_path, "class 1\nclass 2\n")) == (["class 1", "class 2"], {})
 
 
 def test_names_may_hold_spaces_and_digits_and_blank_lines_may_follow_them(tmp_path):
@@ -70,8 +75,9 @@ def test_a_mask_of_colours_gives_the_ids_of_its_names_and_counts_other_colours(t
 def test_transparent_pixels_of_a_mask_show_no_class(tmp_path):
     pixels = np.array([[[0, 0, 255, 255], [0, 0, 255, 0], [0, 0, 255, 128]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "m.png")
-    label = mask_reader(*read_classes(written(tmp_path, TEXT)))(tmp_path / "m.png")
-    assert label.tolist() == [[1, IGNORE, IGNORE]]
+    strays = Counter()
+    label = mask_reader(*read_classes(written(tmp_path, TEXT)))(tmp_path / "m.png", strays)
+    assert label.tolist() == [[1, IGNORE, IGNORE]] and strays == {"transparent": 2}
 
 
 @given(st.integers(1, 12), st.integers(0, 10**6))
@@ -96,9 +102,10 @@ def test_ids_without_a_name_are_counted_and_255_is_not(tmp_path):
 
 def test_a_photo_for_a_mask_does_not_fill_the_memory_with_its_colours(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3))
+    noise[:100] = (250, 170, 30)  # and one colour that somebody has forgotten
     strays = Counter()
     assert (mask_reader(["a"], {0: 0})(picture(tmp_path / "m.png", noise), strays) == IGNORE).all()
-    assert len(strays) == MANY + 1 and sum(strays.values()) == 40_000
+    assert len(strays) == MANY + 1 and sum(strays.values()) == 40_000 and strays[250, 170, 30] == 20_000
 
 
 def test_grey_masks_of_16_bits_are_read_if_their_ids_fit(tmp_path):

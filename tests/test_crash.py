@@ -13,15 +13,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TIMES
+from conftest import ROOT, TIMES, picture
 
 import train
 from fcn import cross_entropy
 from support import errors, folder, roads
 from support.errors import InputError
-from support.files import read_tensors
+from support.files import read_tensors, save_tensors
 
 KILLS = int(os.environ.get("KILLS", 21))  # make soak sets more
 TINY = ["--epochs", "3", "--width", "0.03125", "--fc-channels", "8", "--crop", "none", "--weights", "none", "--workers", "0",
@@ -391,6 +392,30 @@ def test_a_run_is_not_resumed_on_other_images(scenes, tmp_path, capsys):
     capsys.readouterr()
     assert train.main(["--resume", "--out", str(tmp_path / "run"), "--epochs", "4"]) == 2
     assert "other" in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_a_run_is_not_resumed_with_its_images_of_one_name_exchanged(tmp_path, capsys):
+    for name in ("x/1", "y/1", "x/2", "y/3"):
+        for part, pixels in (("images", (32, 48, 3)), ("masks", (32, 48))):
+            picture(tmp_path / f"set/{part}/{name}.png", np.indices(pixels)[1] % 2)
+    (tmp_path / "set/val.txt").write_text("y/1\n")
+    assert train.main(["--data", str(tmp_path / "set"), "--out", str(tmp_path / "run"), *TINY]) == 0
+    (tmp_path / "set/val.txt").write_text("x/1\n")
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--epochs", "4"]) == 2
+    assert "or others; begin a new run with these" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_earlier_versions_which_has_names_alone_goes_on(scenes, tmp_path):
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 0
+    saved = read_tensors(tmp_path / "last.pt")
+    saved["images"] = [[name.rpartition("/")[2] for name in part] for part in saved["images"]]
+    for name in ("images", "masks"):
+        del saved["settings"][name]
+    for name in ("sizes", "spent"):
+        del saved[name]
+    save_tensors(saved, tmp_path / "last.pt")
+    assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "4"]) == 0
 
 
 def test_a_lost_best_network_is_said_at_once_and_replaced(scenes, tmp_path, capsys):

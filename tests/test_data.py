@@ -158,11 +158,11 @@ def test_classes_that_are_not_kept_become_background_and_ignored_pixels_stay_so(
 def test_one_kept_class_is_scored_as_the_road_is(tmp_path):
     masks(tmp_path, "abcdef")
     (tmp_path / "classes.txt").write_text("sky\ncar\nhouse\nhedge\n")
-    assert find(tmp_path).road is None and find(tmp_path, keep="car,sky").road is None
-    assert find(tmp_path, keep="car").road == 1 and find(kitti(tmp_path / "kitti")).road == 1
-    assert find(tmp_path, keep="car, sky").classes == ["background", "car", "sky"]
+    assert find(tmp_path).road is None and find(tmp_path, classes="car,sky").road is None
+    assert find(tmp_path, classes="car").road == 1 and find(kitti(tmp_path / "kitti")).road == 1
+    assert find(tmp_path, classes="car, sky").classes == ["background", "car", "sky"]
     with pytest.raises(InputError, match="'cat'.*sky, car, house, hedge"):
-        find(tmp_path, keep="car,cat")
+        find(tmp_path, classes="car,cat")
 
 
 # ---- PASCAL VOC ----
@@ -211,7 +211,7 @@ def test_the_classes_of_voc_are_in_its_own_order_and_can_be_chosen_among(tmp_pat
     assert find(root).classes == ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
                                   "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
                                   "train", "tvmonitor"]
-    found = find(root, keep="person")
+    found = find(root, classes="person")
     assert found.read_label(found.val[0].label)[1].tolist() == [255, 0, 1, 0, 255]
 
 

@@ -140,7 +140,7 @@ FILES = [
     ("colours", "masks", lambda f: [Image.new("RGB", (30, 20), "red").save(file) for file in f.iterdir()], "no pixel of a training image"),
     ("colours", "masks", lambda f: [Image.new("RGB", (30, 20)).save(file) for file in f.iterdir()], "is of one class, road"),
     # lists
-    ("listed", "train.txt", holding("0\n9\n"), "names '9', and no image is called so"),
+    ("listed", "train.txt", holding("0\n9\n"), "names '9', and no image has this name"),
     ("listed", "train.txt", holding("\n"), "names no images"),
     ("listed", "val.txt", holding(b"\xff\xfe"), "cannot be read as a list of images"),
     ("listed", "train.txt", holding("0\n1\n"), "1 of its images is in val.txt too, as 1"),
@@ -211,7 +211,7 @@ def test_masks_without_a_class_that_counts_are_refused(originals, tmp_path, caps
     ("--fc-channels 0", "--fc-channels"), ("--data nowhere", "nowhere: no such folder"), ("--out file", "choose another --out"),
     ("--out file/run", "choose another --out"), ("--resume --out nothing", "last.pt"), ("--weights nothing.pth", "nothing.pth"),
     ("--weights auto", "--weights none"), ("--weights file", "file"), ("--images photos/*.png", "--images and --masks: go together"),
-    ("--masks labels/*.png", "--images and --masks: go together"), ("--images a/*.png --masks b/**/*.png", "have other wildcards"),
+    ("--masks labels/*.png", "--images and --masks: go together"), ("--images a/*.png --masks b/**/*.png", "have different wildcards"),
     ("--images a/1.png --masks b/1.png", "give a pattern"), ("--images a/*.png --masks b/*.png", "a/*.png: no picture has such a path"),
     ("--images /a/*.png --masks b/*.png", "--images /a/*.png: give a pattern"), ("--classes pavement", "no class 'pavement'"),
 ])

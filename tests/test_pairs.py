@@ -56,6 +56,48 @@ def test_the_same_name_in_two_folders_is_two_samples_and_hidden_files_are_none(t
                                                       ("images/y/1.jpg", "masks/y/1.png")]
 
 
+@pytest.mark.parametrize("wrong, right", [("valid/{}", "val"), ("validation/{}", "val"), ("{}/valid", "val"), ("{}/training", "train"),
+                                          ("testing/{}", "test"), ("training/{}", "train"), ("{}/val", "goes beside a folder train")])
+def test_folders_of_parts_under_other_names_are_refused_not_mixed_or_left_out(tmp_path, wrong, right):
+    plain = "{}" if wrong.startswith("{}") else "train/{}"
+    for place, i in ((plain, 1), (plain, 2), (wrong, 3)):
+        pair(tmp_path / place.format("images") / f"{i}.jpg", tmp_path / place.format("masks") / f"{i}.png")
+    with pytest.raises(InputError, match=f"is called {right} here; rename it" if right in ("train", "val", "test") else right):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["{part}/{kind}", "{kind}/{part}"])
+def test_a_validation_set_without_masks_is_not_left_out_in_silence(tmp_path, form):
+    for part, i in (("train", 1), ("train", 2), ("val", 3)):
+        pair(tmp_path / form.format(part=part, kind="images") / f"{i}.jpg", tmp_path / form.format(part=part, kind="masks") / f"{i}.png")
+    (tmp_path / form.format(part="val", kind="masks") / "3.png").unlink()
+    (tmp_path / form.format(part="val", kind="masks")).rmdir()
+    with pytest.raises(InputError, match="3.jpg: there is no mask|masks: no such folder"):
+        find(tmp_path)
+
+
+def test_folders_that_are_links_are_entered_and_loops_of_links_end(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    for i in (1, 2):
+        pair(tmp_path / f"disk/i/{i}.jpg", tmp_path / f"disk/m/{i}.png")
+    (tmp_path / "set/images/b").symlink_to(tmp_path / "disk/i")
+    (tmp_path / "set/masks/b").symlink_to(tmp_path / "disk/m")
+    (tmp_path / "disk/i/again").symlink_to(tmp_path / "disk/i")
+    found = find(tmp_path / "set")
+    assert sorted(names(found.train + found.val)) == [("images/b/1.jpg", "masks/b/1.png"), ("images/b/2.jpg", "masks/b/2.png")]
+
+
+def test_images_of_one_name_in_many_folders_are_drawn_by_the_seed_too(tmp_path):
+    for i in range(20):
+        pair(tmp_path / f"set/images/{i}/img.jpg", tmp_path / f"set/masks/{i}/img.png")
+    splits = {tuple(sorted(s.image for s in find(tmp_path / "set", split_seed=seed).val)) for seed in range(4)}
+    assert len(splits) == 4
+    (tmp_path / "set").rename(tmp_path / "moved")
+    moved = {tuple(sorted(s.image for s in find(tmp_path / "moved", split_seed=seed).val)) for seed in range(4)}
+    assert {tuple(str(p).replace("/moved/", "/set/") for p in split) for split in moved} == {tuple(map(str, s)) for s in splits}
+
+
 def test_every_file_without_a_partner_is_named_or_counted(tmp_path):
     for name in "abcdefg":
         pair(tmp_path / f"images/{name}.jpg", tmp_path / f"masks/{name}.png")
@@ -90,6 +132,18 @@ def test_what_the_wildcards_stand_for_is_what_matches(tmp_path_factory, keys):
         (f"photos/{folder}{name}_cam.png", f"labels/{folder}m-{name}.png") for folder, name in keys)
 
 
+def test_each_wildcard_is_compared_by_itself(tmp_path):
+    """cam1/frame12 and cam11/frame2 spell the same letters."""
+    for camera, frame in ((1, 12), (11, 2)):
+        pair(tmp_path / f"set/cam{camera}/frame{frame}.jpg", tmp_path / f"set/gt{camera}/mask{frame}.png")
+    found = find(tmp_path / "set", images="cam*/frame*.jpg", masks="gt*/mask*.png")
+    assert sorted(names(found.train + found.val)) == [("cam1/frame12.jpg", "gt1/mask12.png"), ("cam11/frame2.jpg", "gt11/mask2.png")]
+    (tmp_path / "set/gt1/mask12.png").unlink()
+    (tmp_path / "set/cam11/frame2.jpg").unlink()
+    with pytest.raises(InputError, match="frame12.jpg: there is no mask"):
+        find(tmp_path / "set", images="cam*/frame*.jpg", masks="gt*/mask*.png")
+
+
 def test_a_pattern_without_an_ending_takes_pictures_of_every_ending(tmp_path):
     for name in ("1.jpg", "2.png", "3.bmp"):
         pair(tmp_path / "photos" / name, tmp_path / f"labels/{name[0]}.png")
@@ -98,11 +152,11 @@ def test_a_pattern_without_an_ending_takes_pictures_of_every_ending(tmp_path):
 
 
 @pytest.mark.parametrize("images, masks, says", [
-    ("photos/*.jpg", "auto", "--images and --masks: go together"), ("auto", "labels/*.png", "--images and --masks: go together"),
+    ("photos/**.jpg", "labels/**.png", r"write \*\* between slashes"), ("photos/*.jpg", "auto", "--images and --masks: go together"), ("auto", "labels/*.png", "--images and --masks: go together"),
     ("photos/1.jpg", "labels/1.png", "--images photos/1.jpg: give a pattern"), ("/photos/*.jpg", "labels/*", "--images /photos"),
-    ("../photos/*.jpg", "labels/*", "--images ../photos"), ("photos/**/*.jpg", "labels/*.png", "have other wildcards"),
+    ("../photos/*.jpg", "labels/*", "--images ../photos"), ("photos/**/*.jpg", "labels/*.png", "have different wildcards"),
     ("photos/*.jpg", "masks/*.png", "there is no mask named 1 in"), ("pictures/*", "masks/*", "no picture has such a path"),
-    ("photos/*.jpg", "labels/*_ids.png", "there is no mask named 1"), ("photos/?*.jpg", "labels/*.png", "have other wildcards"),
+    ("photos/*.jpg", "labels/*_ids.png", "there is no mask named 1"), ("photos/?*.jpg", "labels/*.png", "have different wildcards"),
 ])
 def test_a_pattern_that_finds_nothing_or_cannot_match_says_why(tmp_path, images, masks, says):
     pair(tmp_path / "photos/1.jpg", tmp_path / "labels/1.png")
@@ -166,6 +220,15 @@ def test_lists_name_the_parts_in_any_spelling_and_what_they_do_not_name_needs_no
     assert found.summary.endswith(", as train.txt, val.txt, test.txt list them; 1 picture in no list")
 
 
+def test_a_path_that_a_list_writes_out_is_that_image_even_if_others_have_its_name(tmp_path):
+    for name in ("1", "x/1", "y/2"):
+        pair(tmp_path / f"set/images/{name}.jpg", tmp_path / f"set/masks/{name}.png")
+    (tmp_path / "set/val.txt").write_text("1.jpg\n")
+    assert names(find(tmp_path / "set").val) == [("images/1.jpg", "masks/1.png")]
+    (tmp_path / "set/val.txt").write_text("x\\1.jpg\n")  # as Windows writes it
+    assert names(find(tmp_path / "set").val) == [("images/x/1.jpg", "masks/x/1.png")]
+
+
 @pytest.mark.parametrize("parts", [parts for n in (1, 2) for parts in itertools.combinations(("train", "val", "test"), n)])
 def test_a_part_that_is_not_listed_comes_from_the_rest_and_no_image_is_in_two_parts(tmp_path, parts):
     for i in range(10):
@@ -184,7 +247,7 @@ def test_a_part_that_is_not_listed_comes_from_the_rest_and_no_image_is_in_two_pa
 
 
 @pytest.mark.parametrize("spoil, says", [
-    (lambda root: (root / "train.txt").write_text("1\n9\n"), "train.txt: names '9', and no image is called so"),
+    (lambda root: (root / "train.txt").write_text("1\n9\n"), "train.txt: names '9', and no image has this name"),
     (lambda root: (root / "train.txt").write_text("\n \n"), "train.txt: names no images"),
     (lambda root: (root / "val.txt").write_bytes(b"\xff\xfe"), "val.txt: cannot be read.*not text"),
     (lambda root: (root / "val.txt").write_text("3\n1\n"), "train.txt: 1 of its images is in val.txt too, as 1"),
@@ -192,7 +255,8 @@ def test_a_part_that_is_not_listed_comes_from_the_rest_and_no_image_is_in_two_pa
     (lambda root: (root / "test.txt").write_text("3"), "val.txt: 1 of its images is in test.txt too, as 3"),
     (lambda root: (root / "masks/1.png").unlink(), "1.png: there is no mask named 1"),
     (lambda root: (root / "train.txt").unlink() or (root / "val.txt").write_text("0\n1\n2\n3\n"), "no image is left to train on"),
-    (lambda root: pair(root / "images/x/1.png", root / "masks/x/1.png"), "names '1', and several images"),
+    (lambda root: [pair(root / f"{{}}/{x}/7.png".format("images"), root / f"masks/{x}/7.png") for x in "xy"]
+     + [(root / "val.txt").write_text("7")], "names '7', and several images have"),
 ])
 def test_what_is_amiss_in_a_list_is_named(tmp_path, spoil, says):
     for i in range(4):

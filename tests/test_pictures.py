@@ -61,16 +61,17 @@ def test_what_telephones_write_gets_the_mend(tmp_path, name, says):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("drawn", ["upright", "as stored"])
-def test_a_picture_and_its_mask_are_turned_alike_or_refused_if_nobody_can_tell(tmp_path, orientation, drawn):
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_a_picture_and_its_mask_are_turned_alike_or_refused_if_nobody_can_tell(tmp_path, orientation, drawn, ending):
     rng = np.random.default_rng(orientation)
     stored, label = rng.integers(0, 256, (4, 6, 3), np.uint8), rng.integers(0, 3, (4, 6), np.uint8)
-    image = turned(tmp_path / "i.png", stored, orientation)
-    upright = np.asarray(ImageOps.exif_transpose(Image.open(image)))
+    image = turned(tmp_path / f"i.{ending}", stored, orientation)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(turned(tmp_path / "u.png", stored, orientation))))
     label_upright = np.asarray(ImageOps.exif_transpose(Image.open(turned(tmp_path / "l.png", label, orientation))))
     sample = Sample(image, picture(tmp_path / "m.png", label_upright if drawn == "upright" else label), "")
     reader = Reader(lambda path, strays: read_mask(path))
     if orientation in (2, 3, 4):  # height and width stay as they are
-        with pytest.raises(InputError, match=r"i.png: its EXIF tag turns it \(orientation .\), its mask .*m.png has no such tag.*save"):
+        with pytest.raises(InputError, match=r"i.\w+: its EXIF tag turns it \(orientation .\), its mask .*m.png has no such tag.*save"):
             reader(sample)
     else:
         pixels, ids = reader(sample)

@@ -341,6 +341,8 @@ def test_a_checkpoint_that_cannot_be_used_is_named(road, tmp_path, capsys, how):
     (["{pictures}", "--size", "100"], "--size"), (["{pictures}", "--size", "0x9"], "--size"),
     (["{pictures}", "--size", "9x9", "--scale", "2"], "use --scale or --size, not both"), (["{pictures}", "--threshold", "1.5"], "--threshold"),
     (["{pictures}", "--threshold", "x"], "--threshold"), (["{pictures}", "--scores", "s.csv"], "--scores: goes with --data"),
+    (["--data", "{pictures}", "--scores", "{empty}/none/s.csv"], "there is no folder"),
+    (["{pictures}", "--conf", "road"], "not an option"),
     (["{pictures}", "--confidence", "sky"], "the classes are not road, road"), (["{pictures}", "--colour"], "not an option"),
 ])
 def test_a_command_that_cannot_be_done_is_one_line_and_status_2(road, tmp_path, capsys, arguments, said):
@@ -389,6 +391,27 @@ def test_the_confidence_of_any_class_can_be_written_or_of_all(tmp_path):
         assert np.abs(np.asarray(Image.open(tmp_path / folder / "a.png")) - wanted[c]).max() < 0.51
 
 
+def test_the_submission_is_of_the_road_whatever_confidence_is_asked_for(scenes, tmp_path, capsys):
+    path = checkpoint(tmp_path / "best.pt", ["sky", "road", "car"])
+    zips = []
+    for more in ([], ["--confidence"], ["--confidence", "road"]):
+        assert run(path, "--kitti", scenes, "--out", tmp_path / "out", *more) == 0
+        with zipfile.ZipFile(tmp_path / "out/submission.zip") as archive:
+            zips.append([archive.read(name) for name in archive.namelist()])
+    assert zips[0] == zips[1] == zips[2]
+    assert run(path, "--kitti", scenes, "--out", tmp_path / "out", "--confidence", "sky") == 2
+    assert "--confidence sky: --kitti writes the confidence of road; leave it out" in capsys.readouterr().err
+
+
+def test_a_word_that_is_a_class_and_a_file_has_to_be_said_more_exactly(road, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    photo(tmp_path / "road/b.png")
+    assert run(road, "--confidence", "road", photo(tmp_path / "a.png"), "--out", "out") == 2
+    assert "is the name of a class and of a file; write --confidence=road or --confidence ./road" in capsys.readouterr().err
+    assert run(road, "--confidence=road", "a.png", "--out", "out") == 0 and files(tmp_path / "out/mask") == {"a.png"}
+    assert run(road, "--confidence", "./road", "--out", "out2") == 0 and files(tmp_path / "out2/mask") == {"b.png"}
+
+
 def test_a_class_that_does_not_exist_is_said_with_those_that_do(streets, tmp_path, capsys):
     assert run(streets, photo(tmp_path / "a.png"), "--confidence", "bus", "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
@@ -406,13 +429,14 @@ def test_a_threshold_makes_road_what_is_at_least_as_probable(road, tmp_path, thr
 def test_the_threshold_that_training_prints_gives_the_precision_and_recall_beside_it(road, scenes, tmp_path, capsys):
     assert run(road, "--data", scenes, "--split", "train", "--out", tmp_path / "a") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("URBAN     image")).split()
-    recall, threshold = float(line[6]), line[-1]
+    precision, recall, threshold = float(line[5]), float(line[6]), line[-1]
     assert run(road, "--data", scenes, "--split", "train", "--out", tmp_path / "b", "--threshold", threshold) == 0
-    data, hits, positives = find(scenes), 0, 0
+    data, hits, positives, called = find(scenes), 0, 0, 0
     for sample in data.train:
         label, mask = data.read_label(sample.label), read_mask(tmp_path / "b/mask" / f"{sample.label.stem}.png")
         hits, positives = hits + ((label == 1) & (mask == 1)).sum(), positives + (label == 1).sum()
-    assert 100 * hits / positives == pytest.approx(recall, abs=0.006)
+        called += ((mask == 1) & (label != 255)).sum()
+    assert 100 * hits / positives == pytest.approx(recall, abs=0.006) and 100 * hits / called == pytest.approx(precision, abs=0.006)
 
 
 def test_a_threshold_for_many_classes_is_refused(streets, tmp_path, capsys):
@@ -483,7 +507,7 @@ def test_videos_and_pictures_of_telephones_get_a_sentence_that_says_what_to_do(r
     assert "holds no pictures" in (error := capsys.readouterr().err) and "but 1 .mov; save those" in error
     photo(tmp_path / "in/c.png")
     assert run(road, tmp_path / "in", "--out", tmp_path / "out") == 0
-    assert "left out are 1 .heic, 1 .mp4" in capsys.readouterr().err and files(tmp_path / "out/mask") == {"c.png"}
+    assert "not predicted: 1 .heic, 1 .mp4" in capsys.readouterr().err and files(tmp_path / "out/mask") == {"c.png"}
 
 
 def test_a_picture_of_a_size_that_the_network_has_not_learnt_is_said(tmp_path, capsys):

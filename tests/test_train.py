@@ -20,6 +20,7 @@ import train
 from data import find, read_kitti_label
 from fcn import FCN8s, cross_entropy
 from support import options, start
+from support.draw import draw_curves
 from support.errors import InputError
 from support.labels import IGNORE
 from vgg import VGG16
@@ -322,7 +323,7 @@ def test_a_checkpoint_keeps_the_sizes_of_its_training_images_for_predict(tmp_pat
     capsys.readouterr()
     command = [str(tmp_path / "run/best.pt"), str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "seen"), "--device", "cpu"]
     assert predict.main(command) == 0
-    assert "the largest training image is 96 pixels long" in (warned := capsys.readouterr().err) and "--scale 0.06" in warned
+    assert "the training images are at most 96 pixels on the longer side" in (warned := capsys.readouterr().err) and "--scale 0.06" in warned
     assert predict.main([*command, "--scale", "0.06"]) == 0 and not capsys.readouterr().err
 
 
@@ -344,6 +345,18 @@ def test_the_log_and_the_curves_mark_the_epoch_that_is_kept(scenes, tmp_path, mo
     kept = [row["epoch"] for row in log_of(tmp_path) if row["kept"]]
     assert kept[-1] == best["epoch"] and kept[0] == 1
     assert [row["epoch"] for row in drawn[-1] if row["kept"]] == kept
+
+
+def test_the_line_of_the_kept_epoch_stands_over_its_place_on_the_axis(tmp_path):
+    rows = [{"epoch": e, "train_loss": 1, "val_loss": 2, "mean_iou": 0.5, "iou_a": 0.5, "kept": 0} for e in range(1, 12)]
+    sheets = {}
+    for kept in (None, 3, 9):
+        draw_curves(tmp_path / "c.png", [{**row, "kept": int(row["epoch"] in (1, kept))} if kept else row for row in rows], ["a"])
+        sheets[kept] = np.asarray(Image.open(tmp_path / "c.png").convert("RGB")).astype(int)
+    for kept in (3, 9):
+        changed = np.abs(sheets[kept] - sheets[None]).sum(2)[60:300].astype(bool).mean(0) > 0.9  # columns that changed over their height
+        changed = changed.nonzero()[0]
+        assert len(changed) in (2, 3) and abs(changed.mean() - (70 + 640 * (kept - 1) / 10)) < 2
 
 
 def test_samples_show_the_worst_held_out_images_beside_the_usual_ones_with_names_and_scores(tmp_path, monkeypatch):
