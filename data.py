@@ -45,9 +45,11 @@ def find(root, task: str = "road", split_seed: int = 0, classes: str = "all", im
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
+        raise InputError(f"{root}: " + ("is a file; unpack it, or name the folder of the data set" if root.exists() else "no such folder"))
     if (images == "auto") != (masks == "auto"):
         raise InputError("--images and --masks: go together; say both patterns, or neither")
+    if "{split}" in masks and "{split}" not in images:
+        raise InputError(f"--images {images}: has no {{split}}, --masks has; write it into both")
     layout = next((find_layout for marker, find_layout in LAYOUTS.items() if (root / marker).is_dir()), None)
     if images != "auto":
         layout = partial(find_masks, patterns=(images, masks))
@@ -56,9 +58,9 @@ def find(root, task: str = "road", split_seed: int = 0, classes: str = "all", im
                          "with --classes")
     if layout:
         return keep_classes(layout(root, task, split_seed), classes)
-    above = root.resolve().parent
-    meant = any(root.name in Path(marker).parts and (above / marker).is_dir() for marker in LAYOUTS)
-    hint = f"did you mean {above}?" if meant else f"known layouts are {KNOWN}; for others say --images and --masks"
+    near = [*root.resolve().parents[:3], *sorted(folder for folder in root.iterdir() if folder.is_dir())]
+    meant = next((folder for folder in near if any((folder / marker).is_dir() for marker in LAYOUTS)), None)
+    hint = f"did you mean {meant}?" if meant else f"known layouts are {KNOWN}; for others say --images and --masks"
     raise InputError(f"{root}: no data set found here; {hint}")
 
 
@@ -145,6 +147,10 @@ def check(root: Path, data: DataSet, show: Path | None, faults: list[str]):
     What is amiss is added to `faults`, a line each. Raises InputError if there is nothing to learn.
     """
     samples, reader = [*data.train, *data.val, *data.test], Reader(data.read_label, cache_bytes=0)
+    if show and (show.suffix.lower() != ".png" or not show.absolute().parent.is_dir()):
+        raise InputError(f"--show {show}: name a file .png, in a folder that is there")
+    if show and any(show.absolute().is_relative_to(file.absolute().parent) for sample in samples for file in sample[:2]):
+        raise InputError(f"--show {show}: would become a part of the data set; choose another place")
     print(data.summary)
     counts = read_everything(samples, data, reader, faults)
     readable = counts.sizes.all(1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import re
+import sys
 
 
 class Parser(argparse.ArgumentParser):
@@ -16,6 +18,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, script: str, unknown: str = "unrecognized arguments", **more):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **more)
         self.script, self.unknown = script, unknown
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal or a log file cannot show end no run
 
     def error(self, message):
         if message.startswith("unrecognized arguments: "):

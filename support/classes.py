@@ -30,8 +30,10 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text in UTF-8 ({error})") from None
+        if "\0" in "".join(lines):
+            raise ValueError("it holds zero bytes, as UTF-16 does")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as text in UTF-8 ({error}); save it as UTF-8") from None
     for number, line in enumerate(lines, 1):
         where = f"{path}: line {number}"
         if not line:
@@ -49,12 +51,17 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
             raise InputError(f"{where} writes its colour in another way, {line[:40]!r}; write {other[1]} {' '.join(numbers)}")
         if re.search(r"(\s|^)\d+([\s,;]+\d+){3}$", line):
             raise InputError(f"{where} ends in four numbers or more, {line[:40]!r}; a colour is three: NAME R G B")
+    if lines and re.fullmatch(r"(name|class|label|id)s?([\s,;_]+(name|id|r|g|b|red|green|blue))*", lines[0], re.IGNORECASE):
+        raise InputError(f"{path}: line 1 is a header, {lines[0][:40]!r}, and each line is a class; delete it")
     coloured = [COLOUR.fullmatch(line) for line in lines]
     endings = [re.fullmatch(r"(.*?\D)[\s,;:=]+\d+", line) for line in lines]
     if len(lines) > 1 and not any(coloured) and all(endings) and len({match[1] for match in endings}) == len(lines):
         raise InputError(f"{path}: every line ends in a number, as {lines[0][:40]!r}; ids are not written: the first line is class 0, "
                          "the next one class 1. Write the names alone, in this order")
     names = list(dict.fromkeys(match.group(1) if match else line for line, match in zip(lines, coloured)))
+    if listed := next((name for name in names if "," in name), ""):
+        raise InputError(f"{path}: {listed[:40]!r} has a comma, and --classes separates names by commas; write one name a line, without "
+                         "commas")
     if any(coloured) and not all(coloured):
         raise InputError(f"{path}: line {coloured.index(None) + 1} has no colour, others have; write NAME R G B in every line, or "
                          "in none")
@@ -86,8 +93,10 @@ def mask_reader(names: list[str], colours: dict[int, int]) -> Callable[[Path, Co
     for colour, name in colours.items():
         table[colour] = name
 
+    shown_as = {}  # the colour of each id in the palettes of the masks
+
     def read_ids(path, strays=None):
-        ids = read_mask(path)
+        ids = read_mask(path, shown_as)
         if strays is not None:
             counts = np.bincount(ids.ravel(), minlength=256)
             strays.update({i: int(counts[i]) for i in range(len(names), IGNORE) if counts[i]})

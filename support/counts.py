@@ -6,6 +6,7 @@ is ignored, and which classes are rare. `python data.py` shows the same. No PyTo
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -28,10 +29,12 @@ class Counts(NamedTuple):
     pixels    int64 [N, C], how many pixels of each sample show each class
     sizes     int64 [N, 2], height and width of each sample; zeros for one that cannot be read
     strays    pixels of ids (int) or colours (tuple) that no class covers
+    digests   of the pixels of each picture: where two are equal, so are the pictures
     """
     pixels: np.ndarray
     sizes: np.ndarray
     strays: Counter
+    digests: list[bytes]
 
 
 def read_everything(samples: list[Sample], data: DataSet, reader: Reader, faults: list[str] | None = None) -> Counts:
@@ -41,21 +44,22 @@ def read_everything(samples: list[Sample], data: DataSet, reader: Reader, faults
     """
     progress = Progress(len(samples))
     pixels, sizes = np.zeros((len(samples), len(data.classes)), np.int64), np.zeros((len(samples), 2), np.int64)
-    strays = Counter()
+    strays, digests = Counter(), [b""] * len(samples)
 
     def read(sample):
         found = Counter()
         if data.kitti:
             check_calibration(sample)
-        label = reader(sample, found)[1]
-        return label.shape, np.bincount(label.ravel(), minlength=256)[:len(data.classes)], found
+        image, label = reader(sample, found)
+        digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
+        return label.shape, np.bincount(label.ravel(), minlength=256)[:len(data.classes)], digest, found
 
     with ThreadPoolExecutor() as pool:
         futures = [pool.submit(read, sample) for sample in samples]
         try:
             for i, future in enumerate(futures):
                 try:
-                    sizes[i], pixels[i], found = future.result()
+                    sizes[i], pixels[i], digests[i], found = future.result()
                     strays.update(found)
                 except InputError as error:
                     if faults is None:
@@ -68,7 +72,7 @@ def read_everything(samples: list[Sample], data: DataSet, reader: Reader, faults
     read = sizes[sizes.all(1)]
     height, width = extent(read)["largest"] if len(read) else (0, 0)
     progress.line(f"{counted(len(read), 'image')} read, the largest {height}x{width} (height x width)")
-    return Counts(pixels, sizes, strays)
+    return Counts(pixels, sizes, strays, digests)
 
 
 def check_calibration(sample: Sample):
@@ -129,8 +133,14 @@ def check_counts(counts: Counts, data: DataSet, crop: tuple[int, int] | None):
         raise InputError(f"{masks}: every training pixel that counts is of one class, {data.classes[training.argmax()]}; {IGNORE} is "
                          "ignored, and so is what classes.txt does not name: name there what else the masks show, by colours if "
                          f"{IGNORE} marks the object, such as 'background 0 0 0' and 'road {IGNORE} {IGNORE} {IGNORE}'")
-    if unseen := [name for name, pixels in zip(data.classes, training) if not pixels]:
-        print(f"no training image shows: {', '.join(unseen)}", flush=True)
+    for part, pixels in (("training", training), ("held-out", held_out)):
+        if unseen := [name for name, count in zip(data.classes, pixels) if not count]:
+            print(f"no {part} image shows: {', '.join(unseen)}", flush=True)
+    known = dict(zip(counts.digests, data.train))
+    twice = [(sample, known[digest]) for sample, digest in zip(data.val, counts.digests[len(data.train):]) if digest in known]
+    if twice:
+        print(f"warning: {counted(len(twice), 'held-out image')} {'is' if len(twice) == 1 else 'are'} in the training set too, as "
+              f"{twice[0][0].image} and {twice[0][1].image}: their scores are too good", flush=True)
     height, width = counts.sizes.max(0)
     if crop and min(crop[0] - height, crop[1] - width) > 0:
         raise InputError(f"--crop {crop[0]}x{crop[1]}: every image is smaller, the largest {height}x{width}; "

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from support.labels import IGNORE, only_road
+from support.labels import IGNORE, is_background, only_road
 
 # Fixed colours, which people with weak colour vision can tell apart too.
 COLOURS = [(128, 128, 128), (214, 39, 40), (255, 210, 60), (148, 80, 200), (64, 120, 220), (44, 140, 50),
@@ -32,7 +32,7 @@ def opacities(classes: list[str]) -> np.ndarray:
     """float32 [256]: how opaque the colour of each id lies over the picture, 0 to 1."""
     opacity = np.full(256, 0.65, np.float32)
     opacity[IGNORE] = 0.8
-    if classes[0] == "background":
+    if is_background(classes[0]):
         opacity[0] = 0
     road = only_road(classes)
     if road is not None:

@@ -73,7 +73,7 @@ def write_text(path: Path, text: str):
     """Write a text file, all or nothing. Raises InputError."""
     beside = path.with_name(f"{path.name}.part")
     try:
-        with open(beside, "w", newline="", encoding="utf-8") as file:
+        with open(beside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # any file name
             file.write(text)
         os.replace(beside, path)
     except OSError as error:

@@ -53,11 +53,18 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
         if len({str(name).casefold() for name in names}) < len(names):
             names = [Path(os.path.relpath(sample.image, options.data)).with_suffix("") for sample in samples]
         jobs = [Job(sample.image, name, sample) for sample, name in zip(samples, names)]
+        known = {name.rpartition("/")[2] for name in saved.get("images", [[]])[0]}
+        if options.split != "train" and (trained := [sample.image.name for sample in samples if sample.image.name in known]):
+            warn("predict.py", f"{options.data}: {len(trained)} of these {counted(len(samples), 'image')} have the names of images that "
+                 f"the network was trained on, as {trained[0]}; their scores are too good")
         if not jobs:
             raise InputError(f"{options.data}: has no test images, for --split test; they go into a folder test, or test.txt names "
                              "them")
     else:
         jobs, data = picture_jobs(options.inputs, options.out), None
+    if (options.out / "mask").is_dir() and not (options.out / "overlay").is_dir():  # an earlier run would have made both
+        raise InputError(f"{options.out / 'mask'}: is not of an earlier prediction, and its files could be written over; choose "
+                         "another --out")
     for job in jobs:
         if options.kitti or data and data.kitti and calibration_of(job.picture).is_file():
             homography(calibration_of(job.picture))

@@ -9,9 +9,13 @@ from __future__ import annotations
 IGNORE = 255  # pixels with this label neither train nor count
 
 
+def is_background(name: str) -> bool:
+    return name.casefold() == "background"
+
+
 def road_class(classes: list[str]) -> int | None:
     """The id of the class that is the road, by its name, or of the one class besides background. None if there is none."""
-    if len(classes) == 2 and classes[0] == "background":
+    if len(classes) == 2 and is_background(classes[0]):
         return 1
     return next((classes.index(name) for name in ("road", "lane") if name in classes), None)
 

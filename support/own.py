@@ -16,8 +16,9 @@ from support.samples import DataSet, Sample
 from support.split import hold_out, read_list, refuse_both
 
 PARTS = ("train", "val", "test")  # the training set, the validation set, and images for predict.py --split test alone
-# Other names for the folders of these parts. Taken for folders like any other, their images would be mixed or left out.
+# Other names for the folders and lists of these parts. Taken for folders like any other, their images would be mixed or left out.
 MISNAMED = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+COUNTED = 40  # classes that are counted in masks without classes.txt, at most: a photo in place of a mask has more shades
 
 
 def find_masks(root: Path, task: str, split_seed: int, patterns: tuple[str, str] | None = None) -> DataSet:
@@ -61,6 +62,8 @@ def find_masks(root: Path, task: str, split_seed: int, patterns: tuple[str, str]
         how += ", drawn by --split-seed"
 
     table = root / "classes.txt"
+    if not table.is_file() and (similar := [file for file in root.iterdir() if file.name.casefold().startswith("classes")]):
+        raise InputError(f"{similar[0]}: is not read; the names of the classes go into a text file {table}, one a line")
     classes, colours = read_classes(table) if table.is_file() else (count_classes(root, train + val), {})
     named = f"named{' by colours' if colours else ''} in classes.txt" if table.is_file() else "counted in the masks"
     summary = (f"{root}: images and masks, {counted(len(classes), 'class')} {named}: {len(train)} training + {len(val)} held-out "
@@ -69,17 +72,23 @@ def find_masks(root: Path, task: str, split_seed: int, patterns: tuple[str, str]
 
 
 def refuse_misnamed(root: Path, by_folder: bool):
-    """Raise InputError if folders of the training set and the validation set have other names than train and val."""
+    """Raise InputError if folders or lists of the parts have other names than train, val and test, or lie elsewhere."""
     if not by_folder and (root / "val" / "images").is_dir():
         raise InputError(f"{root / 'val'}: goes beside a folder train; move {root / 'images'} and {root / 'masks'} into "
                          f"{root / 'train'}")
-    for name, right in MISNAMED.items():
-        for folder in (root / name, root / "images" / name):
-            if (folder / "images").is_dir() or folder.is_dir() and folder.parent.name == "images":
-                raise InputError(f"{folder}: is called {right} here; rename it, and the folder of its masks if they lie elsewhere")
-    if (root / "images" / "val").is_dir():
-        raise InputError(f"{root / 'images' / 'val'}: goes beside a folder train; move the other images into "
-                         f"{root / 'images' / 'train'}, and their masks into {root / 'masks' / 'train'}")
+    images = root / "images"
+    parts = [folder for folder in root.iterdir() if (folder / "images").is_dir()]
+    parts += [folder for folder in images.iterdir() if folder.is_dir()] if images.is_dir() else []
+    for found in [*parts, *root.glob("*.txt")]:
+        name = found.name.removesuffix(".txt").casefold()
+        right = MISNAMED.get(name) or (name if name in PARTS else None)
+        if right and found.name.removesuffix(".txt") != right:
+            raise InputError(f"{found}: is called {right}{found.suffix} here; rename it" + (
+                ", and the folder of its masks if they lie elsewhere" if found.is_dir() else ""))
+    for part in ("val", "test"):
+        if (images / part).is_dir():
+            raise InputError(f"{images / part}: goes beside a folder train; move the other images into {images / 'train'}, and their "
+                             f"masks into {root / 'masks' / 'train'}")
 
 
 def parts_listed(pairs: Pairs, lists: list[Path], root: Path) -> list[list[tuple[Path, Path]]]:
@@ -118,6 +127,9 @@ def count_classes(root: Path, samples: list[Sample]) -> list[str]:
                          f"to tell apart; if {IGNORE} marks the object, say so in {named}, in two lines such as "
                          "'background 0 0 0' and 'road 255 255 255'")
     ids = ids[ids != IGNORE]
+    if len(ids) > COUNTED:
+        raise InputError(f"{root}: the masks hold {len(ids)} ids, as photos in their place would; if these are classes, name them in "
+                         f"{named}, one a line")
     if ids.max() >= 2 * len(ids) and ids.max() > 20:
         raise InputError(f"{root}: the masks hold {len(ids)} ids, {', '.join(map(str, ids[:4]))} ..., the largest {ids.max()}; "
                          f"number them 0, 1, 2, or say in {named} what the ids from 0 on are called, or NAME {ids.max()} "

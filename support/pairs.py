@@ -6,8 +6,10 @@ A pair has a key: what the path of the picture and that of the mask have in comm
 from __future__ import annotations
 
 import re
+from glob import escape
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 from support.errors import InputError, shortened
 from support.pictures import IMAGE_ENDINGS, files_below
@@ -62,6 +64,9 @@ def pair_patterns(root: Path, images: str, masks: str) -> Pairs:
         found.append(files)
         if {"train", "val"} <= {part for key in files for part in re.split(f"[/{BETWEEN}]", key)}:
             raise InputError(f"{option} {pattern}: mixes the folders train and val; write {{split}} in their place, or one of them")
+    pictures, labels = found
+    for key in [key for key, file in pictures.items() if file in labels.values()]:  # a_mask.png beside a.png fits *.png too
+        del pictures[key]
     if wildcards[0] != wildcards[1]:
         raise InputError(f"--images {images} and --masks {masks}: have different wildcards; both patterns need the same ones in the "
                          "same order, since what they stand for tells which mask belongs to which picture")
@@ -70,6 +75,7 @@ def pair_patterns(root: Path, images: str, masks: str) -> Pairs:
 
 def add(files: dict[str, Path], key: str, file: Path):
     """Add a file under its key. Raises InputError if there is one already."""
+    key = normalize("NFC", key)  # macOS writes ü as two letters, other systems as one
     if key in files:
         raise InputError(f"{file}: has the same stem as {files[key].name}; one of them must go")
     files[key] = file
@@ -87,12 +93,15 @@ def matched(pairs: Pairs, keys: list[str] | None = None) -> list[tuple[Path, Pat
         file, missing, where = ((images[lone[0]], "mask", pairs.masks_in) if lone[0] in images else
                                 (masks[lone[0]], "image", pairs.images_in))
         others = [(images.get(key) or masks[key]).name for key in lone[1:]]
+        beside = [] if patterns else sorted((where / lone[0]).parent.glob(f"{escape((where / lone[0]).name)}.*"))
+        if beside:
+            hint = f"; {beside[0].name} is of a format that is not read, save it as {'PNG or JPEG' if missing == 'image' else 'PNG'}"
         raise InputError(f"{file}: there is no {missing} named {lone[0].replace(BETWEEN, '')} in {where}"
                          + (f"; without a partner, too: {shortened(others)}" if others else "")
-                         + ("" if images.keys() & masks.keys() else hint))
+                         + ("" if images.keys() & masks.keys() and not beside else hint))
     for mask in masks.values():
         if mask.suffix.lower() != ".png":
-            raise InputError(f"{mask}: masks must be PNG; a lossy format blends the class ids")
+            raise InputError(f"{mask}: masks must be PNG; save it as one (from JPEG, which blends the class ids, export it anew)")
     if not images:
         raise InputError(f"{pairs.images_in}: " + ("no picture has such a path; **/ stands for any folders" if patterns else
                                                    f"holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})"))
@@ -110,12 +119,13 @@ def chosen(pairs: Pairs, names: list[str], file: Path, root: Path) -> list[str]:
         path, shown = image.relative_to(root), key.replace(BETWEEN, "")
         for name in (shown, shown + image.suffix, path.as_posix(), path.with_suffix("").as_posix()):
             exact.setdefault(name, set()).add(key)
-        for name in (image.name, image.stem):
+        mask = pairs.masks.get(key, image)
+        for name in (image.name, image.stem, mask.name, mask.stem):
             loose.setdefault(name, set()).add(key)
     keys = set()
     for name in names:
         name = name.replace("\\", "/").removeprefix("./")
-        fits = exact.get(name) or loose.get(name, set())
+        fits = exact.get(name) or loose.get(name) or loose.get(name.rpartition("/")[2], set())  # the last: another machine's path
         if len(fits) != 1:
             raise InputError(f"{file}: names {name[:60]!r}, and {'several images have' if fits else 'no image has'} this name in "
                              f"{pairs.images_in}; write the path there, one a line")

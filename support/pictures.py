@@ -17,6 +17,7 @@ VIDEO_ENDINGS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg
 # What a file may be inside, whatever its name says. Pillow knows some forty formats more; their decoders are rarely used, and
 # a file that reaches one of them is no photo. JPEG covers the MPO of telephones, PPM covers PGM.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+HIDDEN = (".", "@eaDir", "__MACOSX")  # what names begin with that people do not see: thumbnails, and traces of other systems
 TRANSPARENT = 2**24  # stands for all colours that are not opaque
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held: 1 upright, 2 to 8 as below
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -50,7 +51,7 @@ def files_below(folder: Path) -> list[Path]:
     found, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):  # data sets are often links to another disk
         real = os.path.realpath(place)
-        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN) and real not in seen]
         if real not in seen:
             found += [Path(place, name) for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")]
         seen.add(real)
@@ -133,8 +134,12 @@ def read_picture(path: Path) -> Picture:
     return Picture(np.asarray(image.convert("RGB")), orientation, frames)
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Class ids uint8 [H, W] of a grey or palette PNG: the stored numbers, not the colours. Raises InputError."""
+def read_mask(path: Path, shown_as: dict[int, tuple] | None = None) -> np.ndarray:
+    """Class ids uint8 [H, W] of a grey or palette PNG: the stored numbers, not the colours. Raises InputError.
+
+    shown_as    the colour that the palettes of other masks give to each id, which this one's are added to. Programs that pick a
+                palette for each picture number the colours anew in each: where one id has two colours, the ids mean nothing
+    """
     image = open_picture(path, mask=True)
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         colours = sorted(image.convert("RGB").getcolors(2**24) or [], reverse=True)[:3]
@@ -142,6 +147,13 @@ def read_mask(path: Path) -> np.ndarray:
                          "classes by colours, name them in classes.txt, beside the data's folders, in lines NAME R G B, here for "
                          f"{', '.join(' '.join(map(str, colour)) for _, colour in colours)} and others")
     ids = np.asarray(image)
+    if image.mode == "P" and shown_as is not None:
+        palette = image.getpalette("RGB")
+        for i in np.unique(ids).tolist():
+            colour = tuple(palette[3 * i:3 * i + 3])
+            if shown_as.setdefault(i, colour) != colour:
+                raise InputError(f"{path}: its palette shows id {i} as {colour}, that of another mask as {shown_as[i]}; if the colours "
+                                 "mean the classes, list them in classes.txt, NAME R G B; if the ids do, save the masks as grey")
     if ids.max(initial=0) > 255:
         raise InputError(f"{path}: has the id {ids.max()}; ids go from 0 to 254, and 255 is ignored")
     return ids.astype(np.uint8)
@@ -149,6 +161,9 @@ def read_mask(path: Path) -> np.ndarray:
 
 def read_colours(path: Path) -> np.ndarray:
     """The colours of a mask: uint32 [H, W], 65536 R + 256 G + B, or TRANSPARENT. Raises InputError."""
-    rgba = np.asarray(open_picture(path, mask=True).convert("RGBA")).astype(np.uint32)
+    image = open_picture(path, mask=True)
+    if image.mode.startswith("I"):  # Pillow would clip the values
+        image = Image.fromarray(read_mask(path))
+    rgba = np.asarray(image.convert("RGBA")).astype(np.uint32)
     colours = (rgba[..., 0] << 16) | (rgba[..., 1] << 8) | rgba[..., 2]
     return np.where(rgba[..., 3] == 255, colours, np.uint32(TRANSPARENT))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from support.classes import mask_reader
-from support.errors import InputError
+from support.classes import mask_reader, read_classes
+from support.errors import InputError, counted
 from support.labels import IGNORE
 from support.pairs import matched, pair_patterns
 from support.pictures import read_mask
@@ -56,6 +56,13 @@ def find_voc(root: Path, task: str, split_seed: int) -> DataSet:
     split = next((name for name in ("trainaug", "train_aug") if (lists / f"{name}.txt").is_file()), "train")
     train, val = voc_samples(root, lists / f"{split}.txt"), voc_samples(root, lists / "val.txt")
     refuse_both([s.image.stem for s in train], [s.image.stem for s in val], lists / f"{split}.txt", lists / "val.txt")
+
+    names = root / "classes.txt"  # of own data in VOC's layout; VOC has none
+    if names.is_file():
+        classes, colours = read_classes(names)
+        summary = (f"{root}: in the layout of PASCAL VOC, {counted(len(classes), 'class')} named in classes.txt: {len(train)} training "
+                   f"({split}) + {len(val)} held-out images (val)")
+        return DataSet(summary, classes, train, val, mask_reader(classes, colours))
 
     def read_label(path, strays=None):
         mask = read_mask(path)

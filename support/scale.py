@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from support.errors import warn
+from support.errors import InputError, warn
 
+MOST = 2**28  # pixels to compute: more would fill the memory
 FAR = 2.0  # times as large as the largest training image, or as small as the smallest: farther off, the user is warned
 
 
@@ -30,6 +31,9 @@ class Scale:
     def __call__(self, path: Path, image: np.ndarray) -> np.ndarray:
         """The picture uint8 [H, W, 3] at the size to compute."""
         height, width = self.size or (max(1, round(side * (self.factor or 1))) for side in image.shape[:2])
+        if height * width > MOST:
+            raise InputError(f"{path}: would be computed at {height}x{width}; at most {MOST:,} pixels are possible, take a smaller --scale "
+                             "or --size")
         # The longer side, since a picture in portrait format shows things as large as one in landscape format.
         longer = max(height, width)
         if self.trained and not self.trained["smallest"] / FAR <= longer <= self.trained["largest"] * FAR:

@@ -23,7 +23,7 @@ def hold_out(samples: list, seed: int) -> tuple[list, list]:
     above = os.path.commonpath([s.image.parent for s in samples])
 
     def place(s):
-        return [hashlib.sha256(f"{seed} {name}".encode()).hexdigest() for name in (s.image.name, s.image.relative_to(above).as_posix())]
+        return [hashlib.sha256(os.fsencode(f"{seed} {name}")).hexdigest() for name in (s.image.name, s.image.relative_to(above).as_posix())]
 
     drawn = sorted(samples, key=place)
     val = set()

@@ -1,5 +1,6 @@
 """python data.py DIR: what was understood of a data set, and everything that is amiss, before anybody trains on it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -137,6 +138,69 @@ def test_show_draws_samples_of_every_class_with_their_labels(tmp_path, capsys):
     yellow = (np.abs(sheet - (255, 210, 60)).max(1) <= 3).sum()  # the legend's box alone has that colour at full strength
     tinted = ((sheet[:, 0] - sheet[:, 2] > 60) & (sheet[:, 1] - sheet[:, 2] > 50)).sum()
     assert yellow > 20 and tinted > 480 * 300  # the car fills a picture
+
+
+@pytest.mark.parametrize("target", ["set/images/0.png", "set/images/new.png", "set/masks/sheet.png", "set/classes.txt", "none/sheet.png"])
+def test_show_writes_over_nothing_and_not_into_the_data(tmp_path, capsys, target):
+    streets(tmp_path / "set")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    status, _, wrong = checked(capsys, tmp_path / "set", "--show", tmp_path / target)
+    assert status == 2 and wrong.count("\n") == 1 and f"--show {tmp_path / target}: " in wrong
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == before
+
+
+def test_held_out_images_that_are_in_the_training_set_too_are_said(tmp_path, capsys):
+    streets(tmp_path)
+    picture(tmp_path / "images/9.png", Image.open(tmp_path / "images/0.png"))  # a copy under another name
+    picture(tmp_path / "masks/9.png", Image.open(tmp_path / "masks/0.png"))
+    (tmp_path / "val.txt").write_text("9\n4\n")
+    said = checked(capsys, tmp_path)[1]
+    assert "1 held-out image is in the training set too" in said and "images/9.png and " in said and "images/0.png: " in said
+    (tmp_path / "val.txt").write_text("4\n")
+    assert "training set too" not in checked(capsys, tmp_path)[1]
+
+
+def test_classes_that_no_held_out_image_shows_are_said(tmp_path, capsys):
+    streets(tmp_path)
+    picture(tmp_path / "masks/4.png", np.resize([0, 1], (8, 10)))
+    (tmp_path / "val.txt").write_text("4\n")
+    assert "no held-out image shows: car\n" in checked(capsys, tmp_path)[1]
+
+
+def test_masks_whose_palettes_give_an_id_two_colours_are_refused(tmp_path, capsys):
+    streets(tmp_path)
+    for i, palette in enumerate([[0, 0, 0, 9, 9, 9, 200, 0, 0]] * 4 + [[0, 0, 0, 200, 0, 0, 9, 9, 9]]):
+        mask = Image.fromarray(np.resize([0, 1, 2], (8, 10)).astype(np.uint8))
+        mask.putpalette(palette)
+        mask.save(tmp_path / f"masks/{i}.png")
+    status, _, wrong = checked(capsys, tmp_path)
+    assert status == 2 and "its palette shows id 1 as" in wrong and "list them in classes.txt, NAME R G B" in wrong
+    (tmp_path / "classes.txt").write_text("road 0 0 0\nsky 9 9 9\ncar 200 0 0\n")
+    assert checked(capsys, tmp_path)[0] == 0
+
+
+def test_photos_in_the_place_of_masks_are_not_two_hundred_classes(tmp_path, capsys):
+    streets(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    for file in (tmp_path / "masks").iterdir():
+        picture(file, np.random.default_rng(0).integers(0, 200, (8, 10)))
+    status, _, wrong = checked(capsys, tmp_path)
+    assert status == 2 and "as photos in their place would" in wrong
+
+
+def test_names_that_the_system_cannot_spell_end_no_command(tmp_path):
+    """A file name in Latin-1, as old archives have it, and an output that knows no Chinese."""
+    streets(tmp_path)
+    (tmp_path / "classes.txt").write_text("\u9053\u8def\nsky\ncar\n", encoding="utf-8")
+    try:
+        for part in (b"images", b"masks"):
+            os.rename(os.fsencode(tmp_path) + b"/" + part + b"/0.png", os.fsencode(tmp_path) + b"/" + part + b"/stra\xdfe.png")
+    except OSError:
+        pass  # a file system that takes UTF-8 alone
+    for more in ([], ["--list"]):
+        done = subprocess.run([sys.executable, ROOT / "data.py", tmp_path, *more], env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+                              capture_output=True)
+        assert done.returncode == 0 and not done.stderr
 
 
 def test_the_list_of_files_comes_when_it_is_asked_for_and_alone(tmp_path, capsys):

@@ -29,6 +29,8 @@ def written(folder, text):
     ("road #804080\nsky #000000\n", "line 1 writes its colour in another way.*write road 128 64 128$"),
     ("a road (128, 64, 128)\n", "line 1 writes its colour in another way.*write a road 128 64 128$"), ("x [1,2,3]", "line 1 writes.*write x 1 2 3$"),
     ("road 128 64 128 255\n", "line 1 ends in four numbers"), ("sky 2\nroad 0\ncar 1\n", "every line ends in a number.*names alone"),
+    ("name,r,g,b\nroad,1,2,3\n", "line 1 is a header"), ("Name\nroad\nsky\n", "line 1 is a header"), ("road,sky,car\n", ".*has a comma"),
+    ("a\0b\0\nc\0", "cannot be read as text in UTF-8 .it holds zero bytes.*save it as UTF-8"),
     ("road 128 64 128\nsky\n", "line 2 has no colour"), ("road\nsky 1 2 3\n", "line 1 has no colour"),
     ("road 1 2 256\n", "line 1 has the colour 1 2 256"), ("road 1 2 3\nsky 1 2 3\n", "line 2 gives the colour 1 2 3 to another"),
 ])
@@ -106,6 +108,15 @@ def test_a_photo_for_a_mask_does_not_fill_the_memory_with_its_colours(tmp_path):
     strays = Counter()
     assert (mask_reader(["a"], {0: 0})(picture(tmp_path / "m.png", noise), strays) == IGNORE).all()
     assert len(strays) == MANY + 1 and sum(strays.values()) == 40_000 and strays[250, 170, 30] == 20_000
+
+
+def test_values_of_16_bits_that_no_colour_has_are_refused_in_masks_of_colours(tmp_path):
+    read = mask_reader(["a", "b"], {0: 0, 0xFFFFFF: 1})
+    Image.fromarray(np.array([[0, 255]], np.uint16)).save(tmp_path / "m.png")
+    assert read(tmp_path / "m.png").tolist() == [[0, 1]]
+    Image.fromarray(np.array([[0, 256]], np.uint16)).save(tmp_path / "m.png")
+    with pytest.raises(InputError, match="m.png: has the id 256"):
+        read(tmp_path / "m.png")
 
 
 def test_grey_masks_of_16_bits_are_read_if_their_ids_fit(tmp_path):

@@ -239,6 +239,37 @@ def test_what_is_amiss_in_a_voc_tree_is_named(tmp_path, spoilt, says):
         found.read_label(found.val[0].label)
 
 
+def test_own_data_in_the_layout_of_voc_has_the_classes_of_its_own_list(tmp_path):
+    root = voc(tmp_path, train=["1"], val=["2"])
+    (root / "classes.txt").write_text("background 0 1 2\nroad 45 46 47\n")
+    found = find(root)
+    assert found.classes == ["background", "road"] and found.road == 1 and "named in classes.txt" in found.summary
+    assert found.read_label(found.val[0].label)[1].tolist() == [255, 0, 1, 255, 255]  # id 20 has no name
+
+
+@pytest.mark.parametrize("given, meant", [("training/image_2", ""), ("training", ""), ("training/gt_image_2", "")])
+def test_a_folder_one_or_two_levels_too_low_is_said(tmp_path, given, meant):
+    kitti(tmp_path / "road")
+    with pytest.raises(InputError, match=f"{given}: no data set found here; did you mean {tmp_path / 'road'}.$"):
+        find(tmp_path / "road" / given)
+
+
+def test_a_folder_one_level_too_high_is_said_and_so_is_a_file(tmp_path):
+    kitti(tmp_path / "road")
+    with pytest.raises(InputError, match=f"did you mean {tmp_path / 'road'}"):
+        find(tmp_path)
+    (tmp_path / "road.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="road.zip: is a file; unpack it"):
+        find(tmp_path / "road.zip")
+
+
+@pytest.mark.parametrize("name", ["background", "Background"])
+def test_one_class_beside_background_is_scored_as_the_road_is(tmp_path, name):
+    masks(tmp_path, "abcdef", ids=2)
+    (tmp_path / "classes.txt").write_text(f"{name}\npond\n")
+    assert find(tmp_path).road == 1
+
+
 # ---- what cannot be used ----
 
 def spoil(root, how):

@@ -51,18 +51,29 @@ def test_the_same_name_in_two_folders_is_two_samples_and_hidden_files_are_none(t
     for name in ("x/1", "y/1", "1"):
         pair(tmp_path / f"set/images/{name}.jpg", tmp_path / f"set/masks/{name}.png")
     pair(tmp_path / "set/images/.cache/2.jpg", tmp_path / "set/masks/._3.png")
+    pair(tmp_path / "set/images/@eaDir/1.jpg", tmp_path / "set/masks/__MACOSX/1.png")
     found = find(tmp_path / "set")
     assert sorted(names(found.train + found.val)) == [("images/1.jpg", "masks/1.png"), ("images/x/1.jpg", "masks/x/1.png"),
                                                       ("images/y/1.jpg", "masks/y/1.png")]
 
 
 @pytest.mark.parametrize("wrong, right", [("valid/{}", "val"), ("validation/{}", "val"), ("{}/valid", "val"), ("{}/training", "train"),
-                                          ("testing/{}", "test"), ("training/{}", "train"), ("{}/val", "goes beside a folder train")])
+                                          ("testing/{}", "test"), ("training/{}", "train"), ("{}/val", "goes beside a folder train"),
+                                          ("Val/{}", "val"), ("{}/Train", "train"), ("{}/test", "goes beside a folder train")])
 def test_folders_of_parts_under_other_names_are_refused_not_mixed_or_left_out(tmp_path, wrong, right):
     plain = "{}" if wrong.startswith("{}") else "train/{}"
     for place, i in ((plain, 1), (plain, 2), (wrong, 3)):
         pair(tmp_path / place.format("images") / f"{i}.jpg", tmp_path / place.format("masks") / f"{i}.png")
     with pytest.raises(InputError, match=f"is called {right} here; rename it" if right in ("train", "val", "test") else right):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["validation.txt", "Train.txt", "classes.csv", "Classes.TXT", "classes.txt.txt"])
+def test_files_that_are_nearly_named_as_the_project_reads_them_are_said(tmp_path, name):
+    for i in range(3):
+        pair(tmp_path / f"images/{i}.jpg", tmp_path / f"masks/{i}.png")
+    (tmp_path / name).write_text("1\n")
+    with pytest.raises(InputError, match=f"{name}: is (called (val|train).txt here; rename it|not read; the names of the classes go)"):
         find(tmp_path)
 
 
@@ -144,6 +155,27 @@ def test_each_wildcard_is_compared_by_itself(tmp_path):
         find(tmp_path / "set", images="cam*/frame*.jpg", masks="gt*/mask*.png")
 
 
+def test_masks_beside_their_pictures_are_not_pictures(tmp_path):
+    for i in range(3):
+        pair(tmp_path / f"set/all/{i}.png", tmp_path / f"set/all/{i}_mask.png")
+    found = find(tmp_path / "set", images="all/*.png", masks="all/*_mask.png")
+    assert sorted(names(found.train + found.val)) == [(f"all/{i}.png", f"all/{i}_mask.png") for i in range(3)]
+
+
+def test_a_letter_that_systems_write_in_two_ways_is_one(tmp_path):
+    for i in range(2):
+        pair(tmp_path / f"set/images/stra\u00dfe u\u0308{i}.jpg", tmp_path / f"set/masks/stra\u00dfe \u00fc{i}.png")
+    assert len(find(tmp_path / "set").train) == 1
+
+
+def test_a_partner_of_a_format_that_is_not_read_is_named(tmp_path):
+    for i in range(3):
+        pair(tmp_path / f"images/{i}.jpg", tmp_path / f"masks/{i}.png")
+    (tmp_path / "images/1.jpg").rename(tmp_path / "images/1.HEIC")
+    with pytest.raises(InputError, match="1.png: there is no image named 1 in .*; 1.HEIC is of a format that is not read, save it as PNG or JPEG"):
+        find(tmp_path)
+
+
 def test_a_pattern_without_an_ending_takes_pictures_of_every_ending(tmp_path):
     for name in ("1.jpg", "2.png", "3.bmp"):
         pair(tmp_path / "photos" / name, tmp_path / f"labels/{name[0]}.png")
@@ -203,7 +235,7 @@ def test_cityscapes_without_masks_is_said(tmp_path):
 
 # ---- lists ----
 
-SPELLINGS = ["x/{}.jpg", "x/{}", "images/x/{}.jpg", "./x/{}.jpg", "{}.jpg", "{}"]
+SPELLINGS = ["C:\\data\\images\\{}.jpg", "/home/bob/set/images/x/{}.jpg", "{}.png", "x/{}.jpg", "x/{}", "images/x/{}.jpg", "./x/{}.jpg", "{}.jpg", "{}"]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -181,6 +181,29 @@ def test_no_result_is_written_over_a_picture_that_was_given(road, tmp_path, caps
     assert "written over" in capsys.readouterr().err and picture.read_bytes() == before
 
 
+def test_no_result_is_written_over_masks_of_somebodys_own(road, tmp_path, capsys):
+    photo(tmp_path / "image/a.png")
+    mask = photo(tmp_path / "mask/a.png")
+    before = mask.read_bytes()
+    assert run(road, tmp_path / "image", "--out", tmp_path) == 2
+    assert "mask: is not of an earlier prediction, and its files could be written over" in capsys.readouterr().err
+    assert mask.read_bytes() == before and not (tmp_path / "overlay").exists()
+
+
+def test_scores_of_images_that_the_network_was_trained_on_are_called_too_good(tmp_path, capsys):
+    for i in range(4):
+        photo(tmp_path / f"d/images/{i}.png")
+        (tmp_path / "d/masks").mkdir(exist_ok=True)
+        Image.fromarray(np.eye(40, 50, dtype=np.uint8)).save(tmp_path / f"d/masks/{i}.png")
+    (tmp_path / "d/val.txt").write_text("0\n1\n")
+    path = checkpoint(tmp_path / "best.pt", ["class 0", "class 1"])
+    save_tensors({**read_tensors(path), "images": [["images/1.png", "images/2.png"], ["images/0.png"]]}, path)
+    assert run(path, "--data", tmp_path / "d", "--out", tmp_path / "out") == 0
+    assert "1 of these 2 images have the names of images that the network was trained on, as 1.png" in capsys.readouterr().err
+    assert run(path, "--data", tmp_path / "d", "--out", tmp_path / "out", "--split", "train") == 0
+    assert not capsys.readouterr().err
+
+
 def test_the_ground_truth_and_hidden_files_of_a_folder_are_not_pictures_to_predict(road, scenes, tmp_path):
     assert run(road, scenes / "training", "--out", tmp_path / "out") == 0
     assert files(tmp_path / "out/mask") == {f"image_2/{f.name}" for f in (scenes / "training/image_2").iterdir()}
@@ -339,6 +362,7 @@ def test_a_checkpoint_that_cannot_be_used_is_named(road, tmp_path, capsys, how):
     (["{pictures}", "--device", "tpu"], "no such device"), (["{pictures}", "--out", "{file}"], "cannot be written"),
     (["{pictures}", "--scale", "0"], "--scale"), (["{pictures}", "--scale", "-1"], "--scale"), (["{pictures}", "--scale", "big"], "--scale"),
     (["{pictures}", "--size", "100"], "--size"), (["{pictures}", "--size", "0x9"], "--size"),
+    (["{pictures}", "--size", "999999x999999"], "at most 268,435,456 pixels are possible"),
     (["{pictures}", "--size", "9x9", "--scale", "2"], "use --scale or --size, not both"), (["{pictures}", "--threshold", "1.5"], "--threshold"),
     (["{pictures}", "--threshold", "x"], "--threshold"), (["{pictures}", "--scores", "s.csv"], "--scores: goes with --data"),
     (["--data", "{pictures}", "--scores", "{empty}/none/s.csv"], "there is no folder"),
