@@ -14,7 +14,6 @@ from unicodedata import normalize
 from support.errors import InputError, shortened
 from support.pictures import IMAGE_ENDINGS, files_below
 
-
 BETWEEN = "\0"  # between the parts of a key that several wildcards stand for
 
 
@@ -40,37 +39,38 @@ def pair_folders(folder: Path) -> Pairs:
 def pair_patterns(root: Path, images: str, masks: str) -> Pairs:
     """Pictures and masks whose paths below `root` fit a pattern each. The key is what the wildcards stand for, each by itself.
 
-    * stands for any part of a name, ** / for any number of folders, and ? for one letter. A pattern without an ending fits
-    pictures of every ending. Raises InputError.
+    * stands for any part of a name, **/ for any number of folders, and ? for one letter. A pattern without an ending fits
+    pictures of every ending. What fits `masks` is no picture, even if it fits `images` too. Raises InputError.
     """
-    found, wildcards = [], []
-    for option, pattern in (("--images", images), ("--masks", masks)):
-        pattern = pattern.removeprefix("./")
-        if re.search(r"\*\*(?!/)|[^/]\*\*", pattern):
-            raise InputError(f"{option} {pattern}: write ** between slashes, as in 'photos/**/*.jpg'; it stands for any folders")
-        if pattern.startswith(("/", "~", "..")) or "*" not in pattern:
-            raise InputError(f"{option} {pattern}: give a pattern below {root} with a *, such as '{option[2:]}/**/*.png'")
-        parts = re.split(r"(\*\*/|\*|\?)", pattern)
-        wildcards.append(parts[1::2])
-        fits = re.compile("".join({"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}.get(part) or re.escape(part)
-                                  for part in parts))
-        fixed = root / parts[0].rpartition("/")[0]
-        files = {}
-        for file in files_below(fixed) if fixed.is_dir() else []:
-            path = file.relative_to(root)
-            match = fits.fullmatch((path if "." in pattern.rpartition("/")[2] else path.with_suffix("")).as_posix())
-            if match:
-                add(files, BETWEEN.join(match.groups()), file)
-        found.append(files)
-        if {"train", "val"} <= {part for key in files for part in re.split(f"[/{BETWEEN}]", key)}:
-            raise InputError(f"{option} {pattern}: mixes the folders train and val; write {{split}} in their place, or one of them")
-    pictures, labels = found
-    for key in [key for key, file in pictures.items() if file in labels.values()]:  # a_mask.png beside a.png fits *.png too
-        del pictures[key]
-    if wildcards[0] != wildcards[1]:
+    pictures, wildcards = fitting(root, "--images", images)
+    labels, others = fitting(root, "--masks", masks)
+    if wildcards != others:
         raise InputError(f"--images {images} and --masks {masks}: have different wildcards; both patterns need the same ones in the "
                          "same order, since what they stand for tells which mask belongs to which picture")
-    return Pairs(*found, root / images, root / masks)
+    taken = set(labels.values())
+    pictures = {key: file for key, file in pictures.items() if file not in taken}
+    return Pairs(pictures, labels, root / images, root / masks)
+
+
+def fitting(root: Path, option: str, pattern: str) -> tuple[dict[str, Path], list[str]]:
+    """The pictures below `root` that fit the pattern of an option, by key, and its wildcards. Raises InputError."""
+    pattern = pattern.removeprefix("./")
+    if re.search(r"\*\*(?!/)|[^/]\*\*", pattern):
+        raise InputError(f"{option} {pattern}: write ** between slashes, as in 'photos/**/*.jpg'; it stands for any folders")
+    if pattern.startswith(("/", "~", "..")) or "*" not in pattern:
+        raise InputError(f"{option} {pattern}: give a pattern below {root} with a *, such as '{option[2:]}/**/*.png'")
+    parts = re.split(r"(\*\*/|\*|\?)", pattern)  # every second one is a wildcard
+    fits = re.compile("".join({"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}.get(part) or re.escape(part) for part in parts))
+    folder, ending = root / parts[0].rpartition("/")[0], "." in pattern.rpartition("/")[2]
+    files = {}
+    for file in files_below(folder) if folder.is_dir() else []:
+        path = file.relative_to(root)
+        match = fits.fullmatch((path if ending else path.with_suffix("")).as_posix())
+        if match:
+            add(files, BETWEEN.join(match.groups()), file)
+    if {"train", "val"} <= {part for key in files for part in re.split(f"[/{BETWEEN}]", key)}:
+        raise InputError(f"{option} {pattern}: mixes the folders train and val; write {{split}} in their place, or one of them")
+    return files, parts[1::2]
 
 
 def add(files: dict[str, Path], key: str, file: Path):
