@@ -45,7 +45,7 @@ def find(root, task: str = "road", split_seed: int = 0, classes: str = "all", im
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"{root}: " + ("is a file; unpack it, or name the folder of the data set" if root.exists() else "no such folder"))
+        raise InputError(f"{root}: {'is a file; unpack it, or name its folder' if root.exists() else 'no such folder'}")
     if (images == "auto") != (masks == "auto"):
         raise InputError("--images and --masks: go together; say both patterns, or neither")
     if "{split}" in masks and "{split}" not in images:
@@ -192,7 +192,8 @@ def main(argv: list[str] | None = None) -> int:
     options.task = options.task or options.kitti_task
     faults, status = [], 0
     try:
-        data = find(options.folder, **{name: value for name, value in vars(options).items() if name in DATA_OPTIONS and value is not None})
+        given = {name: getattr(options, name) for name in DATA_OPTIONS if getattr(options, name) is not None}
+        data = find(options.folder, **given)
         if options.list:
             for part, samples in (("training", data.train), ("held out", data.val), ("test", data.test)):
                 for sample in samples:

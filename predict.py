@@ -125,8 +125,8 @@ def check_options(options, classes: list[str], road: int | None, reach: float):
     if options.kitti and options.confidence and options.confidence != classes[road]:
         raise InputError(f"--confidence {options.confidence}: --kitti writes the confidence of {classes[road]}; leave it out")
     if options.either in classes:
-        raise InputError(f"--confidence {options.either}: is the name of a class and of a file; write --confidence={options.either} or "
-                         f"--confidence ./{options.either}")
+        raise InputError(f"--confidence {options.either}: is the name of a class and of a file; write "
+                         f"--confidence={options.either} or --confidence ./{options.either}")
     if options.confidence and options.confidence not in classes:
         raise InputError(f"--confidence {options.confidence}: there is no such class, nor such a file; the classes are "
                          f"{', '.join(classes)}")
@@ -206,15 +206,15 @@ def parse(argv: list[str] | None):
                        help="with --data: pixels and IoU of each picture and class, the worst picture first, as CSV")
     group = parser.add_argument_group("results")
     group.add_argument("--confidence", metavar="CLASS", nargs="?", const="",
-                       help="also write how probable CLASS is; without a name: the road, if the network looks for it alone, otherwise every "
-                       "class, in a folder each")
+                       help="also write how probable CLASS is; without a name: the road, if the network looks for it alone, "
+                            "otherwise every class, in a folder each")
     group.add_argument("--threshold", metavar="T", type=matching(r"0?\.\d+|[01](\.0*)?", "a number from 0 to 1", float),
-                       help="call a pixel road (or the class sought) from this confidence on, such as the threshold that train.py "
-                       "prints beside MaxF (default: the most probable class, 0.5)")
+                       help="call a pixel road (or the class sought) from this confidence on, such as the threshold that "
+                            "train.py prints beside MaxF (default: the most probable class, 0.5)")
     group = parser.add_argument_group("computation")
     group.add_argument("--scale", metavar="FACTOR", type=matching(r"\d{0,2}\.?\d+", "a positive number", float),
-                       help="compute at FACTOR times the size of each picture; results keep the picture's size. The scores of the whole "
-                       "picture are then in memory at once")
+                       help="compute at FACTOR times the size of each picture; results keep the picture's size. The scores of "
+                            "the whole picture are then in memory at once")
     group.add_argument("--size", metavar="HxW", type=matching(r"[1-9]\d{0,5}x[1-9]\d{0,5}", "a size, HxW", parse_size),
                        help="compute at this size instead, height x width")
     group.add_argument("--tile", metavar="N", type=matching(r"[1-9]\d{0,5}", "a whole number", int), default=TILE,

@@ -97,7 +97,8 @@ def train(run: Run, stop: Stop):
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     print(f"{sum(p.numel() for p in parameters):,} trainable parameters on "
           f"{f'{ranks.size} times {run.device.type}' if ranks.size > 1 else run.device}"
-          f"{', bf16' if settings['amp'] == 'bf16' else ''}; {counted(settings['epochs'], 'epoch')} of {counted(steps_per_epoch, 'step')}; "
+          f"{', bf16' if settings['amp'] == 'bf16' else ''}; {counted(settings['epochs'], 'epoch')} of "
+          f"{counted(steps_per_epoch, 'step')}; "
           f"results in {out}")
     divergence = Divergence(run.device, total_steps, settings, ranks)
     progress, saved_at = Progress(total_steps, step, images=settings["batch_size"]), time.perf_counter()
@@ -107,8 +108,9 @@ def train(run: Run, stop: Stop):
         divergence.refuse()
         if ranks.first:
             within = spent + time.perf_counter() - started if step > len(log) * steps_per_epoch else 0.0
-            save_tensors({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "best": best,
-                          "log": log, "loss_sum": loss_sum, "spent": within}, out / "last.pt", before=out / "before.pt")
+            save_tensors({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                          "best": best, "log": log, "loss_sum": loss_sum, "spent": within},
+                         out / "last.pt", before=out / "before.pt")
         saved_at = time.perf_counter()
 
     stop.listen()
@@ -216,7 +218,8 @@ def evaluate(run: Run, samples: list, stop: Stop | None = None) -> tuple[dict, d
 
 @torch.no_grad()
 def look_at(run: Run, each: dict[int, float]) -> list[tuple]:
-    """Four held-out images and the two of the lowest IoU: (name and IoU, image [H, W, 3], truth [H, W], prediction [H, W]), uint8.
+    """Four held-out images and the two of the lowest IoU: (name and IoU, image [H, W, 3], truth [H, W], prediction [H, W]),
+    uint8.
 
     each    the IoU of each held-out image, see `evaluate`
     """

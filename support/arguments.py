@@ -42,10 +42,11 @@ PATTERN = {"metavar": "GLOB", "type": matching("(?s).+", "a pattern")}
 # How a data set is read, the same for train.py and data.py: name, help, and what argparse is told besides.
 DATA_OPTIONS = {
     "task": ("which ground truth of KITTI Road: the road, or the lane that the car drives in", {"choices": ("road", "lane")}),
-    "classes": ("names of the classes to tell apart, separated by commas; all other classes become one, background. all: as they "
-                "are", {"metavar": "A,B"}),
-    "images": ("where the pictures lie below DIR, if not in a known layout: a pattern such as 'photos/{split}/**/*_cam.png'. *, ** "
-               "and ? stand for the same in --masks; {split} stands for train, val and test", PATTERN),
+    "classes": ("names of the classes to tell apart, separated by commas; all other classes become one, background. all: as "
+                "they are", {"metavar": "A,B"}),
+    "images": ("where the pictures lie below DIR, if not in a known layout: a pattern such as "
+               "'photos/{split}/**/*_cam.png'. *, ** and ? stand for the same in --masks; {split} stands for train, val "
+               "and test", PATTERN),
     "masks": ("where their masks lie, likewise: 'labels/{split}/**/*_ids.png'", PATTERN),
     "split_seed": ("draws the held-out images, where the data set does not name them; another number holds out others",
                    {"metavar": "N", "type": natural}),

@@ -5,10 +5,10 @@
     before.pt  the last.pt before; whatever happens while last.pt is replaced, one of the two is whole
 
 All three hold `config` (FCN8s(**config) builds the network), `model` (its state dict), `classes`, `images` (those of the
-training set and the validation set, as paths below the data set), `sizes` (of the training images: smallest, median and largest, (height, width)
-each), `settings` (every option) and `versions`. best.pt adds `epoch`, `best` (the value of the measure) and `result` (all
-measures). last.pt adds `optimizer` (momentum), `step`, `best`, `log` (the rows of log.csv), `loss_sum` (the losses of the
-epoch so far) and `spent` (its seconds so far).
+training set and the validation set, as paths below the data set), `sizes` (of the training images: smallest, median and
+largest, (height, width) each), `settings` (every option) and `versions`. best.pt adds `epoch`, `best` (the value of the
+measure) and `result` (all measures). last.pt adds `optimizer` (momentum), `step`, `best`, `log` (the rows of log.csv),
+`loss_sum` (the losses of the epoch so far) and `spent` (its seconds so far).
 
 The checkpoint that weights/convert.py makes of the published network has `config`, `model`, `classes` and what prediction needs
 of `settings`.
@@ -41,8 +41,8 @@ def load_last(out: Path) -> dict:
     if neither is whole.
     """
     if not any((out / name).exists() for name in ("last.pt", "before.pt")):
-        raise InputError(f"{out / 'last.pt'}: the run has no checkpoint yet, it was stopped before the first one; the same command "
-                         "without --resume begins it again")
+        raise InputError(f"{out / 'last.pt'}: the run has no checkpoint yet, it was stopped before the first one; the same "
+                         "command without --resume begins it again")
     reasons = []
     for name in ("last.pt", "before.pt"):
         try:

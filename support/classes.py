@@ -37,8 +37,8 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
     for number, line in enumerate(lines, 1):
         where = f"{path}: line {number}"
         if not line:
-            raise InputError(f"{where} is empty, and the ids of the classes are the numbers of their lines; delete it, or write a "
-                             "name for its id")
+            raise InputError(f"{where} is empty, and the ids of the classes are the numbers of their lines; delete it, or "
+                             "write a name for its id")
         if line.startswith("#"):
             raise InputError(f"{where} is a comment, {line[:40]!r}, and each line is a class; delete it")
         if re.match(r"\d+[\s,;]+\d+[\s,;]+\d+[\s,;]+\D", line):
@@ -56,18 +56,19 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
     coloured = [COLOUR.fullmatch(line) for line in lines]
     endings = [re.fullmatch(r"(.*?\D)[\s,;:=]+\d+", line) for line in lines]
     if len(lines) > 1 and not any(coloured) and all(endings) and len({match[1] for match in endings}) == len(lines):
-        raise InputError(f"{path}: every line ends in a number, as {lines[0][:40]!r}; ids are not written: the first line is class 0, "
-                         "the next one class 1. Write the names alone, in this order")
+        raise InputError(f"{path}: every line ends in a number, as {lines[0][:40]!r}; ids are not written: the first line is "
+                         "class 0, the next one class 1. Write the names alone, in this order")
     names = list(dict.fromkeys(match.group(1) if match else line for line, match in zip(lines, coloured)))
     if listed := next((name for name in names if "," in name), ""):
-        raise InputError(f"{path}: {listed[:40]!r} has a comma, and --classes separates names by commas; write one name a line, without "
-                         "commas")
+        raise InputError(f"{path}: {listed[:40]!r} has a comma, and --classes separates names by commas; write one name a "
+                         "line, without commas")
     if any(coloured) and not all(coloured):
-        raise InputError(f"{path}: line {coloured.index(None) + 1} has no colour, others have; write NAME R G B in every line, or "
-                         "in none")
+        raise InputError(f"{path}: line {coloured.index(None) + 1} has no colour, others have; write NAME R G B in every line, "
+                         "or in none")
     if not any(coloured) and len(names) < len(lines):
         twice = next(i for i, line in enumerate(lines) if line in lines[:i])
-        raise InputError(f"{path}: a class is named twice, {lines[twice][:40]!r} in line {twice + 1}; each line must be another name")
+        raise InputError(f"{path}: a class is named twice, {lines[twice][:40]!r} in line {twice + 1}; each line must be "
+                         "another name")
     if not 1 <= len(names) <= IGNORE:
         raise InputError(f"{path}: {len(names)} classes named; 1 to {IGNORE} are possible, one name a line")
     colours = {}
@@ -77,16 +78,16 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
             raise InputError(f"{path}: line {number} has the colour {red} {green} {blue}; red, green and blue are 0 to 255")
         name = names.index(match.group(1))
         if colours.setdefault(red << 16 | green << 8 | blue, name) != name:
-            raise InputError(f"{path}: line {number} gives the colour {red} {green} {blue} to another class; a colour stands for "
-                             "one class")
+            raise InputError(f"{path}: line {number} gives the colour {red} {green} {blue} to another class; a colour stands "
+                             "for one class")
     return names, colours
 
 
 def mask_reader(names: list[str], colours: dict[int, int]) -> Callable[[Path, Counter | None], np.ndarray]:
     """read(path, strays): the class ids uint8 [H, W] in a mask, IGNORE where it shows none of the classes.
 
-    The pixels of each id (an int) or colour (a tuple, or "transparent") without a class are added to the Counter `strays`, if it
-    is given; those of many more kinds than a person would name together, as OTHERS. 255, which says that nobody knows, is no
+    The pixels of each id (an int) or colour (a tuple, or "transparent") without a class are added to the Counter `strays`, if
+    it is given; those of many more kinds than a person would name together, as OTHERS. 255, which says that nobody knows, is no
     stray id. read raises InputError.
     """
     table = np.full(TRANSPARENT + 1, IGNORE, np.uint8) if colours else None  # class of every colour; the last: transparent

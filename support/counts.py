@@ -100,8 +100,8 @@ def describe(counts: Counts, data: DataSet) -> str:
                      + (f" and {len(kinds) - 5} more" if len(kinds) > 5 else "")
                      + (f"; together {per_cent(sum(counts.strays.values()) / total)}" if len(kinds) > 1 else ""))
         if what == "colour" and len(kinds) > max(16, 2 * len(data.classes)):
-            lines.append(f"warning: {len(kinds)} colours or more are none of classes.txt: edges that were smoothed (anti-aliasing)? "
-                         "Save the masks with hard edges")
+            lines.append(f"warning: {len(kinds)} colours or more are none of classes.txt: edges that were smoothed "
+                         "(anti-aliasing)? Save the masks with hard edges")
     return "\n".join(lines)
 
 
@@ -130,17 +130,18 @@ def check_counts(counts: Counts, data: DataSet, crop: tuple[int, int] | None):
             raise InputError(f"{masks}: no pixel of a {part} image has a class that counts; compare what the masks hold with "
                              "classes.txt")
     if (training > 0).sum() == 1:
-        raise InputError(f"{masks}: every training pixel that counts is of one class, {data.classes[training.argmax()]}; {IGNORE} is "
-                         "ignored, and so is what classes.txt does not name: name there what else the masks show, by colours if "
-                         f"{IGNORE} marks the object, such as 'background 0 0 0' and 'road {IGNORE} {IGNORE} {IGNORE}'")
+        raise InputError(f"{masks}: every training pixel that counts is of one class, {data.classes[training.argmax()]}; "
+                         f"{IGNORE} is ignored, and so is what classes.txt does not name: name there what else the masks show, "
+                         f"by colours if {IGNORE} marks the object, such as 'background 0 0 0' and 'road {IGNORE} {IGNORE} "
+                         f"{IGNORE}'")
     for part, pixels in (("training", training), ("held-out", held_out)):
         if unseen := [name for name, count in zip(data.classes, pixels) if not count]:
             print(f"no {part} image shows: {', '.join(unseen)}", flush=True)
     known = dict(zip(counts.digests, data.train))
     twice = [(sample, known[digest]) for sample, digest in zip(data.val, counts.digests[len(data.train):]) if digest in known]
     if twice:
-        print(f"warning: {counted(len(twice), 'held-out image')} {'is' if len(twice) == 1 else 'are'} in the training set too, as "
-              f"{twice[0][0].image} and {twice[0][1].image}: their scores are too good", flush=True)
+        print(f"warning: {counted(len(twice), 'held-out image')} {'is' if len(twice) == 1 else 'are'} in the training set too, "
+              f"as {twice[0][0].image} and {twice[0][1].image}: their scores are too good", flush=True)
     height, width = counts.sizes.max(0)
     if crop and min(crop[0] - height, crop[1] - width) > 0:
         raise InputError(f"--crop {crop[0]}x{crop[1]}: every image is smaller, the largest {height}x{width}; "

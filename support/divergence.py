@@ -28,8 +28,8 @@ class Divergence:
         """What to say of the mean loss of an epoch: "", unless it is far above log C, that of scores that are all alike."""
         if loss <= WORSE * math.log(classes):
             return ""
-        return (f"warning: a loss of {loss:.3g} is worse than that of an untrained network, {math.log(classes):.3g}: the run has "
-                f"diverged; begin again with a smaller --lr than {self.settings['lr']:g}")
+        return (f"warning: a loss of {loss:.3g} is worse than that of an untrained network, {math.log(classes):.3g}: the run "
+                f"has diverged; begin again with a smaller --lr than {self.settings['lr']:g}")
 
     def refuse(self):
         """Raise InputError if there was such a step. Called before anything is saved; it waits for the device."""

@@ -107,13 +107,13 @@ def draw_samples(path: Path, rows: list[tuple[str, np.ndarray, np.ndarray, np.nd
     A truth of IGNORE is black; the classes' colours stand at the bottom.
     """
     width = 480 if len(rows) > 1 else 640
-    strips = [([name], [scaled(panel, width) for panel in (image, tint(image, truth, classes), tint(image, prediction, classes))])
-              for name, image, truth, prediction in rows]
+    strips = [([name], [scaled(panel, width) for panel in (image, *(tint(image, label, classes) for label in labels))])
+              for name, image, *labels in rows]
     draw_sheet(path, strips, width, (f"picture ({caption})", "truth", "prediction"), painted(classes, classes))
 
 
 def draw_labels(path: Path, cells: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str]):
-    """A contact sheet of (name, image [H, W, 3], label [H, W]), three in a row: the labels over the images, ids in the legend."""
+    """A contact sheet of (name, image [H, W, 3], label [H, W]), three in a row: labels over images, ids in the legend."""
     width = 480
     panels = [(name, scaled(tint(image, label, classes), width)) for name, image, label in cells]
     rows = [tuple(zip(*panels[i:i + 3])) for i in range(0, len(panels), 3)]

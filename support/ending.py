@@ -72,7 +72,9 @@ def exit_status(error: BaseException, options: dict, ranks: Ranks) -> int:
         ranks.leave()
         if ranks.first:
             quote = shlex.quote if os.name != "nt" else '"{}"'.format
-            told = f"training is complete, {error.out / 'best.pt'} is the result; for the last scores:" if error.trained else "go on with:"
+            told = "go on with:"
+            if error.trained:
+                told = f"training is complete, {error.out / 'best.pt'} is the result; for the last scores:"
             print(f"stopped by {signal.Signals(error.signal).name}; {told} python train.py --resume --out "
                   f"{quote(str(error.out))}", file=sys.stderr)
         return 128 + error.signal

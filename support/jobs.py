@@ -55,16 +55,16 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
         jobs = [Job(sample.image, name, sample) for sample, name in zip(samples, names)]
         known = {name.rpartition("/")[2] for name in saved.get("images", [[]])[0]}
         if options.split != "train" and (trained := [sample.image.name for sample in samples if sample.image.name in known]):
-            warn("predict.py", f"{options.data}: {len(trained)} of these {counted(len(samples), 'image')} have the names of images that "
-                 f"the network was trained on, as {trained[0]}; their scores are too good")
+            warn("predict.py", f"{options.data}: {len(trained)} of these {counted(len(samples), 'image')} have the names of "
+                               f"images that the network was trained on, as {trained[0]}; their scores are too good")
         if not jobs:
-            raise InputError(f"{options.data}: has no test images, for --split test; they go into a folder test, or test.txt names "
-                             "them")
+            raise InputError(f"{options.data}: has no test images, for --split test; they go into a folder test, or test.txt "
+                             "names them")
     else:
         jobs, data = picture_jobs(options.inputs, options.out), None
     if (options.out / "mask").is_dir() and not (options.out / "overlay").is_dir():  # an earlier run would have made both
-        raise InputError(f"{options.out / 'mask'}: is not of an earlier prediction, and its files could be written over; choose "
-                         "another --out")
+        raise InputError(f"{options.out / 'mask'}: is not of an earlier prediction, and its files could be written over; "
+                         "choose another --out")
     for job in jobs:
         if options.kitti or data and data.kitti and calibration_of(job.picture).is_file():
             homography(calibration_of(job.picture))
@@ -95,7 +95,8 @@ def picture_jobs(inputs: list[str], out: Path) -> list[Job]:
         try:
             root = Path(os.path.commonpath(pictures.values()))
         except ValueError:
-            raise InputError(f"{names[0]}: and other inputs on other drives have the same names; predict them one by one") from None
+            raise InputError(f"{names[0]}: and other inputs on other drives have the same names; predict them "
+                             "one by one") from None
         names = [picture.relative_to(root) for picture in pictures]
     # a.jpg gives a.png, but beside an a.png, or a folder a.png, a.jpg.png.
     taken = Counter(str(path).casefold() for name in names for path in {name, name.with_suffix("")})
@@ -157,8 +158,8 @@ def read_photo(job: Job) -> tuple[np.ndarray, None]:
     """The picture uint8 [H, W, 3] of a job. Warns if the file has more frames or pages. Raises InputError."""
     picture = read_picture(job.picture)
     if picture.frames > 1:
-        warn("predict.py", f"{job.picture}: has {picture.frames} frames or pages; the first is predicted, the others are left out: save them as "
-             "pictures of their own")
+        warn("predict.py", f"{job.picture}: has {picture.frames} frames or pages; the first is predicted, the others are left "
+                           "out: save them as pictures of their own")
     return picture.pixels, None
 
 

@@ -120,44 +120,46 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
     add("save_every", "steps between two checkpoints: the most that a kill or a power cut can cost", type=whole, metavar="N")
 
     group = parser.add_argument_group("network")
-    add("weights", "what the network begins with: ImageNet's converted weights (auto: weights/vgg16.pth, else a download), the "
-        "best.pt of another run, or none: random weights", metavar="PATH")
+    add("weights", "what the network begins with: ImageNet's converted weights (auto: weights/vgg16.pth, else a download), "
+                   "the best.pt of another run, or none: random weights", metavar="PATH")
     add("stride", "how fine the skips make the output: 8 is FCN-8s, with pool4 and pool3; 16 is FCN-16s, with pool4; 32 is "
-        "FCN-32s, without skips", type=int, choices=(8, 16, 32))
-    add("pad", "padding of the first convolution: 1 keeps the maps as they are, 100 puts the authors' border around the image, "
-        "which costs time and needs crops", type=whole, metavar="N")
-    add("width", "factor on the number of channels of each convolution of VGG16; below 1 a smaller, faster network, which ImageNet's "
-        "weights do not fit", type=positive)
-    add("fc_channels", "channels of fc6 and fc7: fewer take less memory and time. auto: as many as the weights file has, or 512 "
-        "if it has none", type=whole_or_auto, metavar="N")
+                  "FCN-32s, without skips", type=int, choices=(8, 16, 32))
+    add("pad", "padding of the first convolution: 1 keeps the maps as they are, 100 puts the authors' border around the "
+               "image, which costs time and needs crops", type=whole, metavar="N")
+    add("width", "factor on the number of channels of each convolution of VGG16; below 1 a smaller, faster network, which "
+                 "ImageNet's weights do not fit", type=positive)
+    add("fc_channels", "channels of fc6 and fc7: fewer take less memory and time. auto: as many as the weights file has, or "
+                       "512 if it has none", type=whole_or_auto, metavar="N")
     add("dropout", "share of fc6 and fc7 that is set to zero at random in each training step", metavar="P",
         type=matching(r"0?\.\d+|0", "a number from 0 to 1", float))
-    add("skip_scale", "numbers that pool4 and pool3 are multiplied by before they are scored, so that their score layers learn as "
-        "fast as that of fc7. auto: measured on a training image", metavar="A,B",
+    add("skip_scale", "numbers that pool4 and pool3 are multiplied by before they are scored, so that their score layers "
+                      "learn as fast as that of fc7. auto: measured on a training image", metavar="A,B",
         type=matching(f"auto|{positive_number},{positive_number}", "auto or two positive numbers, A,B"))
     add("learn_upsampling", "train the transposed convolutions too, instead of keeping them bilinear", action="store_const",
         const=True)
 
     group = parser.add_argument_group("training")
-    add("recipe", "where the defaults come from: default is this project's; paper is that of the authors' published training, with "
-        "their border, rate and whole images, and takes days", choices=("default", "paper"))
+    add("recipe", "where the defaults come from: default is this project's; paper is that of the authors' published training, "
+                  "with their border, rate and whole images, and takes days", choices=("default", "paper"))
     add("epochs", f"passes over the training images; auto is {GPU_EPOCHS}, on a processor {CPU_EPOCHS}, of few images as many "
-        f"as make {LEAST_STEPS} steps, and with --recipe paper as many as the authors' steps", type=whole_or_auto, metavar="N")
+                  f"as make {LEAST_STEPS} steps, and with --recipe paper as many as the authors' steps",
+        type=whole_or_auto, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
-    add("crop", "height and width in pixels of the largest part of an image that a training step sees; smaller takes less memory. "
-        "none: whole images. Held-out images are always scored whole", metavar="HxW",
+    add("crop", "height and width in pixels of the largest part of an image that a training step sees; smaller takes less "
+                "memory. none: whole images. Held-out images are always scored whole", metavar="HxW",
         type=matching(r"none|[1-9]\d{0,6}x[1-9]\d{0,6}", "none or a size, HxW"))
     add("lr", "largest learning rate", type=positive)
-    add("class_weights", "what an error on a pixel costs: none: the same for all; sqrt: more for rare classes, by 1 / sqrt of their "
-        "share of the pixels; auto: sqrt where mean IoU is the goal, none for a road", choices=("auto", "none", "sqrt"))
+    add("class_weights", "what an error on a pixel costs: none: the same for all; sqrt: more for rare classes, by 1 / sqrt of "
+                         "their share of the pixels; auto: sqrt where mean IoU is the goal, none for a road",
+        choices=("auto", "none", "sqrt"))
     add("flip", "mirror half the training views; auto: not where --task is lane", choices=("auto", "yes", "no"))
-    add("seed", "draws the first weights, the order, the views and the dropout; the same number gives the same run", type=natural,
-        metavar="N")
+    add("seed", "draws the first weights, the order, the views and the dropout; the same number gives the same run",
+        type=natural, metavar="N")
 
     group = parser.add_argument_group("machine")
     add("device", "auto, cpu, cuda or cuda:N", metavar="NAME")
-    add("amp", "bf16: compute in 16-bit floating point (bfloat16), about twice as fast on hardware that has it; off: in 32 bits; "
-        "auto: bf16 where the hardware has it", choices=("auto", "bf16", "off"))
+    add("amp", "bf16: compute in 16-bit floating point (bfloat16), about twice as fast on hardware that has it; off: in 32 "
+               "bits; auto: bf16 where the hardware has it", choices=("auto", "bf16", "off"))
     add("workers", "threads that read images", type=natural, metavar="N")
     add("recompute", "compute activations twice instead of keeping them: less memory, a third more time", action="store_const",
         const=True)

@@ -16,7 +16,8 @@ from support.samples import DataSet, Sample
 from support.split import hold_out, read_list, refuse_both
 
 PARTS = ("train", "val", "test")  # the training set, the validation set, and images for predict.py --split test alone
-# Other names for the folders and lists of these parts. Taken for folders like any other, their images would be mixed or left out.
+# Other names for the folders and lists of these parts. Taken for folders like any other, their images would be mixed or left
+# out.
 MISNAMED = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 COUNTED = 40  # classes that are counted in masks without classes.txt, at most: a photo in place of a mask has more shades
 
@@ -53,7 +54,8 @@ def find_masks(root: Path, task: str, split_seed: int, patterns: tuple[str, str]
         pairs = pairs_of("train")
         parts = parts_listed(pairs, lists, root)
         unused = len(pairs.images) - sum(map(len, parts))
-        how = f", as {', '.join(file.name for file in lists)} list them" + (f"; {counted(unused, 'picture')} in no list" if unused else "")
+        how = f", as {', '.join(file.name for file in lists)} list them"
+        how += f"; {counted(unused, 'picture')} in no list" if unused else ""
     else:
         how, parts = "", [matched(pairs_of("train")), [], []]
     train, val, test = ([Sample(*files, "") for files in part] for part in parts)
@@ -66,8 +68,8 @@ def find_masks(root: Path, task: str, split_seed: int, patterns: tuple[str, str]
         raise InputError(f"{similar[0]}: is not read; the names of the classes go into a text file {table}, one a line")
     classes, colours = read_classes(table) if table.is_file() else (count_classes(root, train + val), {})
     named = f"named{' by colours' if colours else ''} in classes.txt" if table.is_file() else "counted in the masks"
-    summary = (f"{root}: images and masks, {counted(len(classes), 'class')} {named}: {len(train)} training + {len(val)} held-out "
-               f"images{f' + {len(test)} for --split test' if test else ''}{how}")
+    summary = (f"{root}: images and masks, {counted(len(classes), 'class')} {named}: {len(train)} training + {len(val)} "
+               f"held-out images{f' + {len(test)} for --split test' if test else ''}{how}")
     return DataSet(summary, classes, train, val, mask_reader(classes, colours), test=test)
 
 
@@ -87,8 +89,8 @@ def refuse_misnamed(root: Path, by_folder: bool):
                 ", and the folder of its masks if they lie elsewhere" if found.is_dir() else ""))
     for part in ("val", "test"):
         if (images / part).is_dir():
-            raise InputError(f"{images / part}: goes beside a folder train; move the other images into {images / 'train'}, and their "
-                             f"masks into {root / 'masks' / 'train'}")
+            raise InputError(f"{images / part}: goes beside a folder train; move the other images into {images / 'train'}, and "
+                             f"their masks into {root / 'masks' / 'train'}")
 
 
 def parts_listed(pairs: Pairs, lists: list[Path], root: Path) -> list[list[tuple[Path, Path]]]:
@@ -123,13 +125,13 @@ def count_classes(root: Path, samples: list[Sample]) -> list[str]:
     ids = np.unique(np.concatenate(read))
     named = root / "classes.txt"
     if len(ids[ids != IGNORE]) < 2:
-        raise InputError(f"{root}: the masks hold {' and '.join(map(str, ids))} alone, and {IGNORE} is ignored, so there is nothing "
-                         f"to tell apart; if {IGNORE} marks the object, say so in {named}, in two lines such as "
+        raise InputError(f"{root}: the masks hold {' and '.join(map(str, ids))} alone, and {IGNORE} is ignored, so there is "
+                         f"nothing to tell apart; if {IGNORE} marks the object, say so in {named}, in two lines such as "
                          "'background 0 0 0' and 'road 255 255 255'")
     ids = ids[ids != IGNORE]
     if len(ids) > COUNTED:
-        raise InputError(f"{root}: the masks hold {len(ids)} ids, as photos in their place would; if these are classes, name them in "
-                         f"{named}, one a line")
+        raise InputError(f"{root}: the masks hold {len(ids)} ids, as photos in their place would; if these are classes, name "
+                         f"them in {named}, one a line")
     if ids.max() >= 2 * len(ids) and ids.max() > 20:
         raise InputError(f"{root}: the masks hold {len(ids)} ids, {', '.join(map(str, ids[:4]))} ..., the largest {ids.max()}; "
                          f"number them 0, 1, 2, or say in {named} what the ids from 0 on are called, or NAME {ids.max()} "

@@ -45,8 +45,8 @@ def pair_patterns(root: Path, images: str, masks: str) -> Pairs:
     pictures, wildcards = fitting(root, "--images", images)
     labels, others = fitting(root, "--masks", masks)
     if wildcards != others:
-        raise InputError(f"--images {images} and --masks {masks}: have different wildcards; both patterns need the same ones in the "
-                         "same order, since what they stand for tells which mask belongs to which picture")
+        raise InputError(f"--images {images} and --masks {masks}: have different wildcards; both patterns need the same ones "
+                         "in the same order, since what they stand for tells which mask belongs to which picture")
     taken = set(labels.values())
     pictures = {key: file for key, file in pictures.items() if file not in taken}
     return Pairs(pictures, labels, root / images, root / masks)
@@ -60,7 +60,8 @@ def fitting(root: Path, option: str, pattern: str) -> tuple[dict[str, Path], lis
     if pattern.startswith(("/", "~", "..")) or "*" not in pattern:
         raise InputError(f"{option} {pattern}: give a pattern below {root} with a *, such as '{option[2:]}/**/*.png'")
     parts = re.split(r"(\*\*/|\*|\?)", pattern)  # every second one is a wildcard
-    fits = re.compile("".join({"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}.get(part) or re.escape(part) for part in parts))
+    stands_for = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
+    fits = re.compile("".join(stands_for.get(part) or re.escape(part) for part in parts))
     folder, ending = root / parts[0].rpartition("/")[0], "." in pattern.rpartition("/")[2]
     files = {}
     for file in files_below(folder) if folder.is_dir() else []:
@@ -95,13 +96,14 @@ def matched(pairs: Pairs, keys: list[str] | None = None) -> list[tuple[Path, Pat
         others = [(images.get(key) or masks[key]).name for key in lone[1:]]
         beside = [] if patterns else sorted((where / lone[0]).parent.glob(f"{escape((where / lone[0]).name)}.*"))
         if beside:
-            hint = f"; {beside[0].name} is of a format that is not read, save it as {'PNG or JPEG' if missing == 'image' else 'PNG'}"
+            hint = f"; {beside[0].name} is of a format that is not read, save it as {'PNG' if missing == 'mask' else 'JPEG'}"
         raise InputError(f"{file}: there is no {missing} named {lone[0].replace(BETWEEN, '')} in {where}"
                          + (f"; without a partner, too: {shortened(others)}" if others else "")
                          + ("" if images.keys() & masks.keys() and not beside else hint))
     for mask in masks.values():
         if mask.suffix.lower() != ".png":
-            raise InputError(f"{mask}: masks must be PNG; save it as one (from JPEG, which blends the class ids, export it anew)")
+            raise InputError(f"{mask}: masks must be PNG; save it as one (from JPEG, which blends the class ids, export it "
+                             "anew)")
     if not images:
         raise InputError(f"{pairs.images_in}: " + ("no picture has such a path; **/ stands for any folders" if patterns else
                                                    f"holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})"))
@@ -125,9 +127,10 @@ def chosen(pairs: Pairs, names: list[str], file: Path, root: Path) -> list[str]:
     keys = set()
     for name in names:
         name = name.replace("\\", "/").removeprefix("./")
-        fits = exact.get(name) or loose.get(name) or loose.get(name.rpartition("/")[2], set())  # the last: another machine's path
+        last = name.rpartition("/")[2]  # of another machine's path
+        fits = exact.get(name) or loose.get(name) or loose.get(last, set())
         if len(fits) != 1:
-            raise InputError(f"{file}: names {name[:60]!r}, and {'several images have' if fits else 'no image has'} this name in "
-                             f"{pairs.images_in}; write the path there, one a line")
+            raise InputError(f"{file}: names {name[:60]!r}, and {'several images have' if fits else 'no image has'} this name "
+                             f"in {pairs.images_in}; write the path there, one a line")
         keys |= fits
     return sorted(keys)

@@ -21,7 +21,8 @@ HIDDEN = (".", "@eaDir", "__MACOSX")  # what names begin with that people do not
 TRANSPARENT = 2**24  # stands for all colours that are not opaque
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held: 1 upright, 2 to 8 as below
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+         8: Image.Transpose.ROTATE_90}
 
 # Pillow's own limit, which guards against pictures made to exhaust the memory, is 179 million pixels. Telephones reach that.
 # Pillow warns above this number and refuses above twice this number.
@@ -53,7 +54,8 @@ def files_below(folder: Path) -> list[Path]:
         real = os.path.realpath(place)
         folders[:] = [name for name in folders if not name.startswith(HIDDEN) and real not in seen]
         if real not in seen:
-            found += [Path(place, name) for name in names if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")]
+            found += [Path(place, name) for name in names
+                      if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")]
         seen.add(real)
     return sorted(found)
 
@@ -143,17 +145,18 @@ def read_mask(path: Path, shown_as: dict[int, tuple] | None = None) -> np.ndarra
     image = open_picture(path, mask=True)
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         colours = sorted(image.convert("RGB").getcolors(2**24) or [], reverse=True)[:3]
-        raise InputError(f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is {image.mode}; if it shows "
-                         "classes by colours, name them in classes.txt, beside the data's folders, in lines NAME R G B, here for "
-                         f"{', '.join(' '.join(map(str, colour)) for _, colour in colours)} and others")
+        raise InputError(f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is {image.mode}; if it "
+                         "shows classes by colours, name them in classes.txt, beside the data's folders, in lines NAME R G B, "
+                         f"here for {', '.join(' '.join(map(str, colour)) for _, colour in colours)} and others")
     ids = np.asarray(image)
     if image.mode == "P" and shown_as is not None:
         palette = image.getpalette("RGB")
         for i in np.unique(ids).tolist():
             colour = tuple(palette[3 * i:3 * i + 3])
             if shown_as.setdefault(i, colour) != colour:
-                raise InputError(f"{path}: its palette shows id {i} as {colour}, that of another mask as {shown_as[i]}; if the colours "
-                                 "mean the classes, list them in classes.txt, NAME R G B; if the ids do, save the masks as grey")
+                raise InputError(f"{path}: its palette shows id {i} as {colour}, that of another mask as {shown_as[i]}; if the "
+                                 "colours mean the classes, list them in classes.txt, NAME R G B; if the ids do, save the "
+                                 "masks as grey")
     if ids.max(initial=0) > 255:
         raise InputError(f"{path}: has the id {ids.max()}; ids go from 0 to 254, and 255 is ignored")
     return ids.astype(np.uint8)

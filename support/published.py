@@ -32,8 +32,9 @@ def find_cityscapes(root: Path, task: str, split_seed: int) -> DataSet:
     kind = next((kind for kind in ("labelTrainIds", "labelIds") if any(masks.glob(f"*/*_gtFine_{kind}.png"))), None)
     if not kind:
         raise InputError(f"{masks}: holds no masks named *_gtFine_labelTrainIds.png or *_gtFine_labelIds.png")
-    train, val = ([Sample(*files, "") for files in matched(pair_patterns(
-        root, f"leftImg8bit/{part}/**/*_leftImg8bit.png", f"gtFine/{part}/**/*_gtFine_{kind}.png"))] for part in ("train", "val"))
+    images, labels = "leftImg8bit/{}/**/*_leftImg8bit.png", f"gtFine/{{}}/**/*_gtFine_{kind}.png"
+    train, val = ([Sample(*files, "") for files in matched(pair_patterns(root, images.format(part), labels.format(part)))]
+                  for part in ("train", "val"))
     class_of = np.full(256, IGNORE, np.uint8)
     class_of[list(CITYSCAPES.values())] = range(len(CITYSCAPES))
     by_train_id = mask_reader(list(CITYSCAPES), {})
@@ -41,7 +42,8 @@ def find_cityscapes(root: Path, task: str, split_seed: int) -> DataSet:
     def read_label(path, strays=None):
         return by_train_id(path, strays) if kind == "labelTrainIds" else class_of[read_mask(path)]
 
-    summary = f"{root}: Cityscapes, {len(CITYSCAPES)} classes ({kind}): {len(train)} training + {len(val)} held-out images (val)"
+    summary = (f"{root}: Cityscapes, {len(CITYSCAPES)} classes ({kind}): {len(train)} training + {len(val)} held-out images "
+               "(val)")
     return DataSet(summary, list(CITYSCAPES), train, val, read_label)
 
 
@@ -60,8 +62,8 @@ def find_voc(root: Path, task: str, split_seed: int) -> DataSet:
     names = root / "classes.txt"  # of own data in VOC's layout; VOC has none
     if names.is_file():
         classes, colours = read_classes(names)
-        summary = (f"{root}: in the layout of PASCAL VOC, {counted(len(classes), 'class')} named in classes.txt: {len(train)} training "
-                   f"({split}) + {len(val)} held-out images (val)")
+        summary = (f"{root}: in the layout of PASCAL VOC, {counted(len(classes), 'class')} named in classes.txt: {len(train)} "
+                   f"training ({split}) + {len(val)} held-out images (val)")
         return DataSet(summary, classes, train, val, mask_reader(classes, colours))
 
     def read_label(path, strays=None):

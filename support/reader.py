@@ -52,8 +52,8 @@ class Reader:
 
 
 def same_way_up(sample, picture, label: np.ndarray) -> np.ndarray:
-    """The label map uint8 [H, W] of a sample, turned upright with its picture (class Picture) if it was drawn on the picture as it
-    is stored. Raises InputError.
+    """The label map uint8 [H, W] of a sample, turned upright with its picture (class Picture) if it was drawn on the picture as
+    it is stored. Raises InputError.
 
     Cameras store what the sensor saw and note in an EXIF tag how they were held. Pictures are turned by it; masks have no
     such tag. Some labelling tools show the picture turned, others as it is stored. Where the turn swaps height and width, the
@@ -64,7 +64,7 @@ def same_way_up(sample, picture, label: np.ndarray) -> np.ndarray:
     upright = picture.pixels.shape[:2]
     stored = upright[::-1] if picture.orientation >= 5 else upright
     if label.shape == stored == upright:
-        raise InputError(f"{sample.image}: its EXIF tag turns it (orientation {picture.orientation}), its mask {sample.label} has "
-                         "no such tag, and their sizes do not show whether it was drawn before or after the turn; save the picture "
-                         "as it was labelled, without the tag")
+        raise InputError(f"{sample.image}: its EXIF tag turns it (orientation {picture.orientation}), its mask {sample.label} "
+                         "has no such tag, and their sizes do not show whether it was drawn before or after the turn; save "
+                         "the picture as it was labelled, without the tag")
     return np.asarray(Image.fromarray(label).transpose(TURNS[picture.orientation])) if label.shape == stored else label

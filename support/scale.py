@@ -1,7 +1,7 @@
 """At which size a picture is computed, and what to say if the network was trained on other sizes.
 
-A network knows things at the sizes at which it has seen them. A road network of images 1242 pixels wide scored an IoU of 0.96 on
-the same scenes at that size, 0.94 at twice the size and 0.67 at four times.
+A network knows things at the sizes at which it has seen them. The demo's network has an IoU of 90 per cent for the road on
+held-out scenes. The same scenes computed at half and twice their size give 84 and 82, at a quarter and four times 38 and 55.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Scale:
         """The picture uint8 [H, W, 3] at the size to compute."""
         height, width = self.size or (max(1, round(side * (self.factor or 1))) for side in image.shape[:2])
         if height * width > MOST:
-            raise InputError(f"{path}: would be computed at {height}x{width}; at most {MOST:,} pixels are possible, take a smaller --scale "
-                             "or --size")
+            raise InputError(f"{path}: would be computed at {height}x{width}; at most {MOST:,} pixels are possible, take a "
+                             "smaller --scale or --size")
         # The longer side, since a picture in portrait format shows things as large as one in landscape format.
         longer = max(height, width)
         if self.trained and not self.trained["smallest"] / FAR <= longer <= self.trained["largest"] * FAR:
@@ -41,9 +41,10 @@ class Scale:
             if self.far == 1:
                 limit, how = ((f"at most {self.trained['largest']}", "larger") if longer > self.trained["largest"] else
                               (f"at least {self.trained['smallest']}", "smaller"))
-                warn("predict.py", f"{path}: is computed at {height}x{width}, but the training images are {limit} pixels on the longer "
-                     f"side; things appear {how} than in training. --scale {self.trained['median'] / max(image.shape[:2]):.2g} computes "
-                     "at the size of the training images")
+                warn("predict.py", f"{path}: is computed at {height}x{width}, but the training images are {limit} pixels on "
+                                   f"the longer side; things appear {how} than in training. --scale "
+                                   f"{self.trained['median'] / max(image.shape[:2]):.2g} computes at the size of the training "
+                                   "images")
         if (height, width) == image.shape[:2]:
             return image
         return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -14,16 +14,17 @@ HELD_OUT = 0.2  # share of the images that are kept out of training
 def hold_out(samples: list, seed: int) -> tuple[list, list]:
     """(train, val) of some samples (class Sample in samples.py): about HELD_OUT of each group goes to val, one image at least.
 
-    Images are drawn by a hash of the seed and their file name; of one name in several folders, by the path from there on. So the
-    draw is the same on every machine, wherever the data set lies, and in every order of the files. An image that is added later
-    moves one other image of its group at most. Raises InputError for fewer than two samples.
+    Images are drawn by a hash of the seed and their file name; of one name in several folders, by the path from there on. So
+    the draw is the same on every machine, wherever the data set lies, and in every order of the files. An image that is added
+    later moves one other image of its group at most. Raises InputError for fewer than two samples.
     """
     if len(samples) < 2:
         raise InputError(f"{samples[0].image}: is the only labelled image; two at least are needed, one of them held out")
     above = os.path.commonpath([s.image.parent for s in samples])
 
     def place(s):
-        return [hashlib.sha256(os.fsencode(f"{seed} {name}")).hexdigest() for name in (s.image.name, s.image.relative_to(above).as_posix())]
+        return [hashlib.sha256(os.fsencode(f"{seed} {name}")).hexdigest()
+                for name in (s.image.name, s.image.relative_to(above).as_posix())]
 
     drawn = sorted(samples, key=place)
     val = set()

@@ -178,7 +178,8 @@ def take_over(net: FCN8s, weights: dict, path: Path, classes: list[str]) -> str:
     net.set_skip_scale(*config["skip_scale"])
     fresh = sorted({name.partition(".")[0] for name in net.state_dict() if name.startswith("score")
                     and not (name in wanted and name in state)})
-    why = "" if len(parts) > 1 else f", since its classes are others: {shortened(list(map(str, weights.get('classes', []))), 5)}"
+    others = shortened(list(map(str, weights.get("classes", []))), 5)
+    why = "" if len(parts) > 1 else f", since its classes are others: {others}"
     return f"{path}: taken over from a trained network; {', '.join(fresh) or 'nothing'} starts fresh{why}"
 
 

@@ -75,7 +75,8 @@ def spans(length: int, window: int, halo: int) -> list[tuple[int, int, int, int]
 
 
 def stretched(parts: Iterable[tuple], height: int, width: int, size: tuple[int, int]) -> Iterator[tuple]:
-    """The parts that `tiled` yields of an image [N, 3, height, width], interpolated bilinearly to `size` (H, W), strip by strip.
+    """The parts that `tiled` yields of an image [N, 3, height, width], interpolated bilinearly to `size` (H, W), strip by
+    strip.
 
     As F.interpolate does it to the whole, whose result may be too large for the memory.
     """
@@ -86,7 +87,7 @@ def stretched(parts: Iterable[tuple], height: int, width: int, size: tuple[int, 
         whole[:, :, rows, columns] = scores
     for top in range(0, size[0], STRIP):
         rows = torch.arange(top, min(top + STRIP, size[0]), device=whole.device)
-        place = ((rows + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)  # in rows of `whole`, whose centres are whole numbers
+        place = ((rows + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)  # in rows of `whole`
         above = place.long()
         weight = (place - above)[:, None]
         strip = whole[:, :, above].float() * (1 - weight) + whole[:, :, (above + 1).clamp(max=height - 1)].float() * weight

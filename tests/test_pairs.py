@@ -172,7 +172,7 @@ def test_a_partner_of_a_format_that_is_not_read_is_named(tmp_path):
     for i in range(3):
         pair(tmp_path / f"images/{i}.jpg", tmp_path / f"masks/{i}.png")
     (tmp_path / "images/1.jpg").rename(tmp_path / "images/1.HEIC")
-    with pytest.raises(InputError, match="1.png: there is no image named 1 in .*; 1.HEIC is of a format that is not read, save it as PNG or JPEG"):
+    with pytest.raises(InputError, match="1.png: there is no image named 1 in .*; 1.HEIC is of a format that is not read, save it as JPEG"):
         find(tmp_path)
 
 
