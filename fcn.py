@@ -11,6 +11,8 @@ To add two maps, their cells must lie on the same pixels. That takes a crop, and
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -36,15 +38,23 @@ def crop_offset(cropped: Grid, kept: Grid) -> int:
     return int(crop)
 
 
+def cut(scores: torch.Tensor, crop: int, height: int, width: int) -> torch.Tensor:
+    """The part [N, C, height, width] of a score map that begins at cell `crop`, from above and from the left."""
+    if torch.compiler.is_exporting():  # the export of a slice would hold for maps of that size alone; that of an index holds for all
+        rows, columns = (torch.arange(length, device=scores.device) + crop for length in (height, width))
+        return scores.index_select(2, rows).index_select(3, columns)
+    return scores[:, :, crop:crop + height, crop:crop + width]
+
+
 def fuse(coarse: torch.Tensor, fine: torch.Tensor, crop: int) -> torch.Tensor:
     """The sum of two score maps [N, C, h, w] and [N, C, h', w'], where cell k of `coarse` lies on cell k + crop of `fine`.
 
     Only the cells that both maps have are kept. With a border (pad=100) `fine` is larger on every side. Without one
     (pad=1) the crop is 0, but `coarse` has a row or column more at the far end wherever a pool has rounded up.
     """
-    height = min(coarse.shape[2], fine.shape[2] - crop)
-    width = min(coarse.shape[3], fine.shape[3] - crop)
-    return coarse[:, :, :height, :width] + fine[:, :, crop:crop + height, crop:crop + width]
+    if crop == 0:
+        return cut(coarse, 0, *fine.shape[2:]) + fine
+    return coarse + cut(fine, crop, *coarse.shape[2:])
 
 
 def bilinear_kernel(size: int) -> torch.Tensor:
@@ -117,6 +127,7 @@ class FCN8s(nn.Module):
         if stride not in (8, 16, 32):
             raise ValueError(f"stride is {stride}: it must be 8, 16 or 32")
         self.stride = stride
+        self.classes = None  # the names of the classes, if they are known (FCN8s.load)
         # FCN8s(**config) builds the same network again. Checkpoints carry it.
         self.config = dict(num_classes=num_classes, pad=pad, stride=stride, width=width, fc_channels=fc_channels,
                            learn_upsampling=learn_upsampling, dropout=dropout)
@@ -162,6 +173,31 @@ class FCN8s(nn.Module):
         self.scale_pool4, self.scale_pool3 = pool4, pool3
         self.config["skip_scale"] = (pool4, pool3)
 
+    def get_extra_state(self) -> torch.Tensor:
+        """What the weights do not say, as a part of state_dict(): float64 [3], pad and the factors on pool4 and pool3."""
+        return torch.tensor([self.config["pad"], self.scale_pool4, self.scale_pool3], dtype=torch.float64)
+
+    def set_extra_state(self, state: torch.Tensor):
+        """Called by load_state_dict. Raises RuntimeError if the weights belong to a network with another border."""
+        pad, pool4, pool3 = state.tolist()
+        if pad != self.config["pad"]:
+            raise RuntimeError(f"the weights are of a network with pad={pad:g}, this one has pad={self.config['pad']}; build it with "
+                               "FCN8s(**config), where config is that of the checkpoint")
+        self.set_skip_scale(pool4, pool3)
+
+    @classmethod
+    def load(cls, path, device: torch.device | str = "cpu") -> FCN8s:
+        """The network of a checkpoint of train.py, such as runs/NAME/best.pt (str or Path), in evaluation mode on the device.
+
+        Its attribute `classes` holds the names of classes 0 ... C-1. Raises InputError (support/errors.py) in one line for a file
+        that is no such checkpoint.
+        """
+        from support.checkpoint import load_network  # here, since it needs this class
+
+        net, saved = load_network(Path(path))
+        net.classes = saved["classes"]
+        return net.to(device).eval()
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[2:]
         pool3, pool4, fc7 = self.vgg(image)
@@ -173,8 +209,7 @@ class FCN8s(nn.Module):
             score = fuse(self.upscore_pool4(score), self.score_pool3(pool3 * self.scale_pool3), self.crop_pool3)
         score = self.get_submodule(self.last)(score)
 
-        crop = self.crop_image  # pixel x of the image lies on cell x + crop of the scores
-        return score[:, :, crop:crop + height, crop:crop + width]
+        return cut(score, self.crop_image, height, width)  # pixel x of the image lies on cell x + crop_image of the scores
 
 
 def cross_entropy(scores: torch.Tensor, labels: torch.Tensor, pixels: torch.Tensor | None = None,

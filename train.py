@@ -22,6 +22,7 @@ from torch import nn
 from fcn import cross_entropy
 from metrics import RoadMeasures, confusion, epoch_line, image_iou, iou_cell, log_columns, measures, report
 from support.batches import load_batches, training_batches
+from support.checkpoint import state_of
 from support.device import on_device
 from support.divergence import Divergence
 from support.draw import draw_curves, draw_samples
@@ -244,7 +245,7 @@ def sum_up(run: Run, stop: Stop, epochs: int):
     last, _ = evaluate(run, some, stop)
     if ranks.first:
         checkpoint = read_tensors(out / "best.pt")
-        run.net.load_state_dict(checkpoint["model"])
+        run.net.load_state_dict(state_of(checkpoint))
     ranks.spread(run.net)
     known, _ = evaluate(run, some, stop)
     stop.end_if_asked(ranks, out)

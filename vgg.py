@@ -154,40 +154,38 @@ class VGG16(nn.Module):
         fc7 = self.dense(pool5)
         return pool3, pool4, fc7
 
-    # The ReLUs work in place, since the maps are large and the backward pass of a convolution does not need its output.
-
     def block1(self, image: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.conv1_1(image), inplace=True)
-        x = F.relu(self.conv1_2(x), inplace=True)
+        x = F.relu(self.conv1_1(image))
+        x = F.relu(self.conv1_2(x))
         return self.pool1(x)
 
     def block2(self, pool1: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.conv2_1(pool1), inplace=True)
-        x = F.relu(self.conv2_2(x), inplace=True)
+        x = F.relu(self.conv2_1(pool1))
+        x = F.relu(self.conv2_2(x))
         return self.pool2(x)
 
     def block3(self, pool2: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.conv3_1(pool2), inplace=True)
-        x = F.relu(self.conv3_2(x), inplace=True)
-        x = F.relu(self.conv3_3(x), inplace=True)
+        x = F.relu(self.conv3_1(pool2))
+        x = F.relu(self.conv3_2(x))
+        x = F.relu(self.conv3_3(x))
         return self.pool3(x)
 
     def block4(self, pool3: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.conv4_1(pool3), inplace=True)
-        x = F.relu(self.conv4_2(x), inplace=True)
-        x = F.relu(self.conv4_3(x), inplace=True)
+        x = F.relu(self.conv4_1(pool3))
+        x = F.relu(self.conv4_2(x))
+        x = F.relu(self.conv4_3(x))
         return self.pool4(x)
 
     def block5(self, pool4: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.conv5_1(pool4), inplace=True)
-        x = F.relu(self.conv5_2(x), inplace=True)
-        x = F.relu(self.conv5_3(x), inplace=True)
+        x = F.relu(self.conv5_1(pool4))
+        x = F.relu(self.conv5_2(x))
+        x = F.relu(self.conv5_3(x))
         return self.pool5(x)
 
     def dense(self, pool5: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.fc6(pool5), inplace=True)
+        x = F.relu(self.fc6(pool5))
         x = F.dropout(x, self.dropout, self.training)
-        x = F.relu(self.fc7(x), inplace=True)
+        x = F.relu(self.fc7(x))
         return F.dropout(x, self.dropout, self.training)
 
 

@@ -60,11 +60,20 @@ def load_last(out: Path) -> dict:
     raise InputError(reasons[0] if not (out / "before.pt").exists() else "; ".join(reasons))
 
 
+def state_of(saved: dict) -> dict:
+    """The state dict of a checkpoint, which is taken out of it. Earlier versions had pad and the factors on the skips in `config`
+    alone."""
+    state, config = saved.pop("model"), saved["config"]
+    if isinstance(state, dict) and "_extra_state" not in state:
+        state["_extra_state"] = torch.tensor([config.get("pad", 1), *config.get("skip_scale", (1, 1))], dtype=torch.float64)
+    return state
+
+
 def restored_network(saved: dict) -> FCN8s:
     """The network of the run to resume. Its weights are taken out of `saved`. Raises InputError if they do not fit."""
     try:
         net = FCN8s(**saved["config"])
-        net.load_state_dict(saved.pop("model"))  # half a gigabyte less from here on
+        net.load_state_dict(state_of(saved))  # half a gigabyte less from here on
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"the checkpoint's weights are not those of its settings ({one_line(error)})") from None
     return net
@@ -90,7 +99,7 @@ def load_network(path: Path) -> tuple[FCN8s, dict]:
             raise KeyError
         with torch.device("meta"):  # no memory for weights that are about to be replaced
             net = FCN8s(**saved["config"])
-        net.load_state_dict(saved.pop("model"), assign=True)  # and kept nowhere else: bf16 may take its place
+        net.load_state_dict(state_of(saved), assign=True)  # and kept nowhere else: bf16 may take its place
     except (KeyError, IndexError):
         raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt") from None
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:

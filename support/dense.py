@@ -20,11 +20,15 @@ class DenseConv2d(nn.Conv2d):
     """What nn.Conv2d of stride 1 computes: [N, C, H, W] to [N, O, H', W']. Same parameters, same results."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # the shapes below would be written into the trace as numbers
+            return super().forward(x)
         k, p = self.kernel_size[0], self.padding[0]
         windows = F.pad(x, (p, p, p, p)).unfold(2, k, 1).unfold(3, k, 1)        # [N, C, H', W', k, k]
         rows = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)                     # [N, H', W', C*k*k]
-        product = Product.apply(rows.flatten(0, 2), self.weight.flatten(1), self.bias)
-        return product.unflatten(0, rows.shape[:3]).permute(0, 3, 1, 2)
+        # Product can be differentiated once, by backward() alone: a training step needs no more.
+        product = Product.apply if self.training and torch.is_grad_enabled() else F.linear
+        flat = product(rows.flatten(0, 2), self.weight.flatten(1), self.bias)
+        return flat.unflatten(0, rows.shape[:3]).permute(0, 3, 1, 2)
 
 
 class Product(torch.autograd.Function):

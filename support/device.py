@@ -105,6 +105,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)  # tensors of inference mode could not be used in a training step later
 def mean_and_deviation(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     constants = 255 * torch.tensor([IMAGE_MEAN, IMAGE_STD], device=device)
     return constants[0].view(1, 3, 1, 1), constants[1].view(1, 3, 1, 1)

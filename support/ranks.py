@@ -95,8 +95,8 @@ class Ranks:
     def spread(self, net: torch.nn.Module):
         """Give all processes the first one's weights."""
         if self.size > 1:
-            for tensor in net.state_dict().values():
-                dist.broadcast(tensor, 0)
+            for tensor in net.parameters():
+                dist.broadcast(tensor.detach(), 0)
 
     def gather(self, item) -> list:
         """The items of all processes, by rank. Tensors in them must not be on a GPU."""

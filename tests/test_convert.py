@@ -76,7 +76,7 @@ class Timm(nn.Module):
 
 def caffe_state(net: FCN8s) -> dict:
     """pytorch-fcn's names for the state of `net`, whose conv1_1 then takes BGR in 0..255 minus Caffe's mean."""
-    return {name.removeprefix("vgg."): tensor for name, tensor in net.state_dict().items()}
+    return {name.removeprefix("vgg."): tensor for name, tensor in net.named_parameters()}
 
 
 def random_fcn(classes=3) -> FCN8s:

@@ -143,7 +143,7 @@ def translate(tensors: dict, kind: str, network: nn.Module, features_only: bool 
     if features_only and kind == FCN:
         raise InputError(f"--features-only is for VGG16, this is {FCN}")
     features_only = features_only or kind == FEATURES
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()
+    shapes = {name: tensor.shape for name, tensor in network.named_parameters()
               if not (features_only and dense(name))}
     theirs = {f"{our}.{part}": f"{their}.{part}" for their, our in FORMATS[kind].items() for part in ("weight", "bias")}
     droppable = {their for their, our in FORMATS[kind].items() if our is None or features_only and dense(our)}
@@ -278,7 +278,8 @@ def checkpoint(network: FCN8s, state: dict, at_once: bool) -> dict:
     classes = network.config["num_classes"]
     if at_once:
         network.set_skip_scale(*AT_ONCE)
-    return {"config": network.config, "model": state, "settings": {"task": "road", "split_seed": 0, "classes": "all"},
+    model = {**state, "_extra_state": network.get_extra_state()}
+    return {"config": network.config, "model": model, "settings": {"task": "road", "split_seed": 0, "classes": "all"},
             "classes": VOC_CLASSES if classes == len(VOC_CLASSES) else [f"class {c}" for c in range(classes)]}
 
 
