@@ -61,7 +61,7 @@ def measures(matrix: torch.Tensor) -> dict:
     Floats in 0..1. A class that is neither in the truth nor predicted has no IoU, and one that is not in the truth has no
     accuracy: it is nan, and does not count in the means.
     """
-    n = matrix.double().cpu()
+    n = matrix.cpu().double()
     hit, truth = n.diagonal(), n.sum(1)
     iou = iou_of(n)
     accuracy = hit / truth                     # 0/0 = nan: absent from the truth
@@ -75,17 +75,17 @@ def measures(matrix: torch.Tensor) -> dict:
 
 
 def iou_of(n: torch.Tensor) -> torch.Tensor:
-    """float64 [C]: the IoU of each class from a confusion matrix float64 [C, C]; nan where it is absent from both."""
+    """[C]: the IoU of each class from a confusion matrix [C, C], in its float type; nan where it is absent from both."""
     return n.diagonal() / (n.sum(1) + n.sum(0) - n.diagonal())  # 0/0 = nan
 
 
 def image_iou(matrix: torch.Tensor, road: int | None) -> torch.Tensor:
     """How well one image was predicted, from its confusion matrix: the IoU of class `road`, or the mean IoU if that is None.
 
-    A float64 scalar on the matrix's device, which is not waited for: 0..1, or nan if neither truth nor prediction shows the
-    class.
+    A float32 scalar on the matrix's device, which is not waited for: 0..1, or nan if neither truth nor prediction shows the
+    class. (Apple's GPUs have no float64.)
     """
-    iou = iou_of(matrix.double())
+    iou = iou_of(matrix.float())
     return iou.nanmean() if road is None else iou[road]
 
 

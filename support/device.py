@@ -25,8 +25,8 @@ def pick_device(name: str, local: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(f"cuda:{local}" if name == "cuda" else name)
-        if device.type not in ("cpu", "cuda"):
-            raise InputError(f"--device {name}: the devices here are cpu and cuda")
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise InputError(f"--device {name}: the devices here are cpu, cuda and mps (Apple's GPUs)")
         torch.zeros(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # for what asks for no device by name, such as communication between processes

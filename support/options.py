@@ -157,7 +157,7 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
         type=natural, metavar="N")
 
     group = parser.add_argument_group("machine")
-    add("device", "auto, cpu, cuda or cuda:N", metavar="NAME")
+    add("device", "auto, cpu, cuda, cuda:N, or mps for Apple's GPUs, which nobody has tried yet", metavar="NAME")
     add("amp", "bf16: compute in 16-bit floating point (bfloat16), about twice as fast on hardware that has it; off: in 32 "
                "bits; auto: bf16 where the hardware has it", choices=("auto", "bf16", "off"))
     add("workers", "threads that read images", type=natural, metavar="N")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import warnings
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +25,30 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}
 
-# Pillow's own limit, which guards against pictures made to exhaust the memory, is 179 million pixels. Telephones reach that.
-# Pillow warns above this number and refuses above twice this number.
-Image.MAX_IMAGE_PIXELS = 2**28
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+LARGEST = 2**28  # pixels of a picture: telephones reach 200 million. Larger ones are taken for files made to fill the memory
+OPENING = threading.Lock()  # while Pillow's own limit, a number that all of a program shares, is set aside
+
+
+class Room:
+    """Lets threads decode pictures at once as long as these have no more than LARGEST pixels together. The others wait."""
+
+    def __init__(self):
+        self.left, self.changed = LARGEST, threading.Condition()
+
+    @contextmanager
+    def of(self, pixels: int):
+        with self.changed:
+            self.changed.wait_for(lambda: pixels <= self.left)
+            self.left -= pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.left += pixels
+                self.changed.notify_all()
+
+
+ROOM = Room()
 
 
 class Picture(NamedTuple):
@@ -76,7 +97,7 @@ def decoded(path: Path, mask: bool) -> tuple[Image.Image, int, int]:
     none has. Raises InputError naming the file."""
     frames = followed = 1
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with opened(path) as image, ROOM.of(image.width * image.height):
             if mask and image.format != "PNG":
                 raise InputError(f"{path}: is {image.format} inside, and must be PNG; a lossy format blends the class ids, and "
                                  "other endings do not change what a file is")
@@ -95,6 +116,33 @@ def decoded(path: Path, mask: bool) -> tuple[Image.Image, int, int]:
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         raise InputError(f"{path}: cannot be read as a picture ({reason(path, error)})") from None
     return image, frames, followed
+
+
+def opened(path: Path) -> Image.Image:
+    """The picture, of which only the header has been read. Raises InputError if it is too large."""
+    with OPENING:  # Pillow refuses more than 179 million pixels, and warns of half as many
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path, formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    if image.width * image.height > LARGEST:
+        image.close()
+        raise InputError(f"{path}: has {image.width * image.height:,} pixels; at most {LARGEST:,} are read, make it smaller")
+    return image
+
+
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """A decoded picture of any mode as uint8 [H, W, 3]."""
+    if image.mode[0] in "IF":  # 16 bits, 32 bits or floats: Pillow would clip them at 255 instead of scaling them
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        largest = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
+        if image.mode.startswith("I;16"):
+            largest = 65535  # the file says so, there is no need to guess
+        image = Image.fromarray(np.round(255 * values.clip(0) / largest).astype(np.uint8))
+    if "transparency" in image.info:  # otherwise Pillow warns about colours that it cannot keep
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
 
 
 def reason(path: Path, error: Exception) -> str:
@@ -125,15 +173,7 @@ def read_picture(path: Path) -> Picture:
     if orientation != 1:
         image = image.transpose(TURNS[orientation])
     orientation = followed if followed != 1 else orientation
-    if image.mode[0] in "IF":  # 16 bits, 32 bits or floats: Pillow would clip them at 255 instead of scaling them
-        values = np.nan_to_num(np.asarray(image).astype(np.float64))
-        largest = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
-        if image.mode.startswith("I;16"):
-            largest = 65535  # the file says so, there is no need to guess
-        image = Image.fromarray(np.round(255 * values.clip(0) / largest).astype(np.uint8))
-    if "transparency" in image.info:  # otherwise Pillow warns about colours that it cannot keep
-        image = image.convert("RGBA")
-    return Picture(np.asarray(image.convert("RGB")), orientation, frames)
+    return Picture(as_rgb(image), orientation, frames)
 
 
 def read_mask(path: Path, shown_as: dict[int, tuple] | None = None) -> np.ndarray:

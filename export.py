@@ -1,0 +1,147 @@
+"""A trained network as a file that runs without this project.
+
+    python export.py runs/NAME/best.pt road.onnx     for ONNX Runtime, OpenVINO, TensorRT and others
+    python export.py runs/NAME/best.pt road.pt2      for PyTorch: torch.export.load("road.pt2").module()
+
+Input `image`: uint8 [N, 3, H, W], RGB as it is decoded, for every N, and every H and W from 32 on. The normalisation is inside.
+Output `scores`: float32 [N, C, H, W]. The most probable class of a pixel has the largest score; softmax over C gives
+probabilities. Metadata: `classes` (a JSON list of names), `mean` and `std` (JSON lists, of RGB in 0..1), and `sha256` of the
+checkpoint. In a .pt2 file they are one extra file, metadata.json.
+
+After it is written, the file is read again and compared with the network at three other sizes. One that does not agree is not
+left behind. ONNX needs the packages onnx, onnxscript and onnxruntime, which nothing else here needs.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import support.interrupt  # noqa: F401  for a Ctrl-C while the next lines import PyTorch
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.fx.experimental import _config as export_config
+
+from fcn import FCN8s
+from support.arguments import Parser
+from support.device import normalise
+from support.errors import InputError, explanation
+from vgg import IMAGE_MEAN, IMAGE_STD
+
+EXAMPLE = (2, 3, 64, 96)  # what the network is exported with
+SIZES = ((1, 3, 33, 47), (2, 3, 70, 90), (1, 3, 97, 131))  # what the file is compared at: others, and no multiples of 32
+AGREES = 1e-3  # largest difference of a score, relative to the largest score
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+
+
+class Deployed(nn.Module):
+    """FCN-8s from decoded pictures on: uint8 [N, 3, H, W] RGB to float32 [N, C, H, W]."""
+
+    def __init__(self, net: FCN8s):
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.net(normalise(image)).float()
+
+
+def export(checkpoint: Path, out: Path) -> float:
+    """Write the network of a checkpoint to `out`, by its ending, and compare it. Returns the largest relative difference.
+
+    All or nothing: a file that was there before stays until the new one has agreed. Raises InputError.
+    """
+    writers = {".onnx": write_onnx, ".pt2": write_pt2}
+    if out.suffix.lower() not in writers:
+        raise InputError(f"{out}: must end in {' or '.join(writers)}, which says what to write")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}")
+    missing = [name for name in ONNX if not importlib.util.find_spec(name)] if out.suffix.lower() == ".onnx" else []
+    if missing:
+        raise InputError(f"{out}: writing ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    net = FCN8s.load(checkpoint)
+    metadata = {"classes": json.dumps(net.classes), "mean": json.dumps(IMAGE_MEAN), "std": json.dumps(IMAGE_STD),
+                "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+    model = Deployed(net).eval()
+    beside = out.with_name(f"{out.stem}.{os.getpid()}.part{out.suffix}")  # the writers go by the ending
+    try:
+        run = writers[out.suffix.lower()](model, beside, metadata)
+        difference = max(compare(model, run, size) for size in SIZES)
+        if not difference <= AGREES:  # nan neither
+            raise InputError(f"{out}: does not agree with {checkpoint}, by {difference:.1e} of the largest score; nothing is left of it")
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)
+    return difference
+
+
+def exported(model: Deployed) -> torch.export.ExportedProgram:
+    """The network as a graph that holds for every N, H and W."""
+    example = torch.randint(0, 256, EXAMPLE, dtype=torch.uint8)
+    normalise(example)  # its constants are made now, not within the graph
+    # Without it, the graph would hold for images that are larger than 32 in both directions.
+    with torch.no_grad(), export_config.patch(backed_size_oblivious=True):
+        return torch.export.export(model, (example,), dynamic_shapes={"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}})
+
+
+def write_pt2(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable:
+    """Write PyTorch's own format. Returns a function from images to the scores of the file that was written."""
+    torch.export.save(exported(model), out, extra_files={"metadata.json": json.dumps(metadata)})
+    return torch.export.load(out).module()
+
+
+def write_onnx(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable:
+    """Write ONNX, the weights in the same file. Returns a function from images to the scores of the file that was written."""
+    import onnxruntime  # here, since most people export nothing
+
+    program = torch.onnx.export(exported(model), dynamo=True, input_names=["image"], output_names=["scores"], verbose=False)
+    program.model.metadata_props.update(metadata)
+    program.save(out, external_data=False)
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["scores"], {"image": images.numpy()})[0])
+
+
+@torch.no_grad()
+def compare(model: Deployed, run: Callable, size: tuple[int, int, int, int]) -> float:
+    """The largest difference of a score of a random image, relative to the largest score."""
+    image = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    wanted, found = model(image), run(image)
+    if found.shape != wanted.shape or found.dtype != torch.float32:
+        return float("inf")
+    return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6)).item()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 2 for what cannot be exported (one line on stderr)."""
+    parser = Parser("export.py", description=__doc__)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="best.pt of a run of train.py")
+    parser.add_argument("out", metavar="OUT", type=Path, help="file to write: NAME.onnx or NAME.pt2")
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    options = parser.parse_args(argv)
+    try:
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed here
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            difference = export(options.checkpoint, options.out)
+    except (InputError, OSError, MemoryError, RuntimeError) as error:
+        message = explanation(error, "close other programs")
+        if options.debug or not message:
+            raise
+        print(f"export.py: error: {message}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB; at three other sizes the scores differ by at most "
+          f"{difference:.1e} of the largest")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
