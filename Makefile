@@ -1,6 +1,6 @@
 # make demo: train on synthetic roads and show where the pictures are. make test: run the test suite.
 # make bench: time it beside the network as published; on a GPU with DEVICE=cuda.
-# Each makes a virtual environment first; nothing has to be installed but Python 3.10 or later.
+# Each makes a virtual environment first; nothing has to be installed but Python 3.11 or later.
 
 PYTHON ?= python3
 VENV ?= .venv

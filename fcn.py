@@ -53,8 +53,8 @@ def fuse(coarse: torch.Tensor, fine: torch.Tensor, crop: int) -> torch.Tensor:
     (pad=1) the crop is 0, but `coarse` has a row or column more at the far end wherever a pool has rounded up.
     """
     if crop == 0:
-        return cut(coarse, 0, *fine.shape[2:]) + fine
-    return coarse + cut(fine, crop, *coarse.shape[2:])
+        return cut(coarse, 0, fine.shape[2], fine.shape[3]) + fine
+    return coarse + cut(fine, crop, coarse.shape[2], coarse.shape[3])
 
 
 def bilinear_kernel(size: int) -> torch.Tensor:

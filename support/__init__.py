@@ -1,4 +1,4 @@
-"""What the scripts at the top lean on, one idea a file. Nothing here imports train.py or predict.py.
+"""What the scripts at the top lean on, one idea a file. Nothing here imports train.py, predict.py or export.py.
 
 The network           dense.py        fc6 and fc7 as one matrix product
                       derivation.py   the crops of FCN-8s, derived line by line

@@ -40,10 +40,14 @@ class Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows, weight, bias):
-        ctx.save_for_backward(rows, weight)
+    def forward(rows, weight, bias):
         products = [F.linear(rows, part.to(rows.dtype)) for part in weight.split(PART)]
         return torch.cat(products, dim=1) + bias.to(rows.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        rows, weight, bias = inputs
+        ctx.save_for_backward(rows, weight)
 
     @staticmethod
     @once_differentiable

@@ -45,6 +45,8 @@ def use_bf16(amp: str, device: torch.device) -> bool:
         return amp == "bf16"
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)  # older ones only emulate it
+    if device.type != "cpu":
+        return False  # Apple's GPUs: nobody has measured it
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

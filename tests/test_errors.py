@@ -16,7 +16,7 @@ from PIL import Image
 
 import data
 import train
-from support import roads
+from support import pictures, roads
 from support.errors import InputError
 from support.pictures import read_picture
 from vgg import VGG16
@@ -291,9 +291,9 @@ def test_every_script_says_in_one_line_what_it_cannot_do_and_ends_with_status_2(
 
 
 def test_a_picture_made_to_fill_the_memory_is_refused_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(pictures, "LARGEST", 100)
     Image.new("L", (15, 15)).save(tmp_path / "bomb.png")
-    with pytest.raises(InputError, match="bomb.png"):
+    with pytest.raises(InputError, match="bomb.png: has 225 pixels; at most 100 are read"):
         read_picture(tmp_path / "bomb.png").pixels
 
 

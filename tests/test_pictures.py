@@ -1,5 +1,7 @@
 """Files as they come: what a file is inside counts, not its name; and a picture and its mask are the same way up."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from conftest import picture
@@ -7,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from support import pictures
 from support.errors import InputError
 from support.labels import IGNORE
-from support.pictures import read_mask, read_picture
+from support.pictures import LARGEST, Room, read_mask, read_picture
 from support.reader import Reader
 from support.samples import Sample
 
@@ -55,6 +58,42 @@ def test_what_telephones_write_gets_the_mend(tmp_path, name, says):
     (tmp_path / name).write_bytes(bytes(99))
     with pytest.raises(InputError, match=says):
         read_picture(tmp_path / name).pixels
+
+
+def test_threads_decode_no_more_pixels_at_once_than_fit(monkeypatch):
+    class Waits(Exception):
+        pass
+
+    def wait(fits):
+        if not fits():
+            raise Waits
+
+    room = Room()
+    monkeypatch.setattr(room.changed, "wait_for", wait)
+    with room.of(LARGEST // 2), room.of(LARGEST // 2):
+        with pytest.raises(Waits), room.of(1):
+            pass
+    with pytest.raises(ZeroDivisionError), room.of(LARGEST):
+        1 / 0
+    with room.of(LARGEST):  # what was decoded before has made room again, even where it failed
+        pass
+
+
+def test_many_threads_read_all_pictures_though_few_fit_at_once(tmp_path, monkeypatch):
+    files = [picture(tmp_path / f"{i}.png", np.full((10, 10, 3), i)) for i in range(30)]
+    room = Room()
+    room.left = 250  # two and a half of them
+    monkeypatch.setattr(pictures, "ROOM", room)
+    with ThreadPoolExecutor(8) as pool:
+        seen = list(pool.map(read_picture, files))
+    assert [p.pixels[0, 0, 0] for p in seen] == list(range(30)) and room.left == 250
+
+
+def test_a_picture_of_200_million_pixels_opens_as_telephones_make_them(monkeypatch, tmp_path):
+    opened = pictures.opened(picture(tmp_path / "a.png", np.zeros((2, 2, 3))))
+    assert LARGEST > 16320 * 12240 and opened.size == (2, 2) and Image.MAX_IMAGE_PIXELS is not None
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # another part of the program is stricter: that is its own affair
+    assert read_picture(tmp_path / "a.png").pixels.shape == (2, 2, 3) and Image.MAX_IMAGE_PIXELS == 1
 
 
 # ---- which way up ----

@@ -1,0 +1,51 @@
+"""Devices by name; and Apple's GPUs as far as a stand-in shows them, since none was at hand."""
+
+import pytest
+import torch
+from conftest import small
+
+from support import device as module
+from support.device import autocast_for, on_device, pick_device, prepare_prediction, use_bf16
+from support.errors import InputError
+from support.memory import keep_memory
+
+MPS = torch.device("mps")
+
+
+def test_apples_gpu_is_taken_by_name_alone(monkeypatch):
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device=None: zeros(*size) if str(device) == "mps" else zeros(*size, device=device))
+    assert pick_device("mps") == MPS
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto").type in ("cpu", "cuda")
+
+
+def test_a_device_that_is_not_there_is_said(monkeypatch):
+    if not torch.backends.mps.is_available():
+        with pytest.raises(InputError, match="--device mps: PyTorch has no such device here"):
+            pick_device("mps")
+    with pytest.raises(InputError, match="--device meta: the devices here are cpu, cuda and mps"):
+        pick_device("meta")
+
+
+def test_apples_gpu_computes_in_fp32_without_streams_of_cuda(monkeypatch):
+    """The batches go to the CPU instead; any use of a stream or of pinned memory would fail."""
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: pytest.fail("a stream of CUDA"))
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, place, *more: tensor if place == MPS else to(tensor, place, *more))
+    monkeypatch.setattr(module, "normalise", lambda images: images.float())
+    batch = torch.ones(1, 3, 4, 5, dtype=torch.uint8), torch.zeros(1, 4, 5, dtype=torch.uint8)
+    (images, labels), = on_device([batch], MPS)
+    assert images.dtype == torch.float32 and labels.dtype == torch.int64
+    assert not use_bf16("auto", MPS) and use_bf16("bf16", MPS)
+    with autocast_for("off", MPS)():
+        assert not torch.is_autocast_enabled("mps")
+    assert keep_memory(MPS)((1, 3, 4, 5)) is None
+
+
+def test_prediction_on_a_named_device_takes_the_network_there(monkeypatch):
+    net, places = small(), []
+    monkeypatch.setattr(net, "to", lambda *place: places.append(place) or net)
+    prepare_prediction(net, "auto", MPS)
+    assert places == [(MPS, None)]

@@ -1,0 +1,88 @@
+"""A network as a file that runs without this project, and agrees with it at every size, or is not left behind."""
+
+import hashlib
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import lively
+from test_module import saved
+
+import export
+from support.device import normalise
+
+SIZES = ((1, 33, 47), (2, 70, 90), (1, 97, 131), (1, 128, 160), (3, 200, 333), (1, 32, 32))
+FORMATS = [pytest.param(".onnx", marks=pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in export.ONNX), reason=f"needs {', '.join(export.ONNX)}")), ".pt2"]
+
+
+def read(path):
+    """(run, metadata) of an exported file, without this project."""
+    if path.suffix == ".pt2":
+        extra = {"metadata.json": ""}
+        module = torch.export.load(path, extra_files=extra).module()
+        return (lambda image: module(torch.from_numpy(image)).detach().numpy()), json.loads(extra["metadata.json"])
+    import onnxruntime
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return (lambda image: session.run(["scores"], {"image": image})[0]), session.get_modelmeta().custom_metadata_map
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("pad, stride", [(1, 8), (100, 8), (1, 32)])
+def test_an_exported_file_computes_the_scores_of_decoded_pictures_of_every_size(tmp_path, capsys, ending, pad, stride):
+    net = lively(pad, stride)
+    net.set_skip_scale(0.5, 0.25)
+    checkpoint, out = saved(tmp_path / "best.pt", net, ["road", "sky"]), tmp_path / f"out{ending}"
+    assert export.main([str(checkpoint), str(out)]) == 0
+    assert "scores differ by at most" in capsys.readouterr().out and {f.name for f in tmp_path.iterdir()} == {"best.pt", out.name}
+    run, metadata = read(out)
+    for n, height, width in SIZES:
+        image = np.random.default_rng(0).integers(0, 256, (n, 3, height, width), np.uint8)
+        with torch.no_grad():
+            wanted = net(normalise(torch.from_numpy(image))).numpy()
+        scores = run(image)
+        assert scores.dtype == np.float32 and scores.shape == wanted.shape
+        assert np.abs(scores - wanted).max() <= 1e-3 * np.abs(wanted).max() > 0
+    assert json.loads(metadata["classes"]) == ["road", "sky"]
+    assert json.loads(metadata["mean"]) == [0.485, 0.456, 0.406] and json.loads(metadata["std"]) == [0.229, 0.224, 0.225]
+    assert metadata["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("difference", [0.01, float("nan")])
+def test_a_file_that_does_not_agree_is_not_left_behind_and_the_one_before_stays(tmp_path, monkeypatch, capsys, difference):
+    checkpoint, out = saved(tmp_path / "best.pt", lively(1, 8), ["road", "sky"]), tmp_path / "out.pt2"
+    out.write_text("the one before")
+    forward = export.Deployed.forward
+    writing = export.write_pt2
+
+    def spoilt(model, path, metadata):
+        run = writing(model, path, metadata)
+        return lambda image: run(image) * (1 + difference)
+
+    monkeypatch.setattr(export, "write_pt2", spoilt)
+    assert export.main([str(checkpoint), str(out)]) == 2 and forward is export.Deployed.forward
+    error = capsys.readouterr().err
+    assert "out.pt2: does not agree" in error and error.count("\n") == 1
+    assert out.read_text() == "the one before" and {f.name for f in tmp_path.iterdir()} == {"best.pt", "out.pt2"}
+
+
+@pytest.mark.parametrize("checkpoint, out, says", [
+    ("best.pt", "out.tflite", "must end in .onnx or .pt2"), ("best.pt", "none/out.pt2", "there is no folder"),
+    ("none.pt", "out.pt2", "none.pt: cannot be read"), ("photo.png", "out.pt2", "photo.png: is a picture"),
+])
+def test_what_cannot_be_exported_is_one_line(tmp_path, capsys, checkpoint, out, says):
+    saved(tmp_path / "best.pt", lively(1, 8), ["road", "sky"])
+    (tmp_path / "photo.png").write_bytes(b"")
+    assert export.main([str(tmp_path / checkpoint), str(tmp_path / out)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("export.py: error: ") and error.count("\n") == 1 and says in error
+
+
+def test_a_missing_package_is_one_line_that_says_what_to_install(tmp_path, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in export.ONNX[1:] else find(name) or True)
+    assert export.main([str(saved(tmp_path / "best.pt", lively(1, 8), ["road", "sky"])), str(tmp_path / "out.onnx")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "needs onnxscript and onnxruntime: pip install onnxscript onnxruntime" in error
