@@ -268,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (above). What went wrong is one line on stderr."""
     options, ranks = parse(argv, DEFAULTS, __doc__), Ranks()
     try:
-        with Stop() as stop:
+        with Stop(alone=ranks.size == 1) as stop:
             run = set_up(options, DEFAULTS, ranks)
             train(run, stop)
         if run.lock:

@@ -1,7 +1,7 @@
 """How a run ends: done, stopped by a signal, or with one line that says what was wrong.
 
-The first Ctrl-C (SIGINT) or SIGTERM, which preempted machines receive, ends the run after the step under way, with a
-checkpoint. The second one ends it at once, and so does the first one before the first step. Exit status: 0 done, 2 input
+Ctrl-C (SIGINT) or SIGTERM, which preempted machines receive, ends the run after the step under way, with a checkpoint. A
+second Ctrl-C ends it at once, and so does the first one before the first step. Exit status: 0 done, 2 input
 that cannot be used, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
@@ -29,10 +29,15 @@ ENDINGS = (Stopped, KeyboardInterrupt, InputError, OSError, MemoryError, Runtime
 
 
 class Stop:
-    """From `listen` to the end of the with block, the first SIGINT or SIGTERM only sets `asked` to its number.
+    """From `listen` to the end of the with block, SIGINT and SIGTERM only set `asked` to the number of the first one.
 
-    The loop looks at it between two steps. The second signal has its usual effect.
+    The loop looks at it between two steps. A repeated signal is the same request: schedulers send SIGTERM to every process of a
+    job, and torchrun passes what it gets on to processes that have it already. Only a second Ctrl-C ends at once, and only where
+    the process is `alone`.
     """
+
+    def __init__(self, alone: bool = True):
+        self.alone = alone
 
     def __enter__(self) -> Stop:
         self.asked, self.usual = 0, {}
@@ -42,10 +47,13 @@ class Stop:
         self.usual = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(self, number, frame):
-        self.asked = number
-        os.write(2, b"\nstopping after this step, with a checkpoint; once more stops at once, without\n")
-        for each in self.usual:
-            signal.signal(each, signal.SIG_DFL)
+        if not self.asked:
+            self.asked = number
+            os.write(2, b"\nstopping after this step, with a checkpoint"
+                     + (b"; Ctrl-C once more stops at once, without\n" if self.alone else b"\n"))
+        elif self.alone and number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
     def end_if_asked(self, ranks: Ranks, out: Path, save: Callable[[], None] | None = None):
         """If any process was asked to stop: call `save`, then raise Stopped. Called by all processes at the same step.

@@ -21,6 +21,7 @@ from conftest import ROOT, TIMES, picture
 import train
 from fcn import cross_entropy
 from support import errors, folder, roads
+from support.ending import Stop
 from support.errors import InputError
 from support.files import read_tensors, save_tensors
 
@@ -151,9 +152,9 @@ def test_a_run_killed_at_any_moments_ends_with_the_weights_of_one_that_was_not(s
         list(pool.map(lambda case: again_and_again(*case), [(0, False), (1, False, *threads), (2, True, *threads)]))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_the_run_at_once_and_it_goes_on_from_the_checkpoint_before(scenes, here_undisturbed, tmp_path, number):
-    """The step in which both come is never ended; that each has its usual effect can only be seen from outside."""
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_ends_the_run_at_once_and_it_goes_on_from_the_checkpoint_before(scenes, here_undisturbed, tmp_path, first):
+    """The step in which both come is never ended; that the second has its usual effect can only be seen from outside."""
     twice = f"""
 import signal, sys
 sys.path.insert(0, sys.argv[1])
@@ -162,8 +163,8 @@ function, calls = train.cross_entropy, []
 def disturbed(*args):
     calls.append(1)
     if len(calls) == 6:
-        signal.raise_signal({int(number)})
-        signal.raise_signal({int(number)})
+        signal.raise_signal({int(first)})
+        signal.raise_signal({int(signal.SIGINT)})
         raise AssertionError("the second signal had no effect")
     return function(*args)
 train.cross_entropy = disturbed
@@ -171,8 +172,8 @@ sys.exit(train.main(sys.argv[2:]))
 """
     process = subprocess.run([sys.executable, "-c", twice, str(ROOT), "--data", str(scenes), "--out", str(tmp_path), *TINY],
                              capture_output=True, text=True)
-    assert process.returncode == -number, process.stderr
-    assert "once more stops at once" in process.stderr
+    assert process.returncode == -signal.SIGINT, process.stderr
+    assert "Ctrl-C once more stops at once" in process.stderr
     assert read_tensors(tmp_path / "last.pt")["step"] == 4  # --save-every 2
     assert train.main(["--resume", "--out", str(tmp_path)]) == 0
     assert_same_end(tmp_path, here_undisturbed)
@@ -248,9 +249,30 @@ def test_a_run_whose_data_has_moved_says_the_option_that_names_it(scenes, tmp_pa
     assert train.main(["--resume", "--out", str(tmp_path / "run"), "--epochs", "4", "--data", str(tmp_path / "moved")]) == 0
 
 
+def test_a_repeated_sigterm_does_not_disturb_the_checkpoint_that_the_first_one_asked_for(scenes, tmp_path, monkeypatch):
+    saving = train.save_tensors
+
+    def disturbed(*args, **more):
+        signal.raise_signal(signal.SIGTERM)  # in the middle of the save
+        saving(*args, **more)
+
+    def asked(*args):
+        signal.raise_signal(signal.SIGTERM)
+        return cross_entropy(*args)
+
+    monkeypatch.setattr(train, "save_tensors", disturbed)
+    monkeypatch.setattr(train, "cross_entropy", asked)
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 143
+    assert read_tensors(tmp_path / "last.pt")["step"] == 1
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("during", ["cross_entropy", "predict_image"])
-def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(scenes, tmp_path, monkeypatch, capsys, number, status, during):
+@pytest.mark.parametrize("again, alone", [(1, True), (3, False)])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(scenes, tmp_path, monkeypatch, capsys, number, status, during, again,
+                                                                alone):
+    """Repeated, it is the same request to one of several processes."""
+    monkeypatch.setattr(train, "Stop", lambda **more: Stop(alone))
     def begin(out):
         return train.main(["--data", str(scenes), "--out", str(out), *TINY, "--save-every", "1000"])
 
@@ -260,8 +282,8 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(scenes, tmp_path
     def disturbed(*args, **kwargs):
         calls.append(1)
         if len(calls) == 4:
-            signal.raise_signal(number)
-            assert signal.getsignal(number) == signal.SIG_DFL  # a second one would end it at once
+            for _ in range(again):  # torchrun and schedulers repeat it
+                signal.raise_signal(number)
         return function(*args, **kwargs)
 
     usual = signal.getsignal(number)
