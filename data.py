@@ -25,7 +25,7 @@ from support.draw import draw_labels
 from support.errors import InputError, closed_pipe, counted
 from support.labels import IGNORE
 from support.own import find_masks
-from support.pictures import files_in, open_picture
+from support.pictures import allow_large_pictures, files_in, open_picture
 from support.published import find_cityscapes, find_voc
 from support.reader import Reader
 from support.samples import DataSet, Sample
@@ -190,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--show", metavar="FILE", type=Path, help="draw samples with their labels over them, as a PNG")
     options = parser.parse_args(argv)
     options.task = options.task or options.kitti_task
+    allow_large_pictures()
     faults, status = [], 0
     try:
         given = {name: getattr(options, name) for name in DATA_OPTIONS if getattr(options, name) is not None}

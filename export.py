@@ -8,8 +8,9 @@ Output `scores`: float32 [N, C, H, W]. The most probable class of a pixel has th
 probabilities. Metadata: `classes` (a JSON list of names), `mean` and `std` (JSON lists, of RGB in 0..1), and `sha256` of the
 checkpoint. In a .pt2 file they are one extra file, metadata.json.
 
-After it is written, the file is read again and compared with the network at three other sizes. One that does not agree is not
-left behind. ONNX needs the packages onnx, onnxscript and onnxruntime, which nothing else here needs.
+After it is written, the file is read again and compared with the network at three other sizes. A file that disagrees is
+deleted. ONNX needs the packages onnx, onnxscript and onnxruntime, which nothing else here needs. A .pt2 file is written for the
+CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 if __name__ == "__main__":
     import support.interrupt  # noqa: F401  for a Ctrl-C while the next lines import PyTorch
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -25,6 +25,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Callable
 
 import torch
@@ -35,12 +36,14 @@ from torch.fx.experimental import _config as export_config
 from fcn import FCN8s
 from support.arguments import Parser
 from support.device import normalise
-from support.errors import InputError, explanation
+from support.errors import InputError, explanation, one_line
+from support.files import sha256
 from vgg import IMAGE_MEAN, IMAGE_STD
 
 EXAMPLE = (2, 3, 64, 96)  # what the network is exported with
-SIZES = ((1, 3, 33, 47), (2, 3, 70, 90), (1, 3, 97, 131))  # what the file is compared at: others, and no multiples of 32
+SHAPES = ((1, 3, 33, 47), (2, 3, 70, 90), (1, 3, 97, 131))  # what the file is compared at: others, and no multiples of 32
 AGREES = 1e-3  # largest difference of a score, relative to the largest score
+LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: one ONNX file holds 2 GiB, the graph included
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -55,42 +58,50 @@ class Deployed(nn.Module):
         return self.net(normalise(image)).float()
 
 
-def export(checkpoint: Path, out: Path) -> float:
+def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
     """Write the network of a checkpoint to `out`, by its ending, and compare it. Returns the largest relative difference.
 
     All or nothing: a file that was there before stays until the new one has agreed. Raises InputError.
     """
+    checkpoint, out = Path(checkpoint), Path(out)
     writers = {".onnx": write_onnx, ".pt2": write_pt2}
-    if out.suffix.lower() not in writers:
+    ending = out.suffix.lower()
+    if ending not in writers:
         raise InputError(f"{out}: must end in {' or '.join(writers)}, which says what to write")
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}")
-    missing = [name for name in ONNX if not importlib.util.find_spec(name)] if out.suffix.lower() == ".onnx" else []
+    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
+        raise InputError(f"{out}: is the checkpoint itself; choose another name")
+    missing = [name for name in ONNX if not importlib.util.find_spec(name)] if ending == ".onnx" else []
     if missing:
         raise InputError(f"{out}: writing ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    net = FCN8s.load(checkpoint)
+    net = FCN8s.load(checkpoint).float()
+    if ending == ".onnx" and sum(p.nbytes for p in net.parameters()) > LARGEST_ONNX:
+        raise InputError(f"{out}: ONNX holds at most 2 GB of weights in one file; write a .pt2 file")
     metadata = {"classes": json.dumps(net.classes), "mean": json.dumps(IMAGE_MEAN), "std": json.dumps(IMAGE_STD),
-                "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+                "sha256": sha256(checkpoint)}
     model = Deployed(net).eval()
-    beside = out.with_name(f"{out.stem}.{os.getpid()}.part{out.suffix}")  # the writers go by the ending
     try:
-        run = writers[out.suffix.lower()](model, beside, metadata)
-        difference = max(compare(model, run, size) for size in SIZES)
-        if not difference <= AGREES:  # nan neither
-            raise InputError(f"{out}: does not agree with {checkpoint}, by {difference:.1e} of the largest score; nothing is left of it")
-        os.replace(beside, out)
-    finally:
-        beside.unlink(missing_ok=True)
+        with TemporaryDirectory(dir=out.parent, prefix=".export") as folder:  # on the same disk, where a rename is atomic
+            written = Path(folder) / f"network{ending}"
+            run = writers[ending](model, written, metadata)
+            difference = max(compare(model, run, shape) for shape in SHAPES)
+            if not difference <= AGREES:  # nan neither
+                raise InputError(f"{out}: its scores differ from those of {checkpoint} by {difference:.1e} of the largest, so it was "
+                                 "deleted; try another release of the packages that wrote it")
+            os.replace(written, out)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{out}: cannot be written ({one_line(error, 200)})") from None
     return difference
 
 
 def exported(model: Deployed) -> torch.export.ExportedProgram:
     """The network as a graph that holds for every N, H and W."""
     example = torch.randint(0, 256, EXAMPLE, dtype=torch.uint8)
-    normalise(example)  # its constants are made now, not within the graph
-    # Without it, the graph would hold for images that are larger than 32 in both directions.
+    free = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+    # Without the setting, the graph would hold for images that are larger than 32 in both directions.
     with torch.no_grad(), export_config.patch(backed_size_oblivious=True):
-        return torch.export.export(model, (example,), dynamic_shapes={"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}})
+        return torch.export.export(model, (example,), dynamic_shapes=free)
 
 
 def write_pt2(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable:
@@ -111,9 +122,9 @@ def write_onnx(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable
 
 
 @torch.no_grad()
-def compare(model: Deployed, run: Callable, size: tuple[int, int, int, int]) -> float:
-    """The largest difference of a score of a random image, relative to the largest score."""
-    image = torch.randint(0, 256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def compare(model: Deployed, run: Callable, shape: tuple[int, int, int, int]) -> float:
+    """The largest difference of a score of random images [N, 3, H, W], relative to the largest score."""
+    image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted, found = model(image), run(image)
     if found.shape != wanted.shape or found.dtype != torch.float32:
         return float("inf")

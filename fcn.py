@@ -11,6 +11,7 @@ To add two maps, their cells must lie on the same pixels. That takes a crop, and
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def crop_offset(cropped: Grid, kept: Grid) -> int:
 
 def cut(scores: torch.Tensor, crop: int, height: int, width: int) -> torch.Tensor:
     """The part [N, C, height, width] of a score map that begins at cell `crop`, from above and from the left."""
-    if torch.compiler.is_exporting():  # the export of a slice would hold for maps of that size alone; that of an index holds for all
+    if torch.compiler.is_exporting():  # the export of a slice would hold for maps of that size alone
         rows, columns = (torch.arange(length, device=scores.device) + crop for length in (height, width))
         return scores.index_select(2, rows).index_select(3, columns)
     return scores[:, :, crop:crop + height, crop:crop + width]
@@ -175,18 +176,18 @@ class FCN8s(nn.Module):
 
     def get_extra_state(self) -> torch.Tensor:
         """What the weights do not say, as a part of state_dict(): float64 [3], pad and the factors on pool4 and pool3."""
-        return torch.tensor([self.config["pad"], self.scale_pool4, self.scale_pool3], dtype=torch.float64)
+        return torch.tensor([self.config["pad"], self.scale_pool4, self.scale_pool3], dtype=torch.float64, device="cpu")
 
     def set_extra_state(self, state: torch.Tensor):
         """Called by load_state_dict. Raises RuntimeError if the weights belong to a network with another border."""
         pad, pool4, pool3 = state.tolist()
         if pad != self.config["pad"]:
-            raise RuntimeError(f"the weights are of a network with pad={pad:g}, this one has pad={self.config['pad']}; build it with "
-                               "FCN8s(**config), where config is that of the checkpoint")
+            raise RuntimeError(f"the weights are of a network with pad={pad:g}, this one has pad={self.config['pad']}; build it "
+                               "with FCN8s(**config), where config is that of the checkpoint")
         self.set_skip_scale(pool4, pool3)
 
-    @classmethod
-    def load(cls, path, device: torch.device | str = "cpu") -> FCN8s:
+    @staticmethod
+    def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> FCN8s:
         """The network of a checkpoint of train.py, such as runs/NAME/best.pt (str or Path), in evaluation mode on the device.
 
         Its attribute `classes` holds the names of classes 0 ... C-1. Raises InputError (support/errors.py) in one line for a file

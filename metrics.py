@@ -27,7 +27,7 @@ from support.birdseye import BEV, bird_cells, bird_view, calibration_of
 from support.errors import InputError
 from support.files import write_csv
 from support.labels import IGNORE
-from support.pictures import files_in, open_picture
+from support.pictures import allow_large_pictures, files_in, open_picture
 from support.samples import DataSet, Sample
 
 TITLES = {"pixel_acc": "pixel accuracy", "mean_acc": "mean accuracy", "mean_iou": "mean IoU",
@@ -79,19 +79,17 @@ def iou_of(n: torch.Tensor) -> torch.Tensor:
     return n.diagonal() / (n.sum(1) + n.sum(0) - n.diagonal())  # 0/0 = nan
 
 
-def image_iou(matrix: torch.Tensor, road: int | None) -> torch.Tensor:
-    """How well one image was predicted, from its confusion matrix: the IoU of class `road`, or the mean IoU if that is None.
-
-    A float32 scalar on the matrix's device, which is not waited for: 0..1, or nan if neither truth nor prediction shows the
-    class. (Apple's GPUs have no float64.)
+def image_iou(n: torch.Tensor, road: int | None) -> torch.Tensor:
+    """How well one image was predicted, from its confusion matrix of floats: the IoU of class `road`, or the mean IoU if that is
+    None. A scalar on the matrix's device, which is not waited for: 0..1, or nan if neither truth nor prediction shows the class.
     """
-    iou = iou_of(matrix.float())
+    iou = iou_of(n)
     return iou.nanmean() if road is None else iou[road]
 
 
 def image_row(path: Path, matrix: torch.Tensor, classes: list[str], road: int | None) -> dict:
     """One image as a row of predict.py --scores: `image_iou`, then the valid pixels and the IoU of each class."""
-    row = {"picture": str(path), "iou": image_iou(matrix, road).item()}
+    row = {"picture": str(path), "iou": image_iou(matrix.double(), road).item()}
     for name, pixels, iou in zip(classes, matrix.sum(1).tolist(), iou_of(matrix.double()).tolist(), strict=True):
         row.update({f"pixels_{name}": pixels, f"iou_{name}": iou})
     return row
@@ -295,6 +293,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--csv", metavar="FILE", type=Path, help="write the table there, too, as fractions")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     options = parser.parse_args(argv)
+    allow_large_pictures()
     try:
         results = score_folder(options.results, options.training, options.space).results()
         print(road_table(results))

@@ -26,22 +26,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fcn import FCN8s
 from metrics import RoadMeasures, confusion, image_row, measures, report
 from support.arguments import Parser, matching, parse_size
 from support.birdseye import bird_cells, bird_view, calibration_of
 from support.checkpoint import load_network
 from support.counts import per_cent
-from support.device import normalise, pick_device, prepare_prediction
+from support.device import pick_device, prepare_prediction
 from support.draw import overlay, palette_mask
 from support.errors import InputError, explanation, shortened
 from support.files import write_csv
 from support.jobs import WAITING, Job, choose_jobs, confidence_folders, read_ahead, where_results_went
 from support.labels import IGNORE, only_road, road_class
 from support.memory import keep_memory
-from support.pictures import as_rgb
+from support.pictures import allow_large_pictures
 from support.progress import Progress
 from support.scale import Scale
+from support.segment import segment  # noqa: F401  for programs that import this script
 from support.tiles import TILE, halo_for, predict_image, smallest_tile
 
 OUT = "predictions"
@@ -122,37 +122,6 @@ def predict(options, failed: list[str]):
         print(f"to upload: {archive}")
 
 
-def segment(net: FCN8s, picture: Image.Image | np.ndarray, confidence: int | str | None = None, tile: int = TILE):
-    """The class ids uint8 [H, W] of a picture, for programs of one's own; computed on the network's device.
-
-    net           such as FCN8s.load("runs/NAME/best.pt")
-    picture       a PIL image of any mode and size, or uint8 [H, W, 3] RGB. It is taken as it is, not turned by its EXIF tag
-    confidence    a class, by id or by name: then (class ids, confidence) comes back, uint8 [H, W] both, the confidence 255 times
-                  the probability of that class
-    tile          pictures of more than tile x tile pixels are computed in parts, with the same result
-
-    The network predicts as in evaluation mode, and is left in the mode it was in. Raises ValueError for another kind of picture
-    or an unknown class.
-    """
-    pixels = as_rgb(picture) if isinstance(picture, Image.Image) else np.asarray(picture)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"the picture is {pixels.dtype} {list(pixels.shape)}: it must be a PIL image, or uint8 [H, W, 3]")
-    if isinstance(confidence, str):
-        if confidence not in (net.classes or []):
-            raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
-        confidence = net.classes.index(confidence)
-    weight, training = next(net.parameters()), net.training
-    images = torch.tensor(pixels).permute(2, 0, 1)[None].to(weight.device)
-    try:
-        net.eval()
-        seen = predict_image(lambda part: net(normalise(part).to(weight.dtype)), images, net.reach, tile,
-                             [] if confidence is None else [confidence])
-    finally:
-        net.train(training)
-    mask = seen.classes.cpu().numpy()
-    return mask if confidence is None else (mask, seen.confidences[0].cpu().numpy())
-
-
 def check_options(options, classes: list[str], road: int | None, reach: float):
     """Raise InputError for options that do not suit the network."""
     if options.kitti and options.confidence and options.confidence != classes[road]:
@@ -207,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     early, 130 if it was stopped."""
     options = parse(argv)
     failed = []
+    allow_large_pictures()
     try:
         predict(options, failed)
     except (InputError, OSError, MemoryError, RuntimeError) as error:

@@ -32,6 +32,7 @@ from support.files import read_tensors, save_tensors, write_csv
 from support.labels import IGNORE
 from support.optimizer import learning_rate
 from support.options import parse
+from support.pictures import allow_large_pictures
 from support.progress import Progress, Waiting
 from support.ranks import Ranks
 from support.setup import Run, set_up
@@ -199,7 +200,7 @@ def evaluate(run: Run, samples: list, stop: Stop | None = None) -> tuple[dict, d
             seen = predict_image(net, images, net.reach, sought=sought, labels=labels, class_weights=run.class_weights)
             counts = confusion(seen.classes, labels[0], len(data.classes))
             matrix += counts
-            each[i] = image_iou(counts, data.road)
+            each[i] = image_iou(counts.float(), data.road)  # Apple's GPUs have no float64
             loss_sum += seen.loss
             if data.road:
                 road.add_sample(samples[i], seen.confidences[0], labels[0])
@@ -267,6 +268,7 @@ def seed_of(*numbers: int) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (above). What went wrong is one line on stderr."""
     options, ranks = parse(argv, DEFAULTS, __doc__), Ranks()
+    allow_large_pictures()
     try:
         with Stop(alone=ranks.size == 1) as stop:
             run = set_up(options, DEFAULTS, ranks)

@@ -4,6 +4,7 @@ The network           dense.py        fc6 and fc7 as one matrix product
                       derivation.py   the crops of FCN-8s, derived line by line
                       start.py        what a network begins with: ImageNet's weights, another training's, or random ones
                       tiles.py        images of any size, tile by tile
+                      segment.py      one call from a picture to its classes, for your own programs
                       scale.py        at which size a picture is computed
 
 From files to batches samples.py      what a sample is, and what a data set is

@@ -61,8 +61,8 @@ def load_last(out: Path) -> dict:
 
 
 def state_of(saved: dict) -> dict:
-    """The state dict of a checkpoint, which is taken out of it. Earlier versions had pad and the factors on the skips in `config`
-    alone."""
+    """Takes the state dict out of a checkpoint. Earlier versions kept pad and the factors on the skips only in `config`; they are
+    added."""
     state, config = saved.pop("model"), saved["config"]
     if isinstance(state, dict) and "_extra_state" not in state:
         state["_extra_state"] = torch.tensor([config.get("pad", 1), *config.get("skip_scale", (1, 1))], dtype=torch.float64)
@@ -95,13 +95,15 @@ def load_network(path: Path) -> tuple[FCN8s, dict]:
         raise InputError(f"{path}: is a picture; the checkpoint comes first, such as runs/NAME/best.pt")
     saved = read_tensors(path)
     try:
-        if len(saved["classes"]) != saved["config"]["num_classes"] or not {"task", "split_seed"} <= saved["settings"].keys():
+        if len(saved["classes"]) != saved["config"]["num_classes"]:
             raise KeyError
+        saved["settings"] = {"task": "road", "split_seed": 0, **saved.get("settings", {})}  # a network of another program has none
         with torch.device("meta"):  # no memory for weights that are about to be replaced
             net = FCN8s(**saved["config"])
         net.load_state_dict(state_of(saved), assign=True)  # and kept nowhere else: bf16 may take its place
     except (KeyError, IndexError):
-        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt") from None
+        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt, with `config`, `model` and the names "
+                         "of all `classes`") from None
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: the weights are not those of its own settings ({one_line(error)})") from None
     return net, saved

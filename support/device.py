@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
@@ -101,13 +100,11 @@ def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Te
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, 3, H, W] RGB to float32: 0..1, minus IMAGE_MEAN, over IMAGE_STD, as the ImageNet weights expect."""
-    mean, deviation = mean_and_deviation(images.device)
+    """uint8 [N, 3, H, W] RGB to float32: 0..1, minus IMAGE_MEAN, over IMAGE_STD, as the ImageNet weights expect.
+
+    Raises ValueError for other tensors: of floats nobody could tell whether they go from 0 to 1 or to 255.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        raise ValueError(f"images are {images.dtype} {list(images.shape)}: they must be uint8 [N, 3, H, W]")
+    mean, deviation = (255 * torch.tensor([IMAGE_MEAN, IMAGE_STD])).to(images.device)[:, None, :, None, None]
     return (images.float() - mean) / deviation
-
-
-@lru_cache
-@torch.inference_mode(False)  # tensors of inference mode could not be used in a training step later
-def mean_and_deviation(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    constants = 255 * torch.tensor([IMAGE_MEAN, IMAGE_STD], device=device)
-    return constants[0].view(1, 3, 1, 1), constants[1].view(1, 3, 1, 1)

@@ -7,6 +7,7 @@ atomic, so under the file's own name there is only ever a whole file.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import os
 import warnings
@@ -67,6 +68,15 @@ def save_tensors(content: dict, path: Path, before: Path | None = None):
     finally:
         with suppress(OSError):
             beside.unlink()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex. Raises OSError."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str):

@@ -6,6 +6,7 @@ A run never writes into the folder of another run, and a lock keeps a second pro
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from support.errors import InputError
@@ -17,8 +18,10 @@ except ImportError:  # Windows has other locks
     fcntl = None
 
 
-def choose_folder(out: str | None, resume: bool, data: str | None) -> Path:
+def choose_folder(out: str | None, resume: bool, data: str | None, claim: bool) -> Path:
     """The folder of this run: `out`, or the first of runs/NAME, runs/NAME-2 ... that is free.
+
+    claim    make a folder of the latter kind at once, so that no other run takes it; `give_up` removes it again
 
     Raises InputError if it holds a run that is not to be resumed.
     """
@@ -30,7 +33,23 @@ def choose_folder(out: str | None, resume: bool, data: str | None) -> Path:
         return Path(out)
     stem = Path(data).resolve().name if data else "synthetic"
     names = [stem] + [f"{stem}-{i}" for i in range(2, 10000)]
-    return next(folder for folder in (Path("runs") / name for name in names) if not folder.exists())
+    for folder in (Path("runs") / name for name in names):
+        try:
+            if not claim:
+                return folder  # the first process chooses
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written to ({error.strerror}); choose a folder with --out") from None
+        return folder
+
+
+def give_up(out: Path):
+    """Remove the folder of a run that could not begin, and the folder runs, if there is nothing in them."""
+    for folder in (out, out.parent):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def refuse_run(out: Path):

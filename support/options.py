@@ -10,6 +10,7 @@ it may change on --resume, it is named in FREE_ON_RESUME; if it excludes other o
 from __future__ import annotations
 
 import math
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import torch
@@ -23,8 +24,9 @@ from support.start import suited_channels
 from weights.convert import AT_ONCE
 
 REAL, SYNTHETIC, PAPER = range(3)  # the columns of the defaults: with --data, without it, with --recipe paper
-# What --resume may change: the length of the run (the rate follows), the machine, and where the same images lie.
-FREE_ON_RESUME = {"epochs", "device", "workers", "save_every", "data", "recompute"}
+# What --resume may change: the length of the run (the rate follows), where the same images lie, and what depends on the machine
+# and changes rounding at most.
+FREE_ON_RESUME = {"epochs", "data", "device", "workers", "save_every", "amp", "recompute", "compile"}
 # What --epochs auto comes to:
 GPU_EPOCHS = 60     # KITTI Road: 60 x 231 steps
 CPU_EPOCHS = 14     # on a processor, where 60 epochs of KITTI Road would take 17 hours
@@ -157,12 +159,12 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
         type=natural, metavar="N")
 
     group = parser.add_argument_group("machine")
-    add("device", "auto, cpu, cuda, cuda:N, or mps for Apple's GPUs, which nobody has tried yet", metavar="NAME")
+    add("device", "auto, cpu, cuda, cuda:N, or mps (Apple's GPUs; untested)", metavar="NAME")
     add("amp", "bf16: compute in 16-bit floating point (bfloat16), about twice as fast on hardware that has it; off: in 32 "
                "bits; auto: bf16 where the hardware has it", choices=("auto", "bf16", "off"))
     add("workers", "threads that read images", type=natural, metavar="N")
-    add("recompute", "compute activations twice instead of keeping them: less memory, a third more time", action="store_const",
-        const=True)
-    add("compile", "compile the network with torch.compile", action="store_const", const=True)
+    add("recompute", "compute activations twice instead of keeping them: less memory, a third more time",
+        action=BooleanOptionalAction)
+    add("compile", "compile the network with torch.compile", action=BooleanOptionalAction)
     group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return vars(parser.parse_args(argv))

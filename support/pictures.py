@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -25,20 +26,28 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}
 
-LARGEST = 2**28  # pixels of a picture: telephones reach 200 million. Larger ones are taken for files made to fill the memory
-OPENING = threading.Lock()  # while Pillow's own limit, a number that all of a program shares, is set aside
+LARGEST = 2**28  # pixels of a picture: telephones reach 200 million. A larger file is assumed to be an attack on the memory
+
+
+def allow_large_pictures():
+    """Let Pillow open pictures of up to LARGEST pixels without a warning. Called by scripts that are run: the limit is one for
+    all of a program, and what only imports this file keeps Pillow's, 179 million."""
+    Image.MAX_IMAGE_PIXELS = LARGEST // 2  # Pillow warns above this number, and refuses above twice this number
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class Room:
-    """Lets threads decode pictures at once as long as these have no more than LARGEST pixels together. The others wait."""
+    """Lets threads decode pictures at once as long as these have no more than `total` pixels together. The others wait; a picture
+    larger than all of it waits until it is alone."""
 
-    def __init__(self):
-        self.left, self.changed = LARGEST, threading.Condition()
+    def __init__(self, total: int = LARGEST):
+        self.total = self.left = total
+        self.changed = threading.Condition()
 
     @contextmanager
     def of(self, pixels: int):
         with self.changed:
-            self.changed.wait_for(lambda: pixels <= self.left)
+            self.changed.wait_for(lambda: pixels <= self.left or self.left == self.total)
             self.left -= pixels
         try:
             yield
@@ -86,18 +95,19 @@ def open_picture(path: Path, mask: bool = False) -> Image.Image:
 
     mask    its numbers mean something: refuse what is no PNG inside, what Pillow would stretch, and what a tag would turn
     """
-    image, _, _ = decoded(path, mask)
-    if mask and orientation_of(image) != 1:
-        raise InputError(f"{path}: has an EXIF tag that turns it; save it as it is to be read, without the tag")
+    with decoded(path, mask) as (image, _, _):
+        if mask and orientation_of(image) != 1:
+            raise InputError(f"{path}: has an EXIF tag that turns it; save it as it is to be read, without the tag")
     return image
 
 
-def decoded(path: Path, mask: bool) -> tuple[Image.Image, int, int]:
-    """A decoded image, the number of frames or pages in its file, and the EXIF orientation that has been followed already, 1 if
-    none has. Raises InputError naming the file."""
+@contextmanager
+def decoded(path: Path, mask: bool):
+    """Within it there is room for the picture: yields the decoded image, the number of frames or pages in its file, and the EXIF
+    orientation that has been followed already, 1 if none has. Raises InputError naming the file, also for errors within."""
     frames = followed = 1
     try:
-        with opened(path) as image, ROOM.of(image.width * image.height):
+        with Image.open(path, formats=FORMATS) as image, ROOM.of(image.width * image.height):
             if mask and image.format != "PNG":
                 raise InputError(f"{path}: is {image.format} inside, and must be PNG; a lossy format blends the class ids, and "
                                  "other endings do not change what a file is")
@@ -109,27 +119,13 @@ def decoded(path: Path, mask: bool) -> tuple[Image.Image, int, int]:
             image.load()
             if image.format == "TIFF" and orientation_of(image) != before:  # Pillow turns TIFFs by itself
                 followed = before
-    except InputError:
+            yield image, frames, followed
+    except (InputError, MemoryError):
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         raise InputError(f"{path}: cannot be read as a picture ({reason(path, error)})") from None
-    return image, frames, followed
-
-
-def opened(path: Path) -> Image.Image:
-    """The picture, of which only the header has been read. Raises InputError if it is too large."""
-    with OPENING:  # Pillow refuses more than 179 million pixels, and warns of half as many
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(path, formats=FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-    if image.width * image.height > LARGEST:
-        image.close()
-        raise InputError(f"{path}: has {image.width * image.height:,} pixels; at most {LARGEST:,} are read, make it smaller")
-    return image
 
 
 def as_rgb(image: Image.Image) -> np.ndarray:
@@ -168,12 +164,11 @@ def orientation_of(image: Image.Image) -> int:
 
 def read_picture(path: Path) -> Picture:
     """A photo of any mode as RGB, upright. Raises InputError naming the file."""
-    image, frames, followed = decoded(path, mask=False)
-    orientation = orientation_of(image)
-    if orientation != 1:
-        image = image.transpose(TURNS[orientation])
-    orientation = followed if followed != 1 else orientation
-    return Picture(as_rgb(image), orientation, frames)
+    with decoded(path, mask=False) as (image, frames, followed):
+        orientation = orientation_of(image)
+        if orientation != 1:
+            image = image.transpose(TURNS[orientation])
+        return Picture(as_rgb(image), orientation if followed == 1 else followed, frames)
 
 
 def read_mask(path: Path, shown_as: dict[int, tuple] | None = None) -> np.ndarray:

@@ -28,7 +28,7 @@ from support.counts import check_counts, describe, extent, read_everything, weig
 from support.device import autocast_for, pick_device
 from support.errors import InputError, one_line
 from support.files import write_text
-from support.folder import choose_folder, lock_folder
+from support.folder import choose_folder, give_up, lock_folder
 from support.memory import keep_memory, recompute
 from support.optimizer import sgd
 from support.options import check_settings, resolve_auto, settle
@@ -75,7 +75,17 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
     """
     ranks.silence_others()
     ranks.wait_for_first()
-    out = choose_folder(options["out"], options["resume"], options["data"])
+    out = choose_folder(options["out"], options["resume"], options["data"], claim=ranks.first)
+    try:
+        return prepare(options, defaults, ranks, out)
+    except BaseException:
+        if not options["out"] and ranks.first:
+            give_up(out)
+        raise
+
+
+def prepare(options: dict, defaults: dict[str, tuple], ranks: Ranks, out: Path) -> Run:
+    """`set_up` in the folder that has been chosen."""
     lock = lock_folder(out, resume=True) if options["resume"] and ranks.first else None
     saved = load_last(out) if options["resume"] else None
     settings = settle(options, saved, defaults)
@@ -113,6 +123,8 @@ def set_up(options: dict, defaults: dict[str, tuple], ranks: Ranks) -> Run:
             raise InputError(f"--epochs {settings['epochs']}: the run has done {math.ceil(step / steps_per_epoch)} already")
         try:
             optimizer.load_state_dict(saved["optimizer"])
+            for group in optimizer.param_groups:  # the checkpoint brings those of the machine that wrote it
+                group.update({name: optimizer.defaults[name] for name in ("fused", "foreach")})
         except (KeyError, ValueError) as error:
             raise InputError(f"{out}: the checkpoint's momentum is not that of its weights ({one_line(error)})") from None
         if log and not holds_network(out / "best.pt"):

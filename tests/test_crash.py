@@ -20,7 +20,7 @@ from conftest import ROOT, TIMES, picture
 
 import train
 from fcn import cross_entropy
-from support import errors, folder, roads
+from support import errors, folder, roads, setup
 from support.ending import Stop
 from support.errors import InputError
 from support.files import read_tensors, save_tensors
@@ -363,6 +363,36 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(scenes, tmp
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_two_runs_begun_at_once_without_out_get_a_folder_each_and_one_that_cannot_begin_leaves_none(scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command, reading, inner = ["--data", str(scenes), *TINY, "--epochs", "1"], setup.read_everything, []
+
+    def another_begins(*args):
+        if not inner:
+            inner.append(None)
+            inner.append(train.main(command))  # while the first one reads its images
+        return reading(*args)
+
+    monkeypatch.setattr(setup, "read_everything", another_begins)
+    assert train.main(command) == 0 and inner[1] == 0
+    assert sorted(f.name for f in (tmp_path / "runs").iterdir()) == ["scenes", "scenes-2"]
+    shutil.rmtree(tmp_path / "runs")
+    assert train.main([*command, "--crop", "900x900"]) == 2 and not (tmp_path / "runs").exists()
+
+
+def test_what_depends_on_the_machine_may_change_on_resume(scenes, tmp_path, monkeypatch, capsys):
+    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY, "--recompute"]) == 0
+    saved = read_tensors(tmp_path / "last.pt")
+    for group in saved["optimizer"]["param_groups"]:
+        group.update(fused=None, foreach=True)  # as a GPU's optimizer has them
+    save_tensors(saved, tmp_path / "last.pt")
+    runs = []
+    monkeypatch.setattr(train, "train", lambda run, stop, function=train.train: runs.append(run) or function(run, stop))
+    assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "4", "--amp", "bf16", "--no-recompute"]) == 0
+    assert runs[0].settings["amp"] == "bf16" and runs[0].settings["recompute"] is False
+    assert {(group["fused"], group["foreach"]) for group in runs[0].optimizer.param_groups} == {(True, None)}
+
+
 def test_two_runs_at_once_into_one_folder_are_refused(scenes, tmp_path, capsys):
     with folder.lock_folder(tmp_path, resume=False):
         assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 2
@@ -434,9 +464,11 @@ def test_a_checkpoint_of_earlier_versions_which_has_names_alone_goes_on(scenes, 
     saved["images"] = [[name.rpartition("/")[2] for name in part] for part in saved["images"]]
     for name in ("images", "masks"):
         del saved["settings"][name]
-    for name in ("sizes", "spent"):
-        del saved[name]
+    best = read_tensors(tmp_path / "best.pt")
+    del saved["model"]["_extra_state"], best["model"]["_extra_state"], saved["sizes"], saved["spent"]
     save_tensors(saved, tmp_path / "last.pt")
+    save_tensors(best, tmp_path / "best.pt")
+    assert train.main(["--resume", "--out", str(tmp_path)]) == 0  # nothing is left but the last scores, of this best.pt
     assert train.main(["--resume", "--out", str(tmp_path), "--epochs", "4"]) == 0
 
 

@@ -32,6 +32,8 @@ def test_apples_gpu_computes_in_fp32_without_streams_of_cuda(monkeypatch):
     """The batches go to the CPU instead; any use of a stream or of pinned memory would fail."""
     for name in ("Stream", "current_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda *args: pytest.fail("a stream of CUDA"))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pytest.fail("pinned memory"))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("settings for the memory of a processor"))
     to = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, place, *more: tensor if place == MPS else to(tensor, place, *more))
     monkeypatch.setattr(module, "normalise", lambda images: images.float())

@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, lively
+from conftest import ROOT, lively, saved
 from PIL import Image
-from test_module import saved
 
 import export
+import fcn
+from fcn import cross_entropy
 from support.device import normalise
 
 
@@ -54,14 +55,18 @@ def test_the_programs_that_predict_give_the_networks_probabilities(here, capsys)
     assert "['not road', 'road']" in capsys.readouterr().out
 
 
-def test_the_program_that_fine_tunes_learns_four_classes_from_the_trained_encoder(here):
+def test_the_program_that_fine_tunes_learns_four_classes_from_the_trained_encoder_and_saves_them(here, monkeypatch):
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
     labels = ((rows >= 32).long() + 2 * (columns >= 48).long())[None]
     images = torch.nn.functional.one_hot(labels, 4)[..., :3].permute(0, 3, 1, 2) * 4.0  # each quarter in a colour of its own
     program = programs("docs/programs.md")[2].replace("lr=2e-3", "lr=0.03")  # for a network so small, in so few steps
     names, losses = {"batches": [(images, labels)] * 60}, []
-    exec(program.replace("loss.backward()", "loss.backward(); losses.append(loss.item())"), names | {"losses": losses})
+    monkeypatch.setattr(fcn, "cross_entropy", lambda *given: losses.append(value := cross_entropy(*given)) or value)
+    exec(program, names)
+    losses = [loss.item() for loss in losses]
     assert losses[0] == pytest.approx(np.log(4), rel=1e-3) and losses[-1] < 0.95 * losses[0]
+    again = fcn.FCN8s.load("four.pt")
+    assert again.classes == names["net"].classes and torch.equal(again(images), names["net"](images))
     exec(program.split("net.train()")[0], names)
     old, new = names["old"], names["net"]
     assert all(torch.equal(a, b) for a, b in zip(old.vgg.parameters(), new.vgg.parameters()))
@@ -75,4 +80,13 @@ def test_the_program_that_runs_the_exported_file_sees_what_the_network_sees(here
     exec(programs("docs/programs.md")[3], names)
     with torch.no_grad():
         assert (names["mask"] == here(photo())[0].argmax(0).numpy()).mean() > 0.99
+    assert names["classes"] == ["not road", "road"]
+
+
+def test_the_program_that_runs_the_file_for_pytorch_sees_what_the_network_sees(here):
+    assert export.main(["runs/streets/best.pt", "streets.pt2"]) == 0
+    names = {}
+    exec(programs("docs/programs.md")[4], names)
+    with torch.no_grad():
+        assert (names["mask"].numpy() == here(photo())[0].argmax(0).numpy()).mean() > 0.99
     assert names["classes"] == ["not road", "road"]

@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import lively
-from test_module import saved
+from conftest import lively, saved
 
 import export
 from support.device import normalise
@@ -54,7 +53,6 @@ def test_an_exported_file_computes_the_scores_of_decoded_pictures_of_every_size(
 def test_a_file_that_does_not_agree_is_not_left_behind_and_the_one_before_stays(tmp_path, monkeypatch, capsys, difference):
     checkpoint, out = saved(tmp_path / "best.pt", lively(1, 8), ["road", "sky"]), tmp_path / "out.pt2"
     out.write_text("the one before")
-    forward = export.Deployed.forward
     writing = export.write_pt2
 
     def spoilt(model, path, metadata):
@@ -62,22 +60,52 @@ def test_a_file_that_does_not_agree_is_not_left_behind_and_the_one_before_stays(
         return lambda image: run(image) * (1 + difference)
 
     monkeypatch.setattr(export, "write_pt2", spoilt)
-    assert export.main([str(checkpoint), str(out)]) == 2 and forward is export.Deployed.forward
+    assert export.main([str(checkpoint), str(out)]) == 2
     error = capsys.readouterr().err
-    assert "out.pt2: does not agree" in error and error.count("\n") == 1
+    assert "out.pt2: its scores differ from those of" in error and error.count("\n") == 1
     assert out.read_text() == "the one before" and {f.name for f in tmp_path.iterdir()} == {"best.pt", "out.pt2"}
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no space left on the device"), OSError(28, "No space left on device")])
+def test_a_writer_that_fails_midway_leaves_nothing(tmp_path, monkeypatch, capsys, error):
+    def failing(model, path, metadata):
+        path.write_text("half")
+        raise error
+
+    monkeypatch.setattr(export, "write_pt2", failing)
+    assert export.main([str(saved(tmp_path / "best.pt", lively(1, 8), ["road", "sky"])), str(tmp_path / "out.pt2")]) == 2
+    said = capsys.readouterr().err
+    assert "out.pt2: cannot be written" in said and "pace left" in said and said.count("\n") == 1
+    assert [f.name for f in tmp_path.iterdir()] == ["best.pt"]
+
+
+@pytest.mark.parametrize("found", [torch.zeros(1, 2, 33, 46), torch.zeros(1, 2, 33, 47, dtype=torch.float64)])
+def test_scores_of_another_shape_or_type_do_not_agree(found):
+    assert export.compare(export.Deployed(lively(1, 8)), lambda image: found, (1, 3, 33, 47)) == float("inf")
+
+
 @pytest.mark.parametrize("checkpoint, out, says", [
+    ("best.pt2", "best.pt2", "is the checkpoint itself"),
     ("best.pt", "out.tflite", "must end in .onnx or .pt2"), ("best.pt", "none/out.pt2", "there is no folder"),
     ("none.pt", "out.pt2", "none.pt: cannot be read"), ("photo.png", "out.pt2", "photo.png: is a picture"),
 ])
 def test_what_cannot_be_exported_is_one_line(tmp_path, capsys, checkpoint, out, says):
-    saved(tmp_path / "best.pt", lively(1, 8), ["road", "sky"])
+    for name in ("best.pt", "best.pt2"):
+        saved(tmp_path / name, lively(1, 8), ["road", "sky"])
     (tmp_path / "photo.png").write_bytes(b"")
     assert export.main([str(tmp_path / checkpoint), str(tmp_path / out)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("export.py: error: ") and error.count("\n") == 1 and says in error
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_more_weights_than_one_onnx_file_holds_are_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, more):
+    net = lively(1, 8)
+    monkeypatch.setattr(export, "LARGEST_ONNX", sum(p.nbytes for p in net.parameters()) - more)
+    monkeypatch.setattr(export, "ONNX", ())
+    monkeypatch.setattr(export, "write_onnx", lambda *args: pytest.fail("too large") if more else export.Deployed(net))
+    status = export.main([str(saved(tmp_path / "best.pt", net, ["road", "sky"])), str(tmp_path / "out.onnx")])
+    assert status == 2 and ("at most 2 GB of weights" in capsys.readouterr().err) == bool(more)
 
 
 def test_a_missing_package_is_one_line_that_says_what_to_install(tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ def imported(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_only_the_packages_of_the_requirements_are_imported_and_nothing_imports_the_two_scripts_at_the_top(file):
+def test_only_the_packages_of_the_requirements_are_imported_and_nothing_imports_the_scripts_at_the_top(file):
     names = imported(file)
     ours = {path.stem for path in ROOT.glob("*.py")} | {"support", "weights"}
     formats = {"onnxruntime"} if file.name == "export.py" else set()  # asked for by name when it is missing

@@ -6,30 +6,25 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from conftest import PADS, ROOT, STRIDES, lively, randomise_scores, small
+from conftest import PADS, ROOT, STRIDES, lively, randomise_scores, saved, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.export import Dim
 
-import predict
 from fcn import FCN8s, cross_entropy
 from support.device import normalise
 from support.errors import InputError
 from support.files import read_tensors, save_tensors
+from support.segment import segment
 
-IMAGE = torch.randn(2, 3, 45, 70)
+IMAGE = torch.randn(2, 3, 45, 70, generator=torch.Generator().manual_seed(0))
 CLASSES = ["sky", "road", "car"]
-
-
-def saved(path, net, classes=CLASSES):
-    save_tensors({"config": net.config, "classes": classes, "settings": {"task": "road", "split_seed": 0},
-                  "model": net.state_dict()}, path)
-    return path
 
 
 # ---- weights that define the network ----
@@ -88,31 +83,66 @@ def test_segment_gives_the_classes_and_confidences_of_the_scores_for_any_picture
     net = lively(1, 8)
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     picture = pixels if mode == "array" else Image.fromarray(pixels).convert(mode)
-    net.classes, net.training = ["no", "yes"], True
-    mask, confidence = predict.segment(net, picture, "yes", tile=600)
+    net.classes = ["no", "yes"]
+    mask, confidence = segment(net, picture, "yes", tile=600)
     shown = pixels if mode == "array" else np.asarray(picture.convert("RGB"))
     with torch.no_grad():
-        scores = net.eval()(normalise(torch.tensor(shown).permute(2, 0, 1)[None]))[0]
+        scores = net(normalise(torch.tensor(shown).permute(2, 0, 1)[None]))[0]
     assert mask.dtype == confidence.dtype == np.uint8 and mask.shape == confidence.shape == size[::-1]
     assert (mask != scores.argmax(0).numpy()).mean() < 1e-3  # in tiles a tie may fall either way
     assert np.abs(confidence - 255 * scores.softmax(0)[1].numpy()).max() < 1.01
-    assert np.array_equal(predict.segment(net, picture, tile=600), mask)
+    assert np.array_equal(segment(net, picture, tile=600), mask)
 
 
-def test_segment_leaves_the_network_in_the_mode_it_was_in_and_takes_any_type_of_weights():
-    for training in (True, False):
-        net = lively(1, 8).train(training)
-        predict.segment(net, Image.new("RGB", (40, 30)))
-        assert net.training == training
-        assert predict.segment(net.bfloat16(), Image.new("RGB", (40, 30))).shape == (30, 40)
+def test_segment_refuses_a_network_of_which_a_part_is_in_training_mode_and_takes_any_type_of_weights():
+    net = lively(1, 8)
+    assert segment(net.bfloat16(), Image.new("RGB", (40, 30))).shape == (30, 40)
+    net.vgg.train()
+    with pytest.raises(ValueError, match="call net.eval"):
+        segment(net, Image.new("RGB", (40, 30)))
+    assert net.vgg.training and not net.training
+
+
+def test_threads_may_segment_with_one_network_and_so_may_inference_mode():
+    net = lively(1, 8)
+    pictures = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda picture: segment(net, picture), pictures))
+    with torch.inference_mode():
+        assert all(np.array_equal(segment(net, picture), mask) for picture, mask in zip(pictures, together))
+
+
+def test_pictures_mean_the_same_after_an_export():
+    """An export computes with tensors that hold no numbers; nothing of them may stay behind."""
+    said = """
+import numpy as np
+import torch
+from fcn import FCN8s
+from support.device import normalise
+class Model(torch.nn.Module):
+    def forward(self, image):
+        return normalise(image)
+torch.export.export(Model(), (torch.zeros(1, 3, 8, 8, dtype=torch.uint8),))
+assert torch.allclose(normalise(torch.full((1, 3, 8, 8), 255, dtype=torch.uint8))[0, :, 0, 0], torch.tensor([2.2489, 2.4286, 2.6400]),
+                      atol=1e-3)
+"""
+    assert subprocess.run([sys.executable, "-c", said], cwd=ROOT).returncode == 0
+
+
+def test_a_state_dict_of_shapes_alone_loads_into_a_network_of_shapes_alone():
+    with torch.device("meta"):
+        net, other = small(), small()
+        other.load_state_dict(net.state_dict())
 
 
 @pytest.mark.parametrize("picture, confidence, says", [
     (np.zeros((4, 5, 3), np.float32), None, "float32"), (np.zeros((4, 5), np.uint8), None, r"\[4, 5\]"),
-    (np.zeros((3, 4, 5), np.uint8), None, r"\[3, 4, 5\]"), (np.zeros((4, 5, 3), np.uint8), "bus", "no class 'bus'")])
+    (np.zeros((3, 4, 5), np.uint8), None, r"\[3, 4, 5\]"), (np.zeros((4, 5, 3), np.uint8), "bus", "no class 'bus'"),
+    (np.zeros((4, 5, 3), np.uint8), 2, "no class 2"), (np.zeros((4, 5, 3), np.uint8), -1, "no class -1"),
+    (np.zeros((0, 5, 3), np.uint8), None, r"\[0, 5, 3\]")])
 def test_segment_refuses_what_it_would_misread(picture, confidence, says):
     with pytest.raises(ValueError, match=says):
-        predict.segment(small(), picture, confidence)
+        segment(small(), picture, confidence)
 
 
 # ---- an nn.Module ----
@@ -258,7 +288,10 @@ def test_the_network_alone_works_in_another_folder(tmp_path):
     said = f"""
 import torch
 from fcn import FCN8s, cross_entropy
+from support.segment import segment
+import numpy
 net = FCN8s.load({str(path)!r})
+assert segment(net, numpy.zeros((33, 47, 3), numpy.uint8)).shape == (33, 47)
 assert net(torch.zeros(1, 3, 33, 47)).shape == (1, 3, 33, 47) and net.classes == {CLASSES}
 """
     run = subprocess.run([sys.executable, "-c", said], cwd=tmp_path, capture_output=True, text=True)

@@ -79,21 +79,35 @@ def test_threads_decode_no_more_pixels_at_once_than_fit(monkeypatch):
         pass
 
 
-def test_many_threads_read_all_pictures_though_few_fit_at_once(tmp_path, monkeypatch):
+def test_a_picture_larger_than_all_the_room_waits_until_it_is_alone_and_is_then_read():
+    room = Room(50)
+    with room.of(100):
+        assert room.left == -50
+    assert room.left == 50
+
+
+def test_many_threads_read_all_pictures_though_few_fit_at_once_and_each_has_its_room(tmp_path, monkeypatch):
     files = [picture(tmp_path / f"{i}.png", np.full((10, 10, 3), i)) for i in range(30)]
-    room = Room()
-    room.left = 250  # two and a half of them
+    room, as_rgb, taken = Room(250), pictures.as_rgb, []  # two and a half of them
+
+    def watched(image):
+        taken.append(room.total - room.left)  # this picture's room is taken until its pixels are there
+        return as_rgb(image)
+
     monkeypatch.setattr(pictures, "ROOM", room)
+    monkeypatch.setattr(pictures, "as_rgb", watched)
     with ThreadPoolExecutor(8) as pool:
         seen = list(pool.map(read_picture, files))
     assert [p.pixels[0, 0, 0] for p in seen] == list(range(30)) and room.left == 250
+    assert len(taken) == 30 and set(taken) <= {100, 200}
 
 
-def test_a_picture_of_200_million_pixels_opens_as_telephones_make_them(monkeypatch, tmp_path):
-    opened = pictures.opened(picture(tmp_path / "a.png", np.zeros((2, 2, 3))))
-    assert LARGEST > 16320 * 12240 and opened.size == (2, 2) and Image.MAX_IMAGE_PIXELS is not None
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # another part of the program is stricter: that is its own affair
-    assert read_picture(tmp_path / "a.png").pixels.shape == (2, 2, 3) and Image.MAX_IMAGE_PIXELS == 1
+def test_scripts_open_pictures_of_200_million_pixels_and_programs_that_import_keep_pillows_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1234)
+    read_picture(picture(tmp_path / "a.png", np.zeros((2, 2, 3))))
+    assert Image.MAX_IMAGE_PIXELS == 1234
+    pictures.allow_large_pictures()
+    assert 2 * Image.MAX_IMAGE_PIXELS == LARGEST > 16320 * 12240
 
 
 # ---- which way up ----

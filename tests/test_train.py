@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -423,7 +424,7 @@ def test_colour_masks_train_the_very_weights_that_id_masks_train(tmp_path):
     assert same(weights_of(tmp_path / "run ids/last.pt"), weights_of(tmp_path / "run colours/last.pt"))
 
 
-@pytest.mark.parametrize("script", ["vgg", "fcn", "data", "train", "predict", "metrics", "weights/convert", "support/bench", "support/roads",
+@pytest.mark.parametrize("script", ["vgg", "fcn", "data", "train", "predict", "metrics", "export", "weights/convert", "support/bench", "support/roads",
                                     "support/figures"])
 def test_every_script_that_a_person_runs_answers_help(monkeypatch, capsys, script):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
@@ -440,7 +441,7 @@ def test_the_help_of_train_is_in_groups_the_most_needed_first_and_says_every_def
     said = " ".join(capsys.readouterr().out.split())
     places = [said.index(f"{group}: --") for group in ("data", "run", "network", "training", "machine")]
     assert places == sorted(places)
-    options = {name: said.index(f" --{name.replace('_', '-')} ", places[0] - 1) for name in train.DEFAULTS if name not in (
+    options = {name: re.compile(rf" --{name.replace('_', '-')}[ ,]").search(said, places[0] - 1).start() for name in train.DEFAULTS if name not in (
         "loss", "momentum", "weight_decay", "warmup", "power", "clip", "augment", "colours")}
     for name, place in options.items():
         real, end = train.DEFAULTS[name][0], min([p for p in options.values() if p > place], default=len(said))

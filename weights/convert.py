@@ -24,7 +24,6 @@ and score layers, seven crops of road photos), the scores differ from Caffe's by
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import math
 import re
@@ -42,7 +41,7 @@ from support.published import VOC_CLASSES  # noqa: E402
 from fcn import FCN8s  # noqa: E402
 from support.arguments import Parser  # noqa: E402
 from support.errors import InputError, one_line  # noqa: E402
-from support.files import read_tensors, save_tensors  # noqa: E402
+from support.files import read_tensors, save_tensors, sha256  # noqa: E402
 from support.labels import IGNORE  # noqa: E402
 from support.safetensors import read_safetensors  # noqa: E402
 from vgg import IMAGE_MEAN, IMAGE_STD, VGG16  # noqa: E402
@@ -72,15 +71,6 @@ FORMATS = {
           **{layer: layer for layer in ("score_fr", "score_pool4", "score_pool3",
                                         "upscore2", "upscore_pool4", "upscore8")}},
 }
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex. Raises OSError."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
 
 def hash_in_name(name: str) -> str:
     """The start of the SHA-256 that a name like torchvision's vgg16-397923af.pth carries; "" if it carries none."""
