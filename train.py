@@ -35,6 +35,7 @@ from support.options import parse
 from support.pictures import allow_large_pictures
 from support.progress import Progress, Waiting
 from support.ranks import Ranks
+from support.saving import Saving
 from support.setup import Run, set_up
 from support.tiles import predict_image
 
@@ -72,7 +73,8 @@ DEFAULTS = {
     "device":        ("auto",     "auto",     "auto"),     # CUDA if there is one
     "workers":       (2,          2,          2),          # threads that read and augment
     "seed":          (0,          0,          0),          # of weights, order, views and dropout
-    "save_every":    (500,        500,        500),        # steps between checkpoints, which also come every SAVE_SECONDS
+    "save_every":    ("auto",     "auto",     "auto"),     # steps between checkpoints. auto: by steps and by their cost
+                                                           # (support/saving.py)
     "recompute":     (False,      False,      False),      # less memory for a third more time (support/memory.py)
     "compile":       (False,      False,      False),      # torch.compile; needs a C++ compiler, and minutes to begin with
     "split_seed":    (0,          0,          0),          # of the held-out images: apart from `seed`, so that runs with other
@@ -88,7 +90,6 @@ DEFAULTS = {
     "augment":       (True,       True,       False),      # random views of the training images (support/views.py)
     "colours":       (True,       False,      False),      # with other colours too; the demo has no time to learn those
 }
-SAVE_SECONDS = 300  # a checkpoint at least as often: at most this much work is lost, and it takes about 1 % of the time
 
 
 def train(run: Run, stop: Stop):
@@ -103,17 +104,16 @@ def train(run: Run, stop: Stop):
           f"{counted(steps_per_epoch, 'step')}; "
           f"results in {out}")
     divergence = Divergence(run.device, total_steps, settings, ranks)
-    progress, saved_at = Progress(total_steps, step, images=settings["batch_size"]), time.perf_counter()
+    progress, saving = Progress(total_steps, step, images=settings["batch_size"]), Saving(settings["save_every"])
 
     def save_last():
-        nonlocal saved_at
         divergence.refuse()
-        if ranks.first:
-            within = spent + time.perf_counter() - started if step > len(log) * steps_per_epoch else 0.0
-            save_tensors({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                          "best": best, "log": log, "loss_sum": loss_sum, "spent": within},
-                         out / "last.pt", before=out / "before.pt")
-        saved_at = time.perf_counter()
+        with saving.one():
+            if ranks.first:
+                within = spent + time.perf_counter() - started if step > len(log) * steps_per_epoch else 0.0
+                save_tensors({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                              "best": best, "log": log, "loss_sum": loss_sum, "spent": within},
+                             out / "last.pt", before=out / "before.pt")
 
     stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):
@@ -145,7 +145,7 @@ def train(run: Run, stop: Stop):
             loss_sum += loss
             divergence.watch(step, loss + norm)
             stop.end_if_asked(ranks, out, save_last)
-            if step % settings["save_every"] == 0 or time.perf_counter() > saved_at + SAVE_SECONDS:
+            if saving.due(step):
                 save_last()
             if progress.due():  # seldom: reading the loss makes the device wait
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {loss.item():.4f}  rate {rate:.2e}")

@@ -27,6 +27,7 @@ Around the loop       arguments.py    command lines
                       setup.py        prepares everything that the loop works with
                       optimizer.py    the optimizer, and the learning rate of every step
                       ranks.py        several processes, one run
+                      saving.py       when the next checkpoint is due
                       progress.py     how far the loop is
                       divergence.py   a run that diverges ends before anything of it is saved
                       ending.py       signals, errors, exit status

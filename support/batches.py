@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Iterator
 
 import numpy as np
@@ -43,25 +44,47 @@ def training_batches(reader, samples: list[Sample], epoch: int, crop: tuple[int,
 def load_batches(groups: list[list], load: Callable, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A collated batch of load(item) for each group of items, in order.
 
-    With workers > 0, that many threads load ahead, two batches at most. Threads are enough: Pillow and numpy release
-    Python's lock, and one cache serves all. The result is the same for any number of workers.
+    With workers > 0, that many threads load ahead and put the batches together: two items for each thread are under way or
+    waiting, and two batches at least. Threads are enough: Pillow and numpy release Python's lock, and one cache serves all.
+    The result is the same for any number of workers.
     """
     if workers == 0:
         for group in groups:
             yield collate([load(item) for item in group])
         return
     with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
+        waiting = deque()  # of each batch the futures of its items, one of which gives the batch
         try:
             for group in groups:
-                waiting.append([pool.submit(load, item) for item in group])
-                if len(waiting) > 2:
-                    yield collate([future.result() for future in waiting.popleft()])
+                batch = Batch(group, load)
+                waiting.append([pool.submit(batch.add, i) for i in range(len(group))])
+                if len(waiting) > max(2, 2 * workers // len(group)):
+                    yield finished(waiting.popleft())
             while waiting:
-                yield collate([future.result() for future in waiting.popleft()])
+                yield finished(waiting.popleft())
         finally:  # an error, or a consumer that stops early: do not decode what nobody will see
-            for future in (f for group in waiting for f in group):
+            for future in (f for futures in waiting for f in futures):
                 future.cancel()
+
+
+class Batch:
+    """A batch under way. Its items are loaded by any threads; the one that is last puts them together."""
+
+    def __init__(self, items: list, load: Callable):
+        self.items, self.load, self.pairs = items, load, [None] * len(items)
+        self.left, self.lock = len(items), threading.Lock()
+
+    def add(self, i: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        self.pairs[i] = self.load(self.items[i])
+        with self.lock:
+            self.left -= 1
+            last = self.left == 0
+        return collate(self.pairs) if last else None
+
+
+def finished(futures: list[Future]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The batch, once all its items are loaded. Raises what loading one of them has raised."""
+    return next(batch for batch in [future.result() for future in futures] if batch is not None)
 
 
 def collate(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,7 @@
 """From samples to batches: image and label kept together, classes counted, batches of any sizes, any number of workers."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -154,6 +156,26 @@ def test_batches_bring_every_sample_once_in_order_for_any_number_of_workers(coun
     groups = [list(range(count))[i:i + batch_size] for i in range(0, count, batch_size)]
     loaded = [labels.flatten().tolist() for _, labels in load_batches(groups, load, workers)]
     assert loaded == groups
+
+
+@pytest.mark.parametrize("workers, size", [(8, 1), (8, 2), (3, 5), (1, 4)])
+def test_all_workers_have_something_to_do_at_once(workers, size):
+    together = threading.Barrier(workers)
+
+    def load(i):
+        together.wait(timeout=60)  # passes once as many loads are under way as there are workers
+        return np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8)
+
+    groups = [list(range(size))] * (4 * workers)
+    assert len(list(load_batches(groups, load, workers))) == len(groups)
+
+
+def test_a_loop_that_stops_early_leaves_no_thread_behind():
+    before = threading.active_count()
+    batches = load_batches([[i, i] for i in range(100)], lambda i: (np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8)), 4)
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
 
 
 def test_an_error_in_a_worker_reaches_the_loop():
