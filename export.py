@@ -87,8 +87,8 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
             run = writers[ending](model, written, metadata)
             difference = max(compare(model, run, shape) for shape in SHAPES)
             if not difference <= AGREES:  # nan neither
-                raise InputError(f"{out}: its scores differ from those of {checkpoint} by {difference:.1e} of the largest, so it was "
-                                 "deleted; try another release of the packages that wrote it")
+                raise InputError(f"{out}: its scores differ from those of {checkpoint} by {difference:.1e} of the largest, so "
+                                 "it was deleted; try another release of the packages that wrote it")
             os.replace(written, out)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{out}: cannot be written ({one_line(error, 200)})") from None
@@ -149,8 +149,8 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"export.py: error: {message}", file=sys.stderr)
         return 2
-    print(f"wrote {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB; at three other sizes the scores differ by at most "
-          f"{difference:.1e} of the largest")
+    print(f"wrote {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB; at three other sizes the scores differ by at "
+          f"most {difference:.1e} of the largest")
     return 0
 
 

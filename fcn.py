@@ -182,16 +182,16 @@ class FCN8s(nn.Module):
         """Called by load_state_dict. Raises RuntimeError if the weights belong to a network with another border."""
         pad, pool4, pool3 = state.tolist()
         if pad != self.config["pad"]:
-            raise RuntimeError(f"the weights are of a network with pad={pad:g}, this one has pad={self.config['pad']}; build it "
-                               "with FCN8s(**config), where config is that of the checkpoint")
+            raise RuntimeError(f"the weights are of a network with pad={pad:g}, this one has pad={self.config['pad']}; build "
+                               "it with FCN8s(**config), where config is that of the checkpoint")
         self.set_skip_scale(pool4, pool3)
 
     @staticmethod
     def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> FCN8s:
         """The network of a checkpoint of train.py, such as runs/NAME/best.pt (str or Path), in evaluation mode on the device.
 
-        Its attribute `classes` holds the names of classes 0 ... C-1. Raises InputError (support/errors.py) in one line for a file
-        that is no such checkpoint.
+        Its attribute `classes` holds the names of classes 0 ... C-1. Raises InputError (support/errors.py) in one line for a
+        file that is no such checkpoint.
         """
         from support.checkpoint import load_network  # here, since it needs this class
 

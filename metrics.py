@@ -80,8 +80,9 @@ def iou_of(n: torch.Tensor) -> torch.Tensor:
 
 
 def image_iou(n: torch.Tensor, road: int | None) -> torch.Tensor:
-    """How well one image was predicted, from its confusion matrix of floats: the IoU of class `road`, or the mean IoU if that is
-    None. A scalar on the matrix's device, which is not waited for: 0..1, or nan if neither truth nor prediction shows the class.
+    """How well one image was predicted, from its confusion matrix of floats: the IoU of class `road`, or the mean IoU if that
+    is None. A scalar on the matrix's device, which is not waited for: 0..1, or nan if neither truth nor prediction shows the
+    class.
     """
     iou = iou_of(n)
     return iou.nanmean() if road is None else iou[road]
@@ -222,8 +223,7 @@ def road_table(results: dict[tuple[str, str], dict], title: str = "") -> str:
     lines = [f"{title:20}  images    MaxF      AP     PRE     REC     FPR     FNR  threshold"]
     for (space, category), values in results.items():
         cells = " ".join(f"{100 * values[name]:7.2f}" for name in ("MaxF", "AP", "PRE", "REC", "FPR", "FNR"))
-        lines.append(f"{category:10}{SPACES[space]:10}"
-                     f"{values['images']:8} {cells}  {values['threshold']:9.3f}")
+        lines.append(f"{category:10}{SPACES[space]:10}{values['images']:8} {cells}  {values['threshold']:9.3f}")
     return "\n".join(lines)
 
 

@@ -61,8 +61,8 @@ def load_last(out: Path) -> dict:
 
 
 def state_of(saved: dict) -> dict:
-    """Takes the state dict out of a checkpoint. Earlier versions kept pad and the factors on the skips only in `config`; they are
-    added."""
+    """Takes the state dict out of a checkpoint. Earlier versions kept pad and the factors on the skips only in `config`; these
+    are added."""
     state, config = saved.pop("model"), saved["config"]
     if isinstance(state, dict) and "_extra_state" not in state:
         state["_extra_state"] = torch.tensor([config.get("pad", 1), *config.get("skip_scale", (1, 1))], dtype=torch.float64)
@@ -97,13 +97,13 @@ def load_network(path: Path) -> tuple[FCN8s, dict]:
     try:
         if len(saved["classes"]) != saved["config"]["num_classes"]:
             raise KeyError
-        saved["settings"] = {"task": "road", "split_seed": 0, **saved.get("settings", {})}  # a network of another program has none
+        saved["settings"] = {"task": "road", "split_seed": 0, **saved.get("settings", {})}  # another program's file has none
         with torch.device("meta"):  # no memory for weights that are about to be replaced
             net = FCN8s(**saved["config"])
         net.load_state_dict(state_of(saved), assign=True)  # and kept nowhere else: bf16 may take its place
     except (KeyError, IndexError):
-        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt, with `config`, `model` and the names "
-                         "of all `classes`") from None
+        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt, with `config`, `model` and the "
+                         "names of all `classes`") from None
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: the weights are not those of its own settings ({one_line(error)})") from None
     return net, saved

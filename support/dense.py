@@ -20,7 +20,7 @@ class DenseConv2d(nn.Conv2d):
     """What nn.Conv2d of stride 1 computes: [N, C, H, W] to [N, O, H', W']. Same parameters, same results."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # the shapes below would be written into the trace as numbers
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # a trace would hold the shapes below as numbers
             return super().forward(x)
         k, p = self.kernel_size[0], self.padding[0]
         windows = F.pad(x, (p, p, p, p)).unfold(2, k, 1).unfold(3, k, 1)        # [N, C, H', W', k, k]

@@ -32,8 +32,8 @@ class Stop:
     """From `listen` to the end of the with block, SIGINT and SIGTERM only set `asked` to the number of the first one.
 
     The loop looks at it between two steps. A repeated signal is the same request: schedulers send SIGTERM to every process of a
-    job, and torchrun passes what it gets on to processes that have it already. Only a second Ctrl-C ends at once, and only where
-    the process is `alone`.
+    job, and torchrun passes what it gets on to processes that have it already. Only a second Ctrl-C ends at once, and only
+    where the process is `alone`.
     """
 
     def __init__(self, alone: bool = True):

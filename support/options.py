@@ -119,8 +119,8 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
     group = parser.add_argument_group("run")
     group.add_argument("--out", metavar="DIR", help="folder of this run (default runs/NAME, the first free)")
     group.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
-    add("save_every", "steps between two checkpoints: the most that a kill or a power cut can cost. auto: 500 steps or five minutes, "
-        "but at most a fiftieth of the time", type=whole_or_auto, metavar="N")
+    add("save_every", "steps between two checkpoints: the most that a kill or a power cut can cost. auto: 500 steps or five "
+                      "minutes, but at most a fiftieth of the time", type=whole_or_auto, metavar="N")
 
     group = parser.add_argument_group("network")
     add("weights", "what the network begins with: ImageNet's converted weights (auto: weights/vgg16.pth, else a download), "

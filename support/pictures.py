@@ -37,8 +37,10 @@ def allow_large_pictures():
 
 
 class Room:
-    """Lets threads decode pictures at once as long as these have no more than `total` pixels together. The others wait; a picture
-    larger than all of it waits until it is alone."""
+    """Lets threads decode pictures at once as long as these have no more than `total` pixels together.
+
+    The others wait. A picture larger than that waits until it is alone.
+    """
 
     def __init__(self, total: int = LARGEST):
         self.total = self.left = total
@@ -103,8 +105,9 @@ def open_picture(path: Path, mask: bool = False) -> Image.Image:
 
 @contextmanager
 def decoded(path: Path, mask: bool):
-    """Within it there is room for the picture: yields the decoded image, the number of frames or pages in its file, and the EXIF
-    orientation that has been followed already, 1 if none has. Raises InputError naming the file, also for errors within."""
+    """Within it there is room for the picture. Yields the decoded image, the number of frames or pages in its file, and the
+    EXIF orientation that Pillow has followed already, 1 if none. Raises InputError naming the file, also for errors within.
+    """
     frames = followed = 1
     try:
         with Image.open(path, formats=FORMATS) as image, ROOM.of(image.width * image.height):

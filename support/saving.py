@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 STEPS = 500       # a checkpoint is due after so many steps
 SECONDS = 300     # or after so many seconds, if the steps are slow
-TIMES = 50        # but not before so many times the last one's own duration have passed: it takes 2 % of the time at most. A step
-                  # of a fast GPU takes a hundredth of a second, a checkpoint of 1 GB some seconds
+TIMES = 50        # but not before so many times the last one's own duration have passed: it takes 2 % of the time at most.
+                  # A step of a fast GPU takes a hundredth of a second, a checkpoint of 1 GB some seconds
 
 
 class Saving:

@@ -17,8 +17,8 @@ def segment(net: FCN8s, picture: Image.Image | np.ndarray, confidence: int | str
 
     net           such as FCN8s.load("runs/NAME/best.pt"), in evaluation mode
     picture       a PIL image of any mode and size, or uint8 [H, W, 3] RGB. It is taken as it is, not turned by its EXIF tag
-    confidence    a class, by id or by name: then (class ids, confidence) comes back, uint8 [H, W] both, the confidence 255 times
-                  the probability of that class
+    confidence    a class, by id or by name: then (class ids, confidence) comes back, uint8 [H, W] both, the confidence 255
+                  times the probability of that class
     tile          pictures of more than tile x tile pixels are computed in parts, with the same result (support/tiles.py)
 
     Several threads may call it with one network. Raises ValueError for another kind of picture, an unknown class, a network in

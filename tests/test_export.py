@@ -23,7 +23,7 @@ def read(path):
         extra = {"metadata.json": ""}
         module = torch.export.load(path, extra_files=extra).module()
         return (lambda image: module(torch.from_numpy(image)).detach().numpy()), json.loads(extra["metadata.json"])
-    import onnxruntime
+    onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return (lambda image: session.run(["scores"], {"image": image})[0]), session.get_modelmeta().custom_metadata_map
 
