@@ -149,7 +149,8 @@ def check(root: Path, data: DataSet, show: Path | None, faults: list[str]):
     samples, reader = [*data.train, *data.val, *data.test], Reader(data.read_label, cache_bytes=0)
     if show and (show.suffix.lower() != ".png" or not show.absolute().parent.is_dir()):
         raise InputError(f"--show {show}: name a file .png, in a folder that is there")
-    if show and any(show.absolute().is_relative_to(file.absolute().parent) for sample in samples for file in sample[:2]):
+    folders = {file.parent for sample in samples for file in (sample.image, sample.label)} if show else ()
+    if any(show.absolute().is_relative_to(folder.absolute()) for folder in folders):
         raise InputError(f"--show {show}: would become a part of the data set; choose another place")
     print(data.summary)
     counts = read_everything(samples, data, reader, faults)

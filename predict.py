@@ -36,7 +36,7 @@ from support.draw import overlay, palette_mask
 from support.errors import InputError, explanation, shortened
 from support.files import write_csv
 from support.jobs import WAITING, Job, choose_jobs, confidence_folders, read_ahead, where_results_went
-from support.labels import IGNORE, only_road, road_class
+from support.labels import only_road, road_class
 from support.memory import keep_memory
 from support.pictures import allow_large_pictures
 from support.progress import Progress
@@ -67,7 +67,7 @@ def predict(options, failed: list[str]):
     archive = options.out / "submission.zip"
     if options.kitti:
         archive.unlink(missing_ok=True)  # it would look like this run's
-    matrix, ignored, road_measures, rows = 0, 0, RoadMeasures(), []
+    matrix, pixels, road_measures, rows = 0, 0, RoadMeasures(), []
     scale, progress = Scale(saved.get("sizes"), options.scale, options.size), Progress(len(jobs))
 
     def tell(part, parts):
@@ -90,7 +90,7 @@ def predict(options, failed: list[str]):
             if data:
                 label = torch.tensor(label)
                 counts = confusion(predicted, label, len(classes))
-                matrix, ignored = matrix + counts, ignored + (label == IGNORE).sum().item()
+                matrix, pixels = matrix + counts, pixels + label.numel()
                 rows.append(image_row(job.picture, counts, classes, data.road))
                 if data.road:
                     road_measures.add_sample(job.sample, confidences[road], label)
@@ -114,7 +114,7 @@ def predict(options, failed: list[str]):
     elif data:
         result = {**measures(matrix), **({"road": road_measures.results()} if data.road else {})}
         print(f"{report({options.split or 'val': result}, classes)}\n"
-              f"ignored: {per_cent(ignored / (ignored + matrix.sum().item()))} of the pixels, which have no class")
+              f"ignored: {per_cent((pixels - matrix.sum().item()) / pixels)} of the pixels, which have no class")
         if options.scores:
             write_csv(options.scores, sorted(rows, key=lambda row: (row["iou"] != row["iou"], row["iou"])))  # nan at the end
     elif options.kitti and options.split != "training":

@@ -21,7 +21,7 @@ from torch import nn
 
 from fcn import cross_entropy
 from metrics import RoadMeasures, confusion, epoch_line, image_iou, iou_cell, log_columns, measures, report
-from support.batches import load_batches, training_batches
+from support.batches import collate, load_batches, training_batches
 from support.checkpoint import state_of
 from support.device import on_device
 from support.divergence import Divergence
@@ -230,11 +230,12 @@ def look_at(run: Run, each: dict[int, float]) -> list[tuple]:
     worst = sorted(each, key=lambda i: (math.isnan(each[i]), each[i]))[:2]
     with run.autocast():
         for i in dict.fromkeys([*fixed, *worst]):
-            (images, _), = on_device(load_batches([[samples[i]]], run.reader, 0), run.device)
+            image, truth = run.reader(samples[i])
+            (images, _), = on_device([collate([(image, truth)])], run.device)
             predicted = predict_image(net, images, net.reach).classes.cpu().numpy()
             lowest = ", one of the two lowest" if i in worst and len(each) > 2 else ""
             iou = f"   IoU {100 * each[i]:.1f}{lowest}" if each[i] >= 0 else ""  # nan: it shows no road
-            rows.append((f"{samples[i].image.name}{iou}", *run.reader(samples[i]), predicted))
+            rows.append((f"{samples[i].image.name}{iou}", image, truth, predicted))
     return rows
 
 

@@ -80,8 +80,8 @@ def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.I
     The most frequent class comes first. Nothing of the picture is covered; a legend that needs more room makes the whole wider.
     """
     shown = Image.fromarray(tint(image, label, classes))
-    counts = np.bincount(label.ravel(), minlength=256)[:len(classes)]
-    present = [c for c in np.argsort(-counts, kind="stable") if counts[c] and opacities(classes)[c]]
+    counts, opacity = np.bincount(label.ravel(), minlength=256)[:len(classes)], opacities(classes)
+    present = [c for c in np.argsort(-counts, kind="stable") if counts[c] and opacity[c]]
     if only_road(classes) is not None or not present:
         return shown
     colours = colours_for(classes).tolist()

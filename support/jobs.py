@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
@@ -16,9 +17,9 @@ from support.arguments import DATA_OPTIONS
 from support.birdseye import calibration_of, homography
 from support.errors import InputError, counted, warn
 from support.labels import only_road
-from support.pictures import IMAGE_ENDINGS, VIDEO_ENDINGS, files_below, files_in, read_picture
+from support.pictures import IMAGE_ENDINGS, OTHER_ENDINGS, VIDEO_ENDINGS, files_below, files_in, read_picture
 from support.reader import Reader
-from support.samples import DataSet, Sample
+from support.samples import DataSet, Sample, paths_below
 
 FOLDERS = ("overlay", "mask", "confidence", "bev")  # of results, below --out
 # Folders of masks, and the folder of images that they lie beside: these are no pictures to predict.
@@ -50,13 +51,15 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
         samples = getattr(data, options.split or "val")
         # KITTI's results are named as the ground truth, so that metrics.py can score them.
         names = [Path((sample.label if data.kitti else sample.image).stem) for sample in samples]
+        paths = paths_below(options.data, samples)
         if len({str(name).casefold() for name in names}) < len(names):
-            names = [Path(os.path.relpath(sample.image, options.data)).with_suffix("") for sample in samples]
+            names = [Path(path).with_suffix("") for path in paths]
         jobs = [Job(sample.image, name, sample) for sample, name in zip(samples, names)]
-        known = {name.rpartition("/")[2] for name in saved.get("images", [[]])[0]}
-        if options.split != "train" and (trained := [sample.image.name for sample in samples if sample.image.name in known]):
+        known = set(saved.get("images", [[]])[0])  # paths; names alone in checkpoints of earlier versions
+        trained = [path for path in paths if path in known or path.rpartition("/")[2] in known]
+        if options.split != "train" and trained:
             warn("predict.py", f"{options.data}: {len(trained)} of these {counted(len(samples), 'image')} have the names of "
-                               f"images that the network was trained on, as {trained[0]}; their scores are too good")
+                               f"images that the network was trained on, as {Path(trained[0]).name}; their scores are too good")
         if not jobs:
             raise InputError(f"{options.data}: has no test images, for --split test; they go into a folder test, or test.txt "
                              "names them")
@@ -118,12 +121,17 @@ def pictures_in(given: Path, results: tuple[str, ...]) -> list[Path]:
     """
     folders = [given / "testing" / "image_2", given / "training" / "image_2", given / "image_2"]
     folder = next((f for f in folders if f.is_dir()), given)
-    labels = [parent / masks for masks, images in LABELS.items() for beside in [folder / images, *folder.rglob(images)]
-              for parent in [beside.parent] if beside.is_dir()]
-    left = (*results, *map(str, labels))
-    found = [file for file in files_below(folder) if not any(file.is_relative_to(other) for other in left)]
-    others = Counter(file.suffix.lower() for file in folder.rglob("*")
-                     if file.suffix.lower() in VIDEO_ENDINGS | {".heic", ".heif", ".avif"} and file.is_file())
+
+    @cache
+    def holds_masks(place):
+        """Whether a folder within `folder`, or one above it there, lies beside the images that its masks belong to."""
+        if place == folder:
+            return False
+        return place.name in LABELS and (place.parent / LABELS[place.name]).is_dir() or holds_masks(place.parent)
+
+    found = [file for file in files_below(folder) if not holds_masks(file.parent)
+             and not any(file.is_relative_to(result) for result in results)]
+    others = Counter(file.suffix.lower() for file in files_below(folder, VIDEO_ENDINGS | OTHER_ENDINGS))
     left_out = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
     if not found:
         raise InputError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_ENDINGS))})"

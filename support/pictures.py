@@ -16,6 +16,7 @@ from support.errors import InputError
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}
 VIDEO_ENDINGS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
+OTHER_ENDINGS = {".heic", ".heif", ".avif"}  # pictures that are not read
 # What a file may be inside, whatever its name says. Pillow knows some forty formats more; their decoders are rarely used, and
 # a file that reaches one of them is no photo. JPEG covers the MPO of telephones, PPM covers PGM.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -77,8 +78,11 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in IMAGE_ENDINGS and not f.name.startswith("."))
 
 
-def files_below(folder: Path) -> list[Path]:
-    """The pictures in a folder and all folders in it, sorted by path, without what is hidden. Raises InputError."""
+def files_below(folder: Path, endings: set[str] = IMAGE_ENDINGS) -> list[Path]:
+    """The pictures in a folder and all folders in it, or the files of other endings, sorted by path, without what is hidden.
+
+    Raises InputError if there is no such folder.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     found, seen = [], set()
@@ -87,7 +91,7 @@ def files_below(folder: Path) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(HIDDEN) and real not in seen]
         if real not in seen:
             found += [Path(place, name) for name in names
-                      if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")]
+                      if Path(name).suffix.lower() in endings and not name.startswith(".")]
         seen.add(real)
     return sorted(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -44,3 +45,8 @@ class DataSet(NamedTuple):
     def road(self) -> int | None:
         """1 where class 1 is the road (or the one thing sought) and class 0 all else: then the benchmark's measures apply."""
         return 1 if only_road(self.classes) == 1 else None
+
+
+def paths_below(root: Path, samples: list[Sample]) -> list[str]:
+    """The images' paths below the folder of their data set, as checkpoints hold them."""
+    return [Path(os.path.relpath(sample.image, root)).as_posix() for sample in samples]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from support.optimizer import sgd
 from support.options import check_settings, resolve_auto, settle
 from support.ranks import Ranks
 from support.reader import Reader
-from support.samples import DataSet
+from support.samples import DataSet, paths_below
 from support.start import begin_network, read_weights
 
 SYNTHETIC = Path(__file__).resolve().parents[1] / "runs" / "synthetic-roads"  # drawn once, read by every run without --data
@@ -98,7 +97,7 @@ def prepare(options: dict, defaults: dict[str, tuple], ranks: Ranks, out: Path) 
         raise InputError(f"{folder}: no such folder; if the run's data lies elsewhere now, say where with --data")
     data = find(folder, **{name: settings[name] for name in DATA_OPTIONS})
     print(data.summary)
-    images = [[Path(os.path.relpath(sample.image, folder)).as_posix() for sample in part] for part in (data.train, data.val)]
+    images = [paths_below(folder, part) for part in (data.train, data.val)]
     if saved:
         refuse_other_data(folder, data.classes, images, saved)
     reader, crop, pixels, sizes = Reader(data.read_label), parse_size(settings["crop"]), None, None

@@ -204,6 +204,17 @@ def test_scores_of_images_that_the_network_was_trained_on_are_called_too_good(tm
     assert not capsys.readouterr().err
 
 
+def test_held_out_images_that_share_no_more_than_a_number_with_training_images_are_not_called_known(tmp_path, capsys):
+    for part, i in (("train", 1), ("train", 2), ("val", 1)):
+        photo(tmp_path / f"d/{part}/images/{i}.png")
+        (tmp_path / f"d/{part}/masks").mkdir(exist_ok=True)
+        Image.fromarray(np.eye(40, 50, dtype=np.uint8)).save(tmp_path / f"d/{part}/masks/{i}.png")
+    path = checkpoint(tmp_path / "best.pt", ["class 0", "class 1"])
+    save_tensors({**read_tensors(path), "images": [["train/images/1.png", "train/images/2.png"], ["val/images/1.png"]]}, path)
+    assert run(path, "--data", tmp_path / "d", "--out", tmp_path / "out") == 0
+    assert not capsys.readouterr().err
+
+
 def test_the_ground_truth_and_hidden_files_of_a_folder_are_not_pictures_to_predict(road, scenes, tmp_path):
     assert run(road, scenes / "training", "--out", tmp_path / "out") == 0
     assert files(tmp_path / "out/mask") == {f"image_2/{f.name}" for f in (scenes / "training/image_2").iterdir()}
