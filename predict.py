@@ -223,8 +223,8 @@ def parse(argv: list[str] | None):
     group.add_argument("--tile", metavar="N", type=matching(r"[1-9]\d{0,5}", "a whole number", int), default=TILE,
                        help="largest part computed at once, N x N pixels: bounds the memory (default %(default)s: 3 GiB)")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
-    group.add_argument("--amp", choices=("auto", "bf16", "off"), default="auto",
-                       help="bf16 arithmetic (default %(default)s: where the hardware computes in it)")
+    group.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
+                       help="compute in 16 bits, or off: in 32 (default %(default)s: bf16 where the hardware computes in it)")
     group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     # In "--confidence a.png" the word is a picture, not a class; --confidence=NAME is a class in any case.
     words, either = list(sys.argv[1:] if argv is None else argv), ""

@@ -28,16 +28,16 @@ from support.divergence import Divergence
 from support.draw import draw_curves, draw_samples
 from support.ending import ENDINGS, Stop, exit_status
 from support.errors import counted
-from support.files import read_tensors, save_tensors, write_csv
+from support.files import read_tensors, write_csv
 from support.labels import IGNORE
 from support.optimizer import learning_rate
 from support.options import parse
 from support.pictures import allow_large_pictures
-from support.progress import Progress, Waiting
+from support.progress import Progress
 from support.ranks import Ranks
-from support.saving import Saving
 from support.setup import Run, set_up
 from support.tiles import predict_image
+from support.waiting import Waiting
 
 # Every default, once. The first value holds with --data. The second holds for the synthetic roads, which must train from
 # scratch in a few minutes on a processor. The third, for --recipe paper, is that of the networks that the authors released
@@ -71,7 +71,7 @@ DEFAULTS = {
     "learn_upsampling": (False,   False,      False),      # bilinear and fixed, as in the authors' networks
     "amp":           ("auto",     "auto",     "off"),      # bf16 if the hardware computes in it
     "device":        ("auto",     "auto",     "auto"),     # CUDA if there is one
-    "workers":       (2,          2,          2),          # threads that read and augment
+    "workers":       ("auto",     "auto",     "auto"),     # threads that read and augment (support/batches.py)
     "seed":          (0,          0,          0),          # of weights, order, views and dropout
     "save_every":    ("auto",     "auto",     "auto"),     # steps between checkpoints. auto: by steps and by their cost
                                                            # (support/saving.py)
@@ -96,24 +96,22 @@ def train(run: Run, stop: Stop):
     """The training loop, from the first step (or the one after a checkpoint's) to the last."""
     settings, data, net, optimizer, ranks, out = run.settings, run.data, run.net, run.optimizer, run.ranks, run.out
     step, best, log, loss_sum, spent = run.step, run.best, run.log, run.loss_sum, run.spent
-    steps_per_epoch, total_steps = run.steps_per_epoch, run.total_steps
+    steps_per_epoch, total_steps, scale = run.steps_per_epoch, run.total_steps, run.loss_scale
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     print(f"{sum(p.numel() for p in parameters):,} trainable parameters on "
           f"{f'{ranks.size} times {run.device.type}' if ranks.size > 1 else run.device}"
-          f"{', bf16' if settings['amp'] == 'bf16' else ''}; {counted(settings['epochs'], 'epoch')} of "
+          f"{'' if settings['amp'] == 'off' else ', ' + settings['amp']}; {counted(settings['epochs'], 'epoch')} of "
           f"{counted(steps_per_epoch, 'step')}; "
           f"results in {out}")
     divergence = Divergence(run.device, total_steps, settings, ranks)
-    progress, saving = Progress(total_steps, step, images=settings["batch_size"]), Saving(settings["save_every"])
+    progress, saving = Progress(total_steps, step, images=settings["batch_size"]), run.saving
 
     def save_last():
         divergence.refuse()
-        with saving.one():
-            if ranks.first:
-                within = spent + time.perf_counter() - started if step > len(log) * steps_per_epoch else 0.0
-                save_tensors({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                              "best": best, "log": log, "loss_sum": loss_sum, "spent": within},
-                             out / "last.pt", before=out / "before.pt")
+        within = spent + time.perf_counter() - started if step > len(log) * steps_per_epoch else 0.0
+        saving.last({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                     "best": best, "log": log, "loss_sum": loss_sum, "loss_scale": scale.state(), "spent": within}
+                    if ranks.first else None, out)
 
     stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):
@@ -121,8 +119,8 @@ def train(run: Run, stop: Stop):
         torch.backends.cudnn.benchmark = settings["augment"]  # on a GPU, try all algorithms for each size: views have few sizes
         started = time.perf_counter()
         done = step - (epoch - 1) * steps_per_epoch  # not 0 in an epoch that was interrupted
-        source = training_batches(run.reader, data.train, epoch, run.crop, settings, ranks, done)
-        source = Waiting(on_device(source, run.device))
+        source = training_batches(run.reader, data.train, epoch, run.crop, settings, ranks, run.workers, run.device, done)
+        source = Waiting(on_device(source, run.device), run.device)
         for images, labels in source:  # float32 [N, 3, h, w] and int64 [N, h, w]: this process's share of a batch
             rate = learning_rate(step, total_steps, settings)
             for group in optimizer.param_groups:
@@ -135,15 +133,17 @@ def train(run: Run, stop: Stop):
             pixels = ranks.sum((labels != IGNORE).sum())  # the valid pixels of the whole batch
             loss = cross_entropy(scores, labels, pixels, run.class_weights)
             objective = loss * pixels if settings["loss"] == "sum" else loss
-            (ranks.size * objective).backward()  # times size, since the processes' gradients are averaged
+            (ranks.size * objective * scale.value).backward()  # times size, since the processes' gradients are averaged
+            scale.divide(parameters)  # of fp16 alone (support/loss_scale.py)
             norm = nn.utils.clip_grad_norm_(parameters, settings["clip"] or math.inf)
-            optimizer.step()
+            if taken := scale.accepts(norm):
+                optimizer.step()
             run.give_back(images.shape)
 
             step += 1
             loss = ranks.sum(loss.detach())
             loss_sum += loss
-            divergence.watch(step, loss + norm)
+            divergence.watch(step, loss + norm if taken else loss)
             stop.end_if_asked(ranks, out, save_last)
             if saving.due(step):
                 save_last()
@@ -160,7 +160,7 @@ def train(run: Run, stop: Stop):
         log.append({"epoch": epoch, "step": step, "kept": int(better), "lr": learning_rate(step - 1, total_steps, settings),
                     "seconds": round(spent + time.perf_counter() - started, 1),
                     "evaluation_seconds": round(time.perf_counter() - trained_at, 1),
-                    "data_wait": round(source.seconds / max(trained_at - started, 1e-9), 4),
+                    "data_wait": round(source.seconds() / max(trained_at - started, 1e-9), 4),
                     "train_loss": loss_sum.item() / steps_per_epoch, "val_loss": result["loss"],
                     **log_columns(result, data.classes)})
         loss_sum, spent = torch.zeros((), device=run.device), 0.0
@@ -172,11 +172,11 @@ def train(run: Run, stop: Stop):
             draw_curves(out / "curves.png", log, data.classes)
             if better:
                 draw_samples(out / "samples.png", look_at(run, each), data.classes, f"held out, epoch {epoch}")
-                save_tensors({**run.about, "model": net.state_dict(), "epoch": epoch, "best": best, "result": result},
-                             out / "best.pt")
-        if not (out / "last.pt").exists():
+                saving.best({**run.about, "model": net.state_dict(), "epoch": epoch, "best": best, "result": result}, out)
+        if epoch == 1:
             save_last()  # from the first epoch on there is something to resume
     save_last()
+    saving.finish()
     sum_up(run, stop, len(log))
 
 
@@ -194,7 +194,7 @@ def evaluate(run: Run, samples: list, stop: Stop | None = None) -> tuple[dict, d
     loss_sum, road, each = torch.zeros((), device=run.device), RoadMeasures(), {}
     sought = [data.road] if data.road else []
     mine = ranks.share(list(range(len(samples))))
-    source = on_device(load_batches([[samples[i]] for i in mine], run.reader, run.settings["workers"]), run.device)
+    source = on_device(load_batches([[samples[i]] for i in mine], run.reader, run.workers, run.device), run.device)
     with run.autocast():  # around all images, so that the convolutions' weights are converted to bf16 once
         for i, (images, labels) in zip(mine, source):
             seen = predict_image(net, images, net.reach, sought=sought, labels=labels, class_weights=run.class_weights)
@@ -231,7 +231,7 @@ def look_at(run: Run, each: dict[int, float]) -> list[tuple]:
     with run.autocast():
         for i in dict.fromkeys([*fixed, *worst]):
             image, truth = run.reader(samples[i])
-            (images, _), = on_device([collate([(image, truth)])], run.device)
+            (images, _), = on_device([collate([(image, truth)], pin=run.device.type == "cuda")], run.device)
             predicted = predict_image(net, images, net.reach).classes.cpu().numpy()
             lowest = ", one of the two lowest" if i in worst and len(each) > 2 else ""
             iou = f"   IoU {100 * each[i]:.1f}{lowest}" if each[i] >= 0 else ""  # nan: it shows no road
@@ -273,7 +273,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with Stop(alone=ranks.size == 1) as stop:
             run = set_up(options, DEFAULTS, ranks)
-            train(run, stop)
+            with run.saving:
+                train(run, stop)
         if run.lock:
             run.lock.close()
         ranks.leave()

@@ -26,9 +26,11 @@ Around the loop       arguments.py    command lines
                       options.py      from the command line of train.py to the settings
                       setup.py        prepares everything that the loop works with
                       optimizer.py    the optimizer, and the learning rate of every step
+                      loss_scale.py   small gradients kept above zero in fp16
                       ranks.py        several processes, one run
-                      saving.py       when the next checkpoint is due
+                      saving.py       when and how checkpoints are written
                       progress.py     how far the loop is
+                      waiting.py      how long the device has waited for images
                       divergence.py   a run that diverges ends before anything of it is saved
                       ending.py       signals, errors, exit status
                       interrupt.py    Ctrl-C while PyTorch is being imported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +18,24 @@ from support.views import augment
 from vgg import IMAGE_MEAN
 
 
+CPU = torch.device("cpu")
+MOST_WORKERS = 16  # eight read 350 of KITTI's images a second (docs/speed.md); no GPU trains on so many
+
+
+def suited_workers(workers: int | str, device: torch.device) -> int:
+    """How many threads load images: as told, or for "auto" two beside a processor that computes, and for a GPU one for each
+    core, divided among the processes of this machine."""
+    if workers != "auto":
+        return workers
+    if device.type == "cpu":
+        return 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 2), MOST_WORKERS)
+
+
 def training_batches(reader, samples: list[Sample], epoch: int, crop: tuple[int, int] | None, settings: dict, ranks: Ranks,
-                     done: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """This process's share of each batch of an epoch, without the first `done` batches: see `collate`.
+                     workers: int, device: torch.device = CPU, done: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """This process's share of each batch of an epoch, without the first `done` batches: see `load_batches`.
 
     Every sample comes once, in a random order, in a random view. All that is random here follows from the seed, the epoch
     and the sample. So there is no random state to save, and the views are the same for any number of workers and processes.
@@ -38,25 +54,28 @@ def training_batches(reader, samples: list[Sample], epoch: int, crop: tuple[int,
 
     # If the last batch has fewer images than there are processes, some get one that does not count: all must take part.
     shares = [ranks.share([(i, True) for i in group]) or [(group[0], False)] for group in groups]
-    return load_batches(shares, load, settings["workers"])
+    return load_batches(shares, load, workers, device)
 
 
-def load_batches(groups: list[list], load: Callable, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A collated batch of load(item) for each group of items, in order.
+def load_batches(groups: list[list], load: Callable, workers: int,
+                 device: torch.device = CPU) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A collated batch of load(item) for each group of items, in order; for a GPU in pinned memory, see `on_device`.
 
     With workers > 0, that many threads load ahead and put the batches together: two items for each thread are under way or
     waiting, and two batches at least. Threads are enough: Pillow and numpy release Python's lock, and one cache serves all.
     The result is the same for any number of workers.
     """
+    pin = device.type == "cuda"
     if workers == 0:
         for group in groups:
-            yield collate([load(item) for item in group])
+            yield collate([load(item) for item in group], pin)
         return
-    with ThreadPoolExecutor(workers) as pool:
+    # Every thread has a present GPU of its own, the first one unless it is told: there it would take memory for pinning.
+    with ThreadPoolExecutor(workers, initializer=torch.cuda.set_device if pin else None, initargs=[device] * pin) as pool:
         waiting = deque()  # of each batch the futures of its items, one of which gives the batch
         try:
             for group in groups:
-                batch = Batch(group, load)
+                batch = Batch(group, load, pin)
                 waiting.append([pool.submit(batch.add, i) for i in range(len(group))])
                 if len(waiting) > max(2, 2 * workers // len(group)):
                     yield finished(waiting.popleft())
@@ -70,8 +89,8 @@ def load_batches(groups: list[list], load: Callable, workers: int) -> Iterator[t
 class Batch:
     """A batch under way. Its items are loaded by any threads; the one that is last puts them together."""
 
-    def __init__(self, items: list, load: Callable):
-        self.items, self.load, self.pairs = items, load, [None] * len(items)
+    def __init__(self, items: list, load: Callable, pin: bool):
+        self.items, self.load, self.pin, self.pairs = items, load, pin, [None] * len(items)
         self.left, self.lock = len(items), threading.Lock()
 
     def add(self, i: int) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -79,7 +98,7 @@ class Batch:
         with self.lock:
             self.left -= 1
             last = self.left == 0
-        return collate(self.pairs) if last else None
+        return collate(self.pairs, self.pin) if last else None
 
 
 def finished(futures: list[Future]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,19 +106,19 @@ def finished(futures: list[Future]) -> tuple[torch.Tensor, torch.Tensor]:
     return next(batch for batch in [future.result() for future in futures] if batch is not None)
 
 
-def collate(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(pairs: list[tuple[np.ndarray, np.ndarray]], pin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs of any sizes to one batch: images uint8 [N, 3, H, W] (channels_last), labels uint8 [N, H, W].
 
     Smaller pairs are padded below and to the right: images with the ImageNet mean, which is 0 once normalised, labels with
-    IGNORE.
+    IGNORE. With `pin`, both lie in pinned memory.
     """
     height = max(label.shape[0] for _, label in pairs)
     width = max(label.shape[1] for _, label in pairs)
-    images = np.empty((len(pairs), height, width, 3), np.uint8)
-    images[:] = np.round(255 * np.array(IMAGE_MEAN))
-    labels = np.full((len(pairs), height, width), IGNORE, np.uint8)
-    for n, (image, label) in enumerate(pairs):
+    images = torch.empty((len(pairs), height, width, 3), dtype=torch.uint8, pin_memory=pin)
+    labels = torch.empty((len(pairs), height, width), dtype=torch.uint8, pin_memory=pin)
+    for (image, label), to_image, to_label in zip(pairs, images.numpy(), labels.numpy()):
         h, w = label.shape
-        images[n, :h, :w] = image
-        labels[n, :h, :w] = label
-    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
+        to_image[:h, :w], to_label[:h, :w] = image, label
+        for part in (slice(h, None), slice(None)), (slice(h), slice(w, None)):  # below, and to the right
+            to_image[part], to_label[part] = np.round(255 * np.array(IMAGE_MEAN)), IGNORE
+    return images.permute(0, 3, 1, 2), labels

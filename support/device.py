@@ -29,7 +29,7 @@ def pick_device(name: str, local: int = 0) -> torch.device:
         torch.zeros(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # for what asks for no device by name, such as communication between processes
-            torch.set_float32_matmul_precision("high")  # fp32: fc6, a matrix product, in TF32 as cuDNN's convolutions are
+            torch.backends.cudnn.allow_tf32 = False  # 32 bits are 32: PyTorch would keep 10 of 23 digits in convolutions
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without CUDA
         if out_of_memory(error):
             raise  # there is one, but others have filled it
@@ -38,33 +38,40 @@ def pick_device(name: str, local: int = 0) -> torch.device:
     return device
 
 
-def use_bf16(amp: str, device: torch.device) -> bool:
-    """Whether to compute in bf16: as told, or if the hardware has instructions for it (elsewhere bf16 is slower)."""
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of --amp; off: float32
+
+
+def suited_amp(amp: str, device: torch.device) -> str:
+    """What --amp comes to, "bf16", "fp16" or "off": as told, or for "auto" bf16 if the hardware has instructions for it.
+
+    Elsewhere bf16 is slower. fp16 is never chosen, since numbers above 65504 do not fit into it, and activations of VGG16
+    with Caffe's weights come near.
+    """
     if amp != "auto":
-        return amp == "bf16"
+        return amp
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)  # older ones only emulate it
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "off"  # older ones only emulate it
     if device.type != "cpu":
-        return False  # Apple's GPUs: nobody has measured it
+        return "off"  # Apple's GPUs: nobody has measured it
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
-    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", flags))
+        return "off"
+    return "bf16" if re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) else "off"
 
 
 def autocast_for(amp: str, device: torch.device) -> Callable:
-    """A context manager in which the forward pass computes in bf16, if `amp` is "bf16"; else one that changes nothing."""
-    return (lambda: torch.autocast(device.type, torch.bfloat16)) if amp == "bf16" else nullcontext
+    """A context manager in which the forward pass computes in the type of `amp`; for "off" one that changes nothing."""
+    return nullcontext if amp == "off" else lambda: torch.autocast(device.type, TYPES[amp])
 
 
 def prepare_prediction(net: FCN8s, amp: str, device: torch.device) -> Callable:
     """The function from images, uint8 [N, 3, H, W], to scores [N, C, H, W]. It changes `net`: device, mode and type."""
-    bf16 = use_bf16(amp, device)
-    net.to(device, torch.bfloat16 if bf16 else None).eval()  # autocast alone would convert the weights for each picture
+    amp = suited_amp(amp, device)
+    net.to(device, TYPES.get(amp)).eval()  # autocast alone would convert the weights for each picture
 
     def compute(images):
-        with autocast_for("bf16" if bf16 else "off", device)():
+        with autocast_for(amp, device)():
             return net(normalise(images))  # tile by tile: as floats a large picture takes four times its bytes
 
     return compute
@@ -73,7 +80,8 @@ def prepare_prediction(net: FCN8s, amp: str, device: torch.device) -> Callable:
 def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Batches of bytes to what the network takes: images float32 normalised, labels int64, both on the device.
 
-    On CUDA the next batch is copied while the present one is computed: from pinned memory, on a stream of its own.
+    On CUDA the next batch is copied while the present one is computed, on a stream of its own, from the pinned memory in
+    which `load_batches` has put it together. Only from there can a copy run while the processor does something else.
     """
     if device.type != "cuda":
         for images, labels in source:
@@ -84,7 +92,7 @@ def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Te
 
     def start_copy(batch):
         with torch.cuda.stream(copying):
-            images, labels = (tensor.pin_memory().to(device, non_blocking=True) for tensor in batch)
+            images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
             return images, labels, copying.record_event()
 
     ahead = None
@@ -106,5 +114,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     """
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(f"images are {images.dtype} {list(images.shape)}: they must be uint8 [N, 3, H, W]")
-    mean, deviation = (255 * torch.tensor([IMAGE_MEAN, IMAGE_STD])).to(images.device)[:, None, :, None, None]
+    # non_blocking: otherwise the processor would wait here until the GPU has done all that it was told before.
+    numbers = (255 * torch.tensor([IMAGE_MEAN, IMAGE_STD])).to(images.device, non_blocking=images.is_cuda)
+    mean, deviation = numbers[:, None, :, None, None]
     return (images.float() - mean) / deviation

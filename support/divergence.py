@@ -38,5 +38,6 @@ class Divergence:
             if not self.ranks.first:
                 raise SystemExit(2)  # all processes know it, one says it
             rate = learning_rate(step - 1, self.total_steps, self.settings)
+            other = ", or with --amp off, since fp16 holds numbers up to 65504," if self.settings["amp"] == "fp16" else ""
             raise InputError(f"the loss was not finite at step {step}, at a rate of {rate:.2g}; nothing of it is saved. Start "
-                             f"again with a smaller --lr than {self.settings['lr']:g} and another --out")
+                             f"again with a smaller --lr than {self.settings['lr']:g}{other} and another --out")

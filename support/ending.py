@@ -86,6 +86,7 @@ def exit_status(error: BaseException, options: dict, ranks: Ranks) -> int:
             print(f"stopped by {signal.Signals(error.signal).name}; {told} python train.py --resume --out "
                   f"{quote(str(error.out))}", file=sys.stderr)
         return 128 + error.signal
+    ranks.end()
     if isinstance(error, KeyboardInterrupt):  # while setting up: nothing has been learnt that could be lost
         print("stopped before the first step", file=sys.stderr)
         return 130

@@ -18,10 +18,26 @@ def sgd(net: FCN8s, settings: dict) -> torch.optim.SGD:
         {"params": [p for name, p in learnt if name.endswith("weight")], "times": 1, "weight_decay": settings["weight_decay"]},
         {"params": [p for name, p in learnt if name.endswith("bias")], "times": 2, "weight_decay": 0.0},
     ]
-    # fused: one pass over 134 M numbers instead of five. On a GPU, where that is little, PyTorch 2.4 would refuse the strides
-    # that channels_last gives to the gradients of 1x1 convolutions.
-    fused = True if learnt[0][1].device.type == "cpu" else None
-    return torch.optim.SGD(groups, lr=0.0, momentum=settings["momentum"], fused=fused)
+    place = learnt[0][1].device.type
+    # fused: one pass over 134 M numbers instead of five.
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=settings["momentum"], fused=place in ("cpu", "cuda") or None)
+    if place == "cuda":
+        optimizer.register_step_pre_hook(lay_out_alike)
+    return optimizer
+
+
+def lay_out_alike(optimizer: torch.optim.SGD, *_):
+    """Give the gradients and momenta of 1x1 convolutions the strides of their weights; the numbers stay where they are.
+
+    With images in channels_last, such a gradient [C, I, 1, 1] may have the strides (I, 1, I, I), and its weight (I, 1, 1, 1).
+    Both describe the same layout, since the last two sizes are 1. CUDA's fused update compares the strides all the same, and
+    refuses them (PyTorch's issue 106951). A momentum has the strides of the first gradient, and keeps them in a checkpoint.
+    """
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        if p.ndim == 4 and p.shape[2:] == (1, 1) and p.grad is not None:
+            p.grad = p.grad.as_strided(p.shape, p.stride())
+            if optimizer.state[p].get("momentum_buffer") is not None:
+                optimizer.state[p]["momentum_buffer"] = optimizer.state[p]["momentum_buffer"].as_strided(p.shape, p.stride())
 
 
 def learning_rate(step: int, total: int, settings: dict) -> float:

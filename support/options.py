@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from support.arguments import DATA_OPTIONS, Parser, matching, natural, parse_scale
-from support.device import use_bf16
+from support.device import suited_amp
 from support.errors import InputError
 from support.ranks import Ranks
 from support.samples import DataSet
@@ -39,10 +39,10 @@ def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: d
 
     weights    the content of the weights file that the network begins with, or None
 
-    Three are not decided here. `device` is picked anew on each machine (support/device.py). `weights` is a file to be found
-    or downloaded, `skip_scale` is measured on the network (support/start.py).
+    Four are not decided here. `device` and `workers` are picked anew on each machine (support/device.py, support/batches.py).
+    `weights` is a file to be found or downloaded, `skip_scale` is measured on the network (support/start.py).
     """
-    settings["amp"] = "bf16" if use_bf16(settings["amp"], device) else "off"
+    settings["amp"] = suited_amp(settings["amp"], device)
     if settings["flip"] == "auto":
         settings["flip"] = "no" if settings["task"] == "lane" else "yes"
     if settings["class_weights"] == "auto":
@@ -161,9 +161,11 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
 
     group = parser.add_argument_group("machine")
     add("device", "auto, cpu, cuda, cuda:N, or mps (Apple's GPUs; untested)", metavar="NAME")
-    add("amp", "bf16: compute in 16-bit floating point (bfloat16), about twice as fast on hardware that has it; off: in 32 "
-               "bits; auto: bf16 where the hardware has it", choices=("auto", "bf16", "off"))
-    add("workers", "threads that read images", type=natural, metavar="N")
+    add("amp", "bf16: compute in 16-bit floating point (bfloat16), about twice as fast on hardware that has it; fp16: for "
+               "GPUs without bf16 (V100, T4); off: in 32 bits, without TF32; auto: bf16 where the hardware has it, else off",
+        choices=("auto", "bf16", "fp16", "off"))
+    add("workers", "threads that read images; auto: 2, for a GPU one for each core, up to 16", metavar="N",
+        type=matching(r"auto|\d{1,4}", "auto or a whole number", lambda text: text if text == "auto" else int(text)))
     add("recompute", "compute activations twice instead of keeping them: less memory, a third more time",
         action=BooleanOptionalAction)
     add("compile", "compile the network with torch.compile", action=BooleanOptionalAction)

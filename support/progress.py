@@ -1,4 +1,4 @@
-"""What a loop tells about itself: how far it is, and how long it has waited for images."""
+"""What a loop tells about itself: how far it is."""
 
 from __future__ import annotations
 
@@ -35,20 +35,3 @@ class Progress:
     def line(self, text: str):
         """Print a line that stays."""
         print(f"\r\033[K{text}" if self.live else text, flush=True)
-
-
-class Waiting:
-    """Yields what `source` yields, and adds up in `seconds` how long the loop has waited for it."""
-
-    def __init__(self, source):
-        self.source, self.seconds = iter(source), 0.0
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        started = time.perf_counter()
-        try:
-            return next(self.source)
-        finally:
-            self.seconds += time.perf_counter() - started

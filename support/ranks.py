@@ -23,6 +23,10 @@ import torch.distributed as dist
 
 from support.errors import one_line
 
+# How long a process waits for the others. While the first one sets up, it may have weights to download and many files to read.
+# Later all are in the same step, and if one does not come, its machine is lost.
+SETTING_UP, LATER = timedelta(hours=6), timedelta(minutes=10)
+
 
 class Ranks:
     """The processes of this run.
@@ -37,6 +41,11 @@ class Ranks:
         self.rank, self.size, self.local = (int(os.environ.get(name, default)) for name, default in
                                             (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
         self.first = self.rank == 0
+        self.patient = None  # the group in which all wait for the first
+        if self.size > 1:
+            nccl = torch.cuda.is_available() and dist.is_nccl_available()  # not on Windows
+            dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=LATER)
+            self.patient = dist.new_group(backend="gloo", timeout=SETTING_UP)
 
     def silence_others(self):
         """From here on the first process alone prints on standard output."""
@@ -46,27 +55,31 @@ class Ranks:
     def wait_for_first(self):
         """All processes but the first wait here until it calls `let_others_in`.
 
-        So the first process alone says what is wrong with the input. If it ends, torchrun ends the others.
+        So the first process alone says what is wrong with the input. If it ends, the others end too, and say nothing.
         """
         if self.size > 1 and not self.first:
-            self.meet()
+            try:
+                dist.barrier(self.patient)
+            except RuntimeError:
+                self.end()
+                raise SystemExit(2) from None
 
     def let_others_in(self):
         """The first process is ready: the others go on."""
         if self.size > 1 and self.first:
-            self.meet()
-
-    def meet(self):
-        nccl = torch.cuda.is_available() and dist.is_nccl_available()  # not on Windows
-        # Hours, since the first process may have weights to download and many files to read.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=timedelta(hours=6))
+            dist.barrier(self.patient)
 
     def leave(self):
-        """Part from the others. Threads of gloo that outlive the group would abort Python at its end."""
-        if self.size > 1:
-            with suppress(RuntimeError):  # the others are gone
-                self.largest(0)           # all have come so far: nothing is under way any more
-            gc.collect()                  # the parallel network, which holds the group
+        """Part from the others, together."""
+        with suppress(RuntimeError):  # the others are gone
+            self.largest(0)           # all have come so far: nothing is under way any more
+        self.end()
+
+    def end(self):
+        """Part from the others, wherever they are. Threads of gloo that outlive the group would abort Python at its end."""
+        if self.size > 1 and dist.is_initialized():
+            gc.collect()  # the parallel network, which holds the group
+            self.patient = None
             dist.destroy_process_group()
 
     def lost(self, error: Exception) -> str:

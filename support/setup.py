@@ -22,18 +22,21 @@ from data import find
 from fcn import FCN8s
 from support import roads
 from support.arguments import DATA_OPTIONS, parse_size
+from support.batches import suited_workers
 from support.checkpoint import holds_network, load_last, restored_network
 from support.counts import check_counts, describe, extent, read_everything, weigh_classes
 from support.device import autocast_for, pick_device
 from support.errors import InputError, one_line
 from support.files import write_text
 from support.folder import choose_folder, give_up, lock_folder
+from support.loss_scale import LossScale
 from support.memory import keep_memory, recompute
 from support.optimizer import sgd
 from support.options import check_settings, resolve_auto, settle
 from support.ranks import Ranks
 from support.reader import Reader
 from support.samples import DataSet, paths_below
+from support.saving import Saving
 from support.start import begin_network, read_weights
 
 SYNTHETIC = Path(__file__).resolve().parents[1] / "runs" / "synthetic-roads"  # drawn once, read by every run without --data
@@ -51,12 +54,15 @@ class Run:
     data: DataSet
     reader: Reader
     crop: tuple[int, int] | None         # the largest training view, (height, width)
+    workers: int                         # threads that load images
+    saving: Saving                       # writes the checkpoints
     steps_per_epoch: int
     total_steps: int
     net: FCN8s
     model: nn.Module                     # what the loop calls: net, compiled or shared among processes
     optimizer: torch.optim.SGD
     autocast: Callable                   # the context of the forward pass
+    loss_scale: LossScale                # of training in fp16
     class_weights: torch.Tensor | None
     give_back: Callable                  # called after each step with the shape of its images
     step: int                            # steps done
@@ -143,8 +149,10 @@ def prepare(options: dict, defaults: dict[str, tuple], ranks: Ranks, out: Path) 
     class_weights = torch.from_numpy(weigh_classes(pixels)).to(device) if settings["class_weights"] == "sqrt" else None
     model = callable_model(net, settings, ranks)
     autocast = autocast_for(settings["amp"], device)
-    return Run(out, lock, about, settings, ranks, device, data, reader, crop, steps_per_epoch, total_steps, net, model,
-               optimizer, autocast, class_weights, give_back, step, best, log, loss_sum, spent)
+    loss_scale = LossScale(settings["amp"], saved.get("loss_scale") if saved else None)
+    workers, saving = suited_workers(settings["workers"], device), Saving(settings["save_every"], device)
+    return Run(out, lock, about, settings, ranks, device, data, reader, crop, workers, saving, steps_per_epoch, total_steps,
+               net, model, optimizer, autocast, loss_scale, class_weights, give_back, step, best, log, loss_sum, spent)
 
 
 def synthetic_roads(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from conftest import ROOT, TIMES, picture
 
 import train
 from fcn import cross_entropy
-from support import errors, folder, roads, setup
+from support import errors, folder, roads, saving, setup
 from support.ending import Stop
 from support.errors import InputError
 from support.files import read_tensors, save_tensors
@@ -250,17 +250,15 @@ def test_a_run_whose_data_has_moved_says_the_option_that_names_it(scenes, tmp_pa
 
 
 def test_a_repeated_sigterm_does_not_disturb_the_checkpoint_that_the_first_one_asked_for(scenes, tmp_path, monkeypatch):
-    saving = train.save_tensors
-
     def disturbed(*args, **more):
         signal.raise_signal(signal.SIGTERM)  # in the middle of the save
-        saving(*args, **more)
+        save_tensors(*args, **more)
 
     def asked(*args):
         signal.raise_signal(signal.SIGTERM)
         return cross_entropy(*args)
 
-    monkeypatch.setattr(train, "save_tensors", disturbed)
+    monkeypatch.setattr(saving, "save_tensors", disturbed)
     monkeypatch.setattr(train, "cross_entropy", asked)
     assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 143
     assert read_tensors(tmp_path / "last.pt")["step"] == 1

@@ -5,7 +5,7 @@ import torch
 from conftest import small
 
 from support import device as module
-from support.device import autocast_for, on_device, pick_device, prepare_prediction, use_bf16
+from support.device import autocast_for, on_device, pick_device, prepare_prediction, suited_amp
 from support.errors import InputError
 from support.memory import keep_memory
 
@@ -40,7 +40,7 @@ def test_apples_gpu_computes_in_fp32_without_streams_of_cuda(monkeypatch):
     batch = torch.ones(1, 3, 4, 5, dtype=torch.uint8), torch.zeros(1, 4, 5, dtype=torch.uint8)
     (images, labels), = on_device([batch], MPS)
     assert images.dtype == torch.float32 and labels.dtype == torch.int64
-    assert not use_bf16("auto", MPS) and use_bf16("bf16", MPS)
+    assert suited_amp("auto", MPS) == "off" and suited_amp("bf16", MPS) == "bf16"
     with autocast_for("off", MPS)():
         assert not torch.is_autocast_enabled("mps")
     assert keep_memory(MPS)((1, 3, 4, 5)) is None
