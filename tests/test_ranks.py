@@ -1,5 +1,7 @@
 """Two processes on the CPU do what one does: the same steps, the same counts, one writer, and they stop and resume together."""
 
+import os
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +89,39 @@ def test_two_processes_stop_together_and_resume_to_the_same_weights(two):
     a, b = (torch.load(out / name / "last.pt", weights_only=True)["model"] for name in ("cut", "whole"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert printed.count("going on after step 4") == printed.count("best network") == 1  # one speaks
+
+
+def test_a_process_whose_machine_is_lost_ends_the_others_after_a_while_and_they_say_so(scenes, tmp_path):
+    """The second process stands still at its third step, as if its machine were cut off. The first waits two seconds."""
+    script = """
+import os, signal, sys
+from datetime import timedelta
+sys.path.insert(0, sys.argv[1])
+import support.ranks
+support.ranks.LATER = timedelta(seconds=2)
+import train
+function, calls = train.cross_entropy, []
+def lost(*args):
+    calls.append(1)
+    if len(calls) == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return function(*args)
+train.cross_entropy = lost
+sys.exit(train.main(sys.argv[2:]))
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    two = [subprocess.Popen([sys.executable, "-c", script, str(ROOT), "--data", str(scenes), "--out", str(tmp_path / "run"), *TINY],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+                                 "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}) for rank in (0, 1)]
+    try:
+        said = two[0].communicate(timeout=120)[1]
+    finally:
+        two[1].kill()
+        two[1].communicate()
+    assert two[0].returncode == 2 and "process 0 lost the others" in said
 
 
 def test_fewer_images_in_a_batch_than_processes_are_refused(scenes, tmp_path, monkeypatch, capsys):
