@@ -27,7 +27,8 @@ import torch
 from PIL import Image
 
 from metrics import RoadMeasures, confusion, image_row, measures, report
-from support.arguments import Parser, matching, parse_size
+from support.arguments import WORKERS, Parser, matching, parse_size
+from support.batches import suited_workers
 from support.birdseye import bird_cells, bird_view, calibration_of
 from support.checkpoint import load_network
 from support.counts import per_cent
@@ -35,11 +36,12 @@ from support.device import pick_device, prepare_prediction
 from support.draw import overlay, palette_mask
 from support.errors import InputError, explanation, shortened
 from support.files import write_csv
-from support.jobs import WAITING, Job, choose_jobs, confidence_folders, read_ahead, where_results_went
+from support.jobs import Job, choose_jobs, read_ahead
 from support.labels import only_road, road_class
 from support.memory import keep_memory
 from support.pictures import allow_large_pictures
 from support.progress import Progress
+from support.results import RESULTS, confidence_folders, parse_only, signature, where_results_went
 from support.scale import Scale
 from support.segment import segment  # noqa: F401  for programs that import this script
 from support.tiles import TILE, halo_for, predict_image, smallest_tile
@@ -74,15 +76,17 @@ def predict(options, failed: list[str]):
         if part and progress.late():
             progress.show(f"{progress.done}/{len(jobs)} pictures, part {part} of {parts}", part / parts)
 
-    with ThreadPoolExecutor(2) as threads:
+    workers = max(1, suited_workers(options.workers, device))
+    with ThreadPoolExecutor(workers) as threads:
         writing = deque()
-        for job, content in read_ahead(threads, read, jobs):
+        for job, content in read_ahead(threads, read, jobs, ahead=workers + 1):
             if isinstance(content, str):  # why it cannot be read
                 failed.append(content)
                 progress.due()
                 continue
             image, label = content
-            images = torch.tensor(scale(job.picture, image)).permute(2, 0, 1)[None].to(device)
+            # [None] first: so the strides say channels_last, in which convolutions and pools are fastest.
+            images = torch.tensor(scale(job.picture, image))[None].permute(0, 3, 1, 2).to(device)
             seen = predict_image(compute, images, net.reach, options.tile, sought, size=image.shape[:2], tell=tell)
             predicted, confidences = seen.classes.cpu(), dict(zip(sought, seen.confidences.cpu()))
             if options.threshold is not None:
@@ -96,7 +100,7 @@ def predict(options, failed: list[str]):
                     road_measures.add_sample(job.sample, confidences[road], label)
             maps = {folder: confidences[c] for c, folder in folders.items()}
             writing.append(threads.submit(write, job, options, image, predicted, maps, classes))
-            if len(writing) > WAITING:
+            if len(writing) > workers + 1:
                 writing.popleft().result()
             give_back(images.shape)
             if progress.due():
@@ -105,7 +109,7 @@ def predict(options, failed: list[str]):
             written.result()
 
     progress.line(f"{len(jobs) - len(failed)} of {len(jobs)} pictures done; results in {options.out}")
-    for line in where_results_went(jobs, options.out):
+    for line in where_results_went(jobs, options.out, options.only):
         print(line)
     scale.sum_up()
     if failed and (data or options.kitti):  # a part would be taken for the whole
@@ -148,7 +152,8 @@ def write(job: Job, options, image: np.ndarray, predicted: torch.Tensor, confide
           classes: list[str]):
     """The pictures of one job into the folders of --out; `confidences` by folder."""
     label = predicted.numpy()
-    results = {"overlay": overlay(image, label, classes), "mask": palette_mask(label, classes)}
+    draw = {"overlay": lambda: overlay(image, label, classes), "mask": lambda: palette_mask(label, classes)}
+    results = {folder: draw[folder]() for folder in options.only}
     results.update({folder: Image.fromarray(confidence.numpy()) for folder, confidence in confidences.items()})
     if options.kitti:
         cells = bird_cells(calibration_of(job.picture), *label.shape)
@@ -157,7 +162,8 @@ def write(job: Job, options, image: np.ndarray, predicted: torch.Tensor, confide
         path = options.out / folder / f"{job.name}.png"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, compress_level=1)  # a third of the time, some per cent of the space
+            # Level 1 takes a third of the time, and some per cent more space.
+            picture.save(path, compress_level=1, pnginfo=signature())
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from None
 
@@ -211,6 +217,9 @@ def parse(argv: list[str] | None):
     group.add_argument("--confidence", metavar="CLASS", nargs="?", const="",
                        help="also write how probable CLASS is; without a name: the road, if the network looks for it alone, "
                             "otherwise every class, in a folder each")
+    group.add_argument("--only", metavar="KINDS", type=matching(r"none|(overlay|mask)(,(overlay|mask))?",
+                       "overlay, mask or none", parse_only), default=RESULTS,
+                       help="write overlays or masks alone, or with none neither, such as for scores (default: overlay,mask)")
     group.add_argument("--threshold", metavar="T", type=matching(r"0?\.\d+|[01](\.0*)?", "a number from 0 to 1", float),
                        help="call a pixel road (or the class sought) from this confidence on, such as the threshold that "
                             "train.py prints beside MaxF (default: the most probable class, 0.5)")
@@ -222,6 +231,8 @@ def parse(argv: list[str] | None):
                        help="compute at this size instead, height x width")
     group.add_argument("--tile", metavar="N", type=matching(r"[1-9]\d{0,5}", "a whole number", int), default=TILE,
                        help="largest part computed at once, N x N pixels: bounds the memory (default %(default)s: 3 GiB)")
+    group.add_argument("--workers", **WORKERS, default="auto",
+                       help="threads that read pictures and write results; auto: 2, for a GPU one for each core, up to 16")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
     group.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
                        help="compute in 16 bits, or off: in 32 (default %(default)s: bf16 where the hardware computes in it)")
@@ -238,6 +249,8 @@ def parse(argv: list[str] | None):
     if options.split and options.split not in splits:
         parser.error(f"--split {options.split}: " + (f"choose {' or '.join(splits)}" if splits else
                                                      "goes with --data or --kitti"))
+    if not (options.only or options.data or options.kitti or options.confidence is not None):
+        parser.error("--only none: then there is nothing to write; it goes with --data, --kitti or --confidence")
     if options.scores and not options.data:
         parser.error("--scores: goes with --data, which has the ground truth")
     if options.scale is not None and (options.size or not options.scale):

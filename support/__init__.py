@@ -44,6 +44,7 @@ Files                 errors.py       what a user is told, in one line
 Pictures and roads    draw.py         overlays, contact sheets, curves
                       figures.py      the drawings of the network in the README
                       jobs.py         the pictures that predict.py is to predict
+                      results.py      the files that it writes
                       birdseye.py     KITTI Road seen from above, by the calibration
                       roads.py        synthetic road scenes
                       ground.py       their ground: where the road runs, and how it looks

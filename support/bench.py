@@ -195,11 +195,11 @@ def operations(case, shape, learning) -> int:
 
 def prediction(case, device, give_back):
     """A picture as bytes to its classes and confidences as bytes, as predict.py does it."""
-    picture = torch.randint(0, 256, (1, 3, 375, 1242), dtype=torch.uint8)
+    picture = torch.randint(0, 256, (1, 375, 1242, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     net = network(case)
     if case == "published":
         net.to(device).eval()
-        compute = lambda pixels: net(normalise(pixels))  # noqa: E731
+        compute = lambda pixels: net(normalise(pixels).contiguous())  # noqa: E731
     else:
         compute = prepare_prediction(net, "bf16" if "bf16" in case else "off", device)
         compute = torch.compile(compute) if "compile" in case else compute

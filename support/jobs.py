@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -16,16 +15,14 @@ from data import find
 from support.arguments import DATA_OPTIONS
 from support.birdseye import calibration_of, homography
 from support.errors import InputError, counted, warn
-from support.labels import only_road
 from support.pictures import IMAGE_ENDINGS, OTHER_ENDINGS, VIDEO_ENDINGS, files_below, files_in, read_picture
 from support.reader import Reader
+from support.results import FOLDERS, is_ours
 from support.samples import DataSet, Sample, paths_below
 
-FOLDERS = ("overlay", "mask", "confidence", "bev")  # of results, below --out
 # Folders of masks, and the folder of images that they lie beside: these are no pictures to predict.
 LABELS = {"masks": "images", "gtFine": "leftImg8bit", "SegmentationClass": "JPEGImages", "SegmentationClassAug": "JPEGImages",
           "SegmentationObject": "JPEGImages"}
-WAITING = 3  # pictures that are read ahead, and that wait to be written, while the network computes: bounds the memory
 
 
 class Job(NamedTuple):
@@ -65,9 +62,10 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
                              "names them")
     else:
         jobs, data = picture_jobs(options.inputs, options.out), None
-    if (options.out / "mask").is_dir() and not (options.out / "overlay").is_dir():  # an earlier run would have made both
-        raise InputError(f"{options.out / 'mask'}: is not of an earlier prediction, and its files could be written over; "
-                         "choose another --out")
+    for folder in map(options.out.joinpath, options.only):
+        if folder.is_dir() and not is_ours(folder):
+            raise InputError(f"{folder}: is not of an earlier prediction, and its files could be written over; choose another "
+                             "--out")
     for job in jobs:
         if options.kitti or data and data.kitti and calibration_of(job.picture).is_file():
             homography(calibration_of(job.picture))
@@ -141,27 +139,6 @@ def pictures_in(given: Path, results: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def where_results_went(jobs: list[Job], out: Path) -> list[str]:
-    """If pictures of several folders were predicted: for each folder how many, and the mask of its first one."""
-    names = {}
-    for job in jobs:
-        names.setdefault(job.given, []).append(job.name)
-    return [f"  {given}: {counted(len(those), 'picture')}, {out / 'mask' / those[0]}.png{' ...' if len(those) > 1 else ''}"
-            for given, those in names.items()] if len(names) > 1 else []
-
-
-def confidence_folders(options, classes: list[str], road: int | None) -> dict[int, str]:
-    """The folder below --out for the confidence of each class that is wanted: several classes get a folder each."""
-    if options.kitti or options.confidence == "" and only_road(classes) is not None:
-        return {road: "confidence"}
-    if options.confidence:
-        return {classes.index(options.confidence): "confidence"}
-    safe = [re.sub(r"[^\w -]", "_", name).strip() or "_" for name in classes]
-    folded = [name.casefold() for name in safe]
-    return {i: f"confidence/{name}" if folded.count(name.casefold()) == 1 else f"confidence/{i} {name}"
-            for i, name in enumerate(safe)} if options.confidence is not None else {}
-
-
 def read_photo(job: Job) -> tuple[np.ndarray, None]:
     """The picture uint8 [H, W, 3] of a job. Warns if the file has more frames or pages. Raises InputError."""
     picture = read_picture(job.picture)
@@ -193,8 +170,8 @@ def data_set(root: Path, saved: dict) -> DataSet:
     return data
 
 
-def read_ahead(threads: ThreadPoolExecutor, read: Callable, jobs: list[Job]) -> Iterator[tuple]:
-    """(job, read(job), or the message of the InputError it raised) in order, a few of them read in advance."""
+def read_ahead(threads: ThreadPoolExecutor, read: Callable, jobs: list[Job], ahead: int) -> Iterator[tuple]:
+    """(job, read(job), or the message of the InputError it raised) in order, `ahead` of them read in advance."""
     def attempt(job):
         try:
             return read(job)
@@ -204,7 +181,7 @@ def read_ahead(threads: ThreadPoolExecutor, read: Callable, jobs: list[Job]) -> 
     waiting = deque()
     for job in jobs:
         waiting.append((job, threads.submit(attempt, job)))
-        if len(waiting) > WAITING:
+        if len(waiting) > ahead:
             job, content = waiting.popleft()
             yield job, content.result()
     for job, content in waiting:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from support.arguments import DATA_OPTIONS, Parser, matching, natural, parse_scale
+from support.arguments import DATA_OPTIONS, WORKERS, Parser, matching, natural, parse_scale
 from support.device import suited_amp
 from support.errors import InputError
 from support.ranks import Ranks
@@ -164,8 +164,7 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
     add("amp", "bf16: compute in 16-bit floating point (bfloat16), about twice as fast on hardware that has it; fp16: for "
                "GPUs without bf16 (V100, T4); off: in 32 bits, without TF32; auto: bf16 where the hardware has it, else off",
         choices=("auto", "bf16", "fp16", "off"))
-    add("workers", "threads that read images; auto: 2, for a GPU one for each core, up to 16", metavar="N",
-        type=matching(r"auto|\d{1,4}", "auto or a whole number", lambda text: text if text == "auto" else int(text)))
+    add("workers", "threads that read images; auto: 2, for a GPU one for each core, up to 16", **WORKERS)
     add("recompute", "compute activations twice instead of keeping them: less memory, a third more time",
         action=BooleanOptionalAction)
     add("compile", "compile the network with torch.compile", action=BooleanOptionalAction)

@@ -181,6 +181,39 @@ def test_no_result_is_written_over_a_picture_that_was_given(road, tmp_path, caps
     assert "written over" in capsys.readouterr().err and picture.read_bytes() == before
 
 
+@pytest.mark.parametrize("only, folders", [("mask", {"mask"}), ("overlay", {"overlay"}), ("mask,overlay", {"mask", "overlay"})])
+def test_only_what_is_asked_for_is_written_and_a_second_time_too(road, tmp_path, capsys, only, folders):
+    photo(tmp_path / "image/a.png"), photo(tmp_path / "image/b.png")
+    assert run(road, tmp_path / "image", "--out", tmp_path / "whole", "--workers", "1") == 0
+    for _ in range(2):
+        assert run(road, tmp_path / "image", "--out", tmp_path / "out", "--only", only, "--workers", "3") == 0
+    assert {folder.name for folder in (tmp_path / "out").iterdir()} == folders
+    for file in (tmp_path / "out").rglob("*.png"):
+        assert file.read_bytes() == (tmp_path / "whole" / file.relative_to(tmp_path / "out")).read_bytes()
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 2 * len(folders)
+
+
+def test_scores_need_no_pictures_and_nothing_to_do_is_refused(road, tmp_path, scenes, capsys):
+    assert run(road, "--data", scenes, "--out", tmp_path / "out", "--only", "none", "--scores", tmp_path / "scores.csv") == 0
+    assert (tmp_path / "scores.csv").is_file() and not list(tmp_path.rglob("*.png"))
+    with pytest.raises(SystemExit):
+        run(road, photo(tmp_path / "a.png"), "--only", "none")
+    assert "nothing to write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["mask", "overlay"])
+def test_a_folder_with_a_result_of_ours_is_taken_and_one_of_somebody_elses_is_not(road, tmp_path, capsys, folder):
+    photo(tmp_path / "image/a.png")
+    other = photo(tmp_path / "out" / folder / "b.png")
+    assert run(road, tmp_path / "image", "--out", tmp_path / "out", "--only", folder) == 2
+    assert f"{folder}: is not of an earlier prediction" in capsys.readouterr().err
+    other.unlink()
+    (other.parent / "b.png").write_bytes(b"no picture")
+    assert run(road, tmp_path / "image", "--out", tmp_path / "out", "--only", folder) == 2
+    other.unlink()
+    assert run(road, tmp_path / "image", "--out", tmp_path / "out", "--only", folder) == 0
+
+
 def test_no_result_is_written_over_masks_of_somebodys_own(road, tmp_path, capsys):
     photo(tmp_path / "image/a.png")
     mask = photo(tmp_path / "mask/a.png")
