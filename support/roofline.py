@@ -1,0 +1,169 @@
+"""What an H100 could reach with this network at best, layer by layer: the cost model behind docs/gpu.md.
+
+    python -m support.roofline > docs/gpu.md
+
+Each operation has to compute and to move bytes between the GPU and its memory. It takes at least the longer of the two times:
+that is the roofline (Williams, Waterman and Patterson 2009). No kernel reaches it in full, so a measured time is longer; a
+measured time far above it shows where something is to be gained. Computed in bf16, images in channels_last, eager PyTorch:
+every ReLU, cast and copy is an operation of its own that reads and writes its map.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fcn import FCN8s
+from support.arguments import Parser
+from vgg import size_after
+
+COMPUTE = 790e12  # operations a second in bf16: what a large matrix product reaches on an H100 (SXM), of 989e12 on paper
+MEMORY = 3.3e12   # bytes a second
+START = 3e-6      # seconds that an operation takes at least, however small
+HALF, FULL = 2, 4  # bytes of a bf16 and of an fp32 number
+
+
+class Operation(NamedTuple):
+    """One operation: its layer, what it is, how many floating point operations, and how many bytes it reads and writes."""
+    layer: str
+    what: str
+    flop: float
+    bytes: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.flop / COMPUTE, self.bytes / MEMORY, START)
+
+    @property
+    def bound(self) -> str:
+        return {self.flop / COMPUTE: "compute", self.bytes / MEMORY: "memory", START: "start"}[self.seconds]
+
+
+def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) -> list[Operation]:
+    """All operations of a prediction, or of a training step, on `batch` images of this size (height, width)."""
+    found, maps = [], {}  # maps: (channels, height, width) of each layer's output
+
+    def add(layer, what, flop, numbers):
+        found.append(Operation(layer, what, flop, numbers))
+
+    def convolution(name, layer, shape, first=False):
+        """A convolution, transposed or not, of a map of this shape. Returns the shape of its output."""
+        channels, height, width = shape
+        out = layer.out_channels, size_after(layer, height), size_after(layer, width)
+        kernel, weights = layer.kernel_size[0], layer.weight.numel()
+        cells = height * width if isinstance(layer, nn.ConvTranspose2d) else out[1] * out[2]
+        flop = 2 * batch * cells * weights
+        read, written = batch * channels * height * width * HALF, batch * out[0] * out[1] * out[2] * HALF
+        rows = batch * cells * channels * kernel ** 2 * HALF if kernel == 7 else 0  # fc6: its windows, written out and read again
+        if training:  # the weights are kept in fp32; a prediction holds them in bf16
+            add(name, "weight to bf16", 0, weights * (FULL + HALF))
+        if rows:
+            add(name, "windows", 0, read + rows)
+        add(name, "forward", flop, (rows or read) + weights * HALF + written)
+        if training and layer.weight.requires_grad:
+            add(name, "gradient of the weight", flop, (rows or read) + written + weights * HALF)
+            add(name, "gradient to fp32", 0, weights * (HALF + FULL))
+        if training and not first:
+            add(name, "gradient of the input", flop, written + weights * HALF + (rows or read))
+        if training and rows:
+            add(name, "gradient of the windows", 0, rows + read)
+        return out
+
+    def relu(name, shape):
+        numbers = batch * torch.Size(shape).numel()
+        add(name, "ReLU", 0, 2 * numbers * HALF)
+        if training:
+            add(name, "ReLU backward", 0, 3 * numbers * HALF)
+
+    def pool(name, layer, shape):
+        out = shape[0], size_after(layer, shape[1]), size_after(layer, shape[2])
+        before, after = (batch * torch.Size(s).numel() for s in (shape, out))
+        add(name, "forward", 0, before * HALF + after * (HALF + 8))  # 8: where each maximum was
+        if training:
+            add(name, "backward", 0, after * (HALF + 8) + before * HALF)
+        return out
+
+    shape = (3, *size)
+    add("image", "normalise", 0, batch * torch.Size(shape).numel() * (1 + 3 * 2 * FULL))
+    add("image", "to bf16", 0, batch * torch.Size(shape).numel() * (FULL + HALF))
+    for name, layer in net.vgg.named_children():
+        if isinstance(layer, nn.Conv2d):
+            shape = convolution(name, layer, shape, first=name == "conv1_1")
+            relu(name, shape)
+        else:
+            shape = pool(name, layer, shape)
+        maps[name] = shape
+    shape = convolution("score_fr", net.score_fr, shape)
+    convolution("upscore2", net.upscore2, shape)
+    convolution("score_pool4", net.score_pool4, maps["pool4"])
+    convolution("upscore_pool4", net.upscore_pool4, (shape[0], *maps["pool4"][1:]))  # cut to the size of pool4
+    convolution("score_pool3", net.score_pool3, maps["pool3"])
+    convolution("upscore8", net.upscore8, (shape[0], *maps["pool3"][1:]))
+    scores = batch * shape[0] * size[0] * size[1]
+    if training:
+        add("loss", "scores to fp32", 0, scores * (HALF + FULL))
+        add("loss", "log-softmax and its gradient", 0, scores * 5 * FULL)
+        add("loss", "gradient to bf16", 0, scores * (FULL + HALF))
+        learnt = sum(p.numel() for p in net.parameters() if p.requires_grad)
+        add("update", "norm of the gradient", 0, learnt * FULL)
+        add("update", "clipping", 0, learnt * 2 * FULL)
+        add("update", "fused SGD", 0, learnt * 5 * FULL)  # reads weight, gradient, momentum; writes weight and momentum
+    else:
+        add("result", "most probable class", 0, scores * HALF + scores / shape[0])
+    return found
+
+
+def table(found: list[Operation]) -> str:
+    """Layer by layer: work, time at the roofline, and the share of it in which the GPU can compute at its peak."""
+    total = sum(o.seconds for o in found)
+    lines = ["| | GFLOP | MB | ms | of the time | of the peak | most of its time goes to |", "| --- " * 7 + "|"]
+    for layer in [*dict.fromkeys(o.layer for o in found), "all"]:
+        mine = [o for o in found if layer in ("all", o.layer)]
+        seconds, flop = sum(o.seconds for o in mine), sum(o.flop for o in mine)
+        longest = max(mine, key=lambda o: o.seconds)
+        most = f"{longest.what} ({longest.bound})" if layer != "all" else ", ".join(
+            f"{bound} {sum(o.seconds for o in mine if o.bound == bound) / seconds:.0%}" for bound in ("compute", "memory", "start"))
+        lines.append(f"| {layer} | {flop / 1e9:,.1f} | {sum(o.bytes for o in mine) / 1e6:,.0f} | {1000 * seconds:.3f} | "
+                     f"{seconds / total:.1%} | {flop / COMPUTE / seconds:.0%} | {most} |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    with torch.device("meta"):  # shapes alone
+        net = FCN8s(2)
+    parts = []
+    for title, batch, size, training in (("A training step, 8 images of 352 x 1216", 8, (352, 1216), True),
+                                         ("A training step, 1 image of 352 x 1216", 1, (352, 1216), True),
+                                         ("A prediction, 1 image of 375 x 1242", 1, (375, 1242), False)):
+        found = operations(net, batch, size, training)
+        seconds, flop = sum(o.seconds for o in found), sum(o.flop for o in found)
+        memory = sum(o.seconds for o in found if o.bound == "memory")
+        parts.append(f"## {title}\n\nAt least {1000 * seconds:.2f} ms, {batch / seconds:,.0f} images a second, and at most "
+                     f"{flop / COMPUTE / seconds:.0%} of the peak: {memory / seconds:.0%} of the time goes to operations that "
+                     f"the memory limits.\n\n{table(found)}\n")
+    return TEXT.format(compute=COMPUTE / 1e12, memory=MEMORY / 1e12, start=START * 1e6) + "\n" + "\n".join(parts)
+
+
+TEXT = """# What a GPU could reach
+
+Made by `python -m support.roofline`; nothing on this page has been measured. For an H100 it counts {compute:.0f} TFLOP/s in
+bf16, as a large matrix product reaches, {memory} TB/s between the GPU and its memory, and {start:.0f} microseconds for
+the start of an operation. Each operation takes at least the longest of its three times. `make gpu` measures what is
+really reached.
+
+**Which layers stand in the way.** conv1_1 and conv1_2 with their ReLUs and pool1: their maps are as large as the image
+with 64 channels, and there is little to compute for each number. And the update: it moves 134 million weights, whatever
+the batch, so a batch of 1 spends far more of its time on it than a batch of 8. fc6 has three quarters of the weights and
+is limited by them with one image, but mostly by its computing with eight.
+
+**What would help.** A fused ReLU (`--compile`) saves most of the traffic of the first blocks. A larger batch shares the
+update, the casts and the start of the operations. 512 channels in fc6 and fc7, as without ImageNet's dense layers, save
+four fifths of the update.
+"""
+
+
+if __name__ == "__main__":
+    Parser("roofline.py", description=__doc__).parse_args()
+    print(page(), end="")
