@@ -1,13 +1,15 @@
 # make demo: train on synthetic roads and show where the pictures are. make test: run the test suite.
 # make bench: time it beside the network as published; on a GPU with DEVICE=cuda.
+# make gpu: everything that only a GPU can show, in some minutes and one file; with a data set too: make gpu DATA=camvid
 # Each makes a virtual environment first; nothing has to be installed but Python 3.11 or later.
 
 PYTHON ?= python3
 VENV ?= .venv
 DEVICE ?= cpu
 ARGS ?=
+DATA ?=
 
-.PHONY: demo test bench soak clean
+.PHONY: demo test bench gpu soak clean
 
 demo: $(VENV)/run
 	$(VENV)/bin/python train.py $(ARGS)
@@ -17,6 +19,9 @@ test: $(VENV)/test
 
 bench: $(VENV)/run
 	$(VENV)/bin/python -m support.bench --device $(DEVICE) $(ARGS)
+
+gpu: $(VENV)/test
+	$(VENV)/bin/python -m support.gpu $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -49,5 +49,8 @@ Pictures and roads    draw.py         overlays, contact sheets, curves
                       roads.py        synthetic road scenes
                       ground.py       their ground: where the road runs, and how it looks
                       things.py       what stands on it: buildings, cars, trees
-                      bench.py        speed and memory, beside the network as it was published
+
+Speed                 bench.py        speed and memory, beside the network as it was published
+                      roofline.py     what a GPU could reach at best: the cost model of docs/gpu.md
+                      gpu.py          everything that only a GPU can show, in one report
 """

@@ -5,6 +5,8 @@
 The image is 375x1242, as KITTI's, with two classes. The weights are fresh; the time does not depend on them. On a GPU
 (--device cuda) a step takes 8 images of 352x1216. `published` is the authors' network: a border of 100, fp32, a plain
 convolution for fc6, memory as PyTorch asks for it, an update that goes over the weights one tensor after the other.
+`from files` is a step as train.py makes it: PNGs read and decoded anew each time, random views of many sizes, put together
+and copied while the last step is computed. Only checkpoints are left out; they take 2 % at most (support/saving.py).
 
 Machines differ, and the same machine differs from minute to minute: what counts is the ratio. All cases take turns, round by
 round, each in a process of its own, so that its memory is known. Each share and ratio is the median over the rounds.
@@ -19,24 +21,32 @@ import subprocess
 import sys
 import time
 from argparse import SUPPRESS
+from itertools import count, repeat
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from data import find
 from fcn import FCN8s, cross_entropy
+from support import roads
 from support.arguments import Parser
+from support.batches import suited_workers, training_batches
 from support.device import autocast_for, normalise, on_device, pick_device, prepare_prediction
 from support.errors import InputError
 from support.memory import keep_memory, recompute
 from support.optimizer import sgd
+from support.ranks import Ranks
+from support.reader import Reader
 from support.tiles import predict_image
 
 ROUNDS = 7          # counted ones; one more before them is not, in which memory is fetched and algorithms are chosen
-CASES = ("published", "fp32", "bf16", "bf16 --recompute")  # arithmetic and options of this project, after the published
+CASES = ("published", "fp32", "bf16", "bf16 --recompute", "bf16 from files")  # after the published one, this project's
+PICTURES = 24       # on the disk
 
 
 def main():
@@ -49,7 +59,7 @@ def main():
         print(f"bench.py: error: {error}", file=sys.stderr)
         return 2
     cases = [f"{task}: {case}" for task in ("prediction", "training") for case in CASES
-             if task == "training" or "recompute" not in case]
+             if task == "training" or case in ("published", "fp32", "bf16")]
     if options.compile:
         cases += ["prediction: bf16 --compile", "training: bf16 --compile"]
     workers = {case: start(case, options.device) for case in ["ceiling", *cases]}
@@ -70,15 +80,17 @@ def table(cases: list[str], about: dict, rounds: list[dict]) -> str:
     lines = [about["ceiling"]["machine"],
              f"median of {len(rounds)} rounds (fastest to slowest); ceiling: {about['ceiling']['what']}, "
              + ", ".join(f"{kind} {ceiling / 1e9:,.0f} GFLOP/s" for kind, ceiling in ceilings.items()), "",
-             f"{'':30} {'seconds':^24} {'GFLOP':>8} {'of ceiling':>11} {'memory':>9} {'against published':>18}"]
+             f"{'':30} {'seconds':^24} {'images/s':>8} {'GFLOP':>8} {'of ceiling':>11} {'memory':>9} {'against published':>18}"]
     for case in cases:
         seconds = [row[case]["seconds"] for row in rounds]
         kind = "bf16" if "bf16" in case else "fp32"
-        share = median(about[case]["flop"] / row[case]["seconds"] / row["ceiling"][kind] for row in rounds)
+        flop, speed = about[case]["flop"], median(about[case]["images"] / row[case]["seconds"] for row in rounds)
+        share = median((flop or math.nan) / row[case]["seconds"] / row["ceiling"][kind] for row in rounds)
+        work = f"{flop / 1e9:8.1f} {share:11.0%}" if flop else f"{'varies':>8} {'':11}"
         published = case.split(":")[0] + ": published"
         ratio = median(row[published]["seconds"] / row[case]["seconds"] for row in rounds)
         spread = f"{median(seconds):.4g} ({min(seconds):.4g} to {max(seconds):.4g})"
-        lines.append(f"{case:30} {spread:^24} {about[case]['flop'] / 1e9:8.1f} {share:11.0%} "
+        lines.append(f"{case:30} {spread:^24} {speed:8.3g} {work} "
                      f"{rounds[-1][case]['memory'] / 2 ** 30:5.2f} GiB {ratio:17.2f}x")
     return "\n".join(lines)
 
@@ -209,7 +221,7 @@ def prediction(case, device, give_back):
         seen.classes.cpu(), seen.confidences.cpu()
         give_back(picture.shape)
 
-    return {"flop": operations(case, picture.shape, False)}, lambda: {"seconds": timed(once, device)}
+    return {"flop": operations(case, picture.shape, False), "images": 1}, lambda: {"seconds": timed(once, device)}
 
 
 def training(case, device, give_back):
@@ -218,7 +230,7 @@ def training(case, device, give_back):
     images = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.randint(0, 2, shape, dtype=torch.uint8)
     net = network(case).to(device).train()
-    about = {"flop": operations(case, images.shape, True)}
+    about = {"flop": 0 if "files" in case else operations(case, images.shape, True), "images": len(images)}
     parameters = [p for p in net.parameters() if p.requires_grad]
     if case == "published":
         optimizer = torch.optim.SGD(parameters, 1e-5, 0.9, foreach=False)
@@ -236,11 +248,7 @@ def training(case, device, give_back):
     optimizer = sgd(net, {"momentum": 0.9, "weight_decay": 5e-4})
     autocast = autocast_for("bf16" if "bf16" in case else "off", device)
 
-    def batches():
-        while True:
-            yield images, labels
-
-    source = on_device(batches(), device)
+    source = on_device(from_files(device, *shape) if "files" in case else repeat(pinned(images, labels, device)), device)
 
     def once():
         inputs, truth = next(source)
@@ -253,6 +261,22 @@ def training(case, device, give_back):
         give_back(images.shape)
 
     return about, lambda: {"seconds": timed(once, device)}
+
+
+def pinned(images, labels, device):
+    """A batch as `collate` leaves it for this device."""
+    return tuple(tensor.pin_memory() if device.type == "cuda" else tensor for tensor in (images, labels))
+
+
+def from_files(device, batch, height, width):
+    """Batches as train.py gets them, from pictures of 375x1242 that are drawn for it, with views of at most this size."""
+    with TemporaryDirectory() as folder:
+        roads.write(Path(folder), train=PICTURES, test=0, height=375, width=1242)
+        data = find(folder)
+        settings = {"seed": 0, "batch_size": batch, "augment": True, "colours": True, "flip": "yes"}
+        for epoch in count(1):
+            yield from training_batches(Reader(data.read_label, cache_bytes=0), data.train + data.val, epoch, (height, width),
+                                        settings, Ranks(), suited_workers("auto", device), device)
 
 
 def parse():

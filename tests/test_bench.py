@@ -7,7 +7,8 @@ from support import bench
 
 def test_ratios_and_shares_are_medians_over_rounds_in_which_the_cases_took_turns():
     cases = ["prediction: published", "prediction: bf16"]
-    about = {"ceiling": {"machine": "a machine", "what": "a product"}, cases[0]: {"flop": 8e9}, cases[1]: {"flop": 2e9}}
+    about = {"ceiling": {"machine": "a machine", "what": "a product"}, cases[0]: {"flop": 8e9, "images": 1},
+             cases[1]: {"flop": 2e9, "images": 8}}
 
     def measured(slowness, published, ours):
         """A round in which all took so much longer; the ceiling of bf16 is 4 GFLOP/s, of fp32 2."""
@@ -20,4 +21,5 @@ def test_ratios_and_shares_are_medians_over_rounds_in_which_the_cases_took_turns
     published, ours = (line.split() for line in lines[-2:])
     assert published[:2] == ["prediction:", "published"] and published[-4:] == ["50%", "3.00", "GiB", "1.00x"]
     assert ours[:2] == ["prediction:", "bf16"] and ours[-4:] == ["25%", "1.00", "GiB", "4.00x"]
+    assert float(ours[6]) == pytest.approx(0.8)  # images/s: 8 in 10 seconds
     assert float(ours[2]) == pytest.approx(10) and ours[3:6] == ["(2", "to", "100)"]  # seconds: median, fastest to slowest
