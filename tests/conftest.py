@@ -1,6 +1,9 @@
 """What tests share: hypothesis without its clock (machines differ), where the real files are, and small data and networks."""
 
 import csv
+import runpy
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,28 @@ SHARED = ROOT.parent / "shared"  # real files, if they are there
 @pytest.fixture(autouse=True)
 def same_chance_for_every_test():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """command("vgg.py", ...) runs a script as `python vgg.py ...` does, and one of support/ as `python -m` does: (exit status,
+    standard output, standard error). In this process, since a new one would take seconds to import PyTorch."""
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+        capsys.readouterr()
+        status = 0
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # that the module is imported already
+                if script.startswith("support/"):
+                    runpy.run_module(script.removesuffix(".py").replace("/", "."), run_name="__main__", alter_sys=True)
+                else:
+                    runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capsys.readouterr()
+    return run
 
 
 # ---- data ----
@@ -111,6 +136,22 @@ def saved(path, net, classes=("sky", "road", "car")):
 
 
 # ---- runs ----
+
+def kill_at_evaluation(monkeypatch, number):
+    """Let the next run in this process end at its evaluation of this number, as if it were killed: it raises SystemExit."""
+    import train
+
+    evaluate, calls = train.evaluate, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == number:
+            monkeypatch.setattr(train, "evaluate", evaluate)
+            raise SystemExit("killed")
+        return evaluate(*args)
+
+    monkeypatch.setattr(train, "evaluate", killed)
+
 
 TIMES = {"seconds", "evaluation_seconds", "data_wait"}  # columns of the log that no two runs share
 

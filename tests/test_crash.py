@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TIMES, picture
+from conftest import ROOT, TIMES, kill_at_evaluation, picture
 
 import train
 from fcn import cross_entropy
@@ -184,18 +184,9 @@ def test_a_run_killed_in_its_second_epoch_goes_on_however_seldom_checkpoints_are
         return train.main(["--data", str(scenes), "--out", str(out), *TINY, "--save-every", "1000"])
 
     assert begin(tmp_path / "whole") == 0
-    evaluate, calls = train.evaluate, []
-
-    def killed(*args):
-        calls.append(1)
-        if len(calls) == 2:
-            raise SystemExit("killed")
-        return evaluate(*args)
-
-    monkeypatch.setattr(train, "evaluate", killed)
+    kill_at_evaluation(monkeypatch, 2)
     with pytest.raises(SystemExit):
         begin(tmp_path / "cut")
-    monkeypatch.undo()
     assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
     assert_same_end(tmp_path / "cut", tmp_path / "whole")
 

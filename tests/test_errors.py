@@ -3,13 +3,10 @@
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -280,14 +277,13 @@ def test_a_run_is_resumed_only_as_what_it_is(originals, tmp_path, capsys):
 @pytest.mark.parametrize("script, arguments, said", [
     ("data.py", [], "DIR"), ("data.py", ["nowhere"], "nowhere: no such folder"),
     ("data.py", [".", "--task", "pavement"], "--task"), ("support/bench.py", ["--device", "tpu"], "--device tpu"),
-    ("support/bench.py", ["--rounds"], "--rounds"), ("support/roads.py", ["--size", "8"], "--size"), ("weights/convert.py", ["--size"], "--size"),
+    ("support/bench.py", ["--rounds"], "--rounds"), ("support/gpu.py", ["--device", "tpu"], "--device tpu"), ("support/roofline.py", ["4"], "4"), ("support/roads.py", ["--size", "8"], "--size"), ("weights/convert.py", ["--size"], "--size"),
     ("weights/convert.py", ["nowhere.pth"], "nowhere.pth"), ("metrics.py", [], "RESULTS_DIR"), ("predict.py", [], "CHECKPOINT")])
-def test_every_script_says_in_one_line_what_it_cannot_do_and_ends_with_status_2(tmp_path, script, arguments, said):
-    module = ["-m", script.removesuffix(".py").replace("/", ".")] if script.startswith("support/") else [ROOT / script]
-    done = subprocess.run([sys.executable, *module, *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and not done.stdout and said in done.stderr
-    assert done.stderr.startswith(f"{script.rpartition('/')[2]}: error: ") and done.stderr.count("\n") == 1
+def test_every_script_says_in_one_line_what_it_cannot_do_and_ends_with_status_2(tmp_path, monkeypatch, command, script, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    status, out, error = command(script, *arguments)
+    assert status == 2 and not out and said in error
+    assert error.startswith(f"{script.rpartition('/')[2]}: error: ") and error.count("\n") == 1
 
 
 def test_a_picture_made_to_fill_the_memory_is_refused_by_name(tmp_path, monkeypatch):

@@ -1,11 +1,7 @@
 """The drawings show the network as it is."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -44,17 +40,17 @@ def test_the_derivation_ends_in_the_crops_of_the_network(pad, stride, crops):
     assert [line.partition("crop ")[2] for line in text.splitlines() if "crop" in line] == crops
 
 
-@pytest.mark.parametrize("command, said", [
-    (["vgg.py"], "pool3 2 2 0 [256, 72, 180] pixel 8 i -95.5"),
-    (["fcn.py"], "they coincide where 16 m - 91.5 = 16 k - 11.5")])
-def test_the_arithmetic_is_printed(command, said):
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and said in " ".join(done.stdout.split())
+@pytest.mark.parametrize("script, said", [
+    ("vgg.py", "pool3 2 2 0 [256, 72, 180] pixel 8 i -95.5"),
+    ("fcn.py", "they coincide where 16 m - 91.5 = 16 k - 11.5")])
+def test_the_arithmetic_is_printed(command, script, said):
+    status, out, _ = command(script)
+    assert status == 0 and said in " ".join(out.split())
 
 
-def test_the_command_draws_both_pictures(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "support.figures", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_command_draws_both_pictures(tmp_path, command):
+    status, _, error = command("support/figures.py", tmp_path)
+    assert status == 0, error
     for name in ("architecture.png", "border.png"):
         picture = Image.open(tmp_path / name)
         assert picture.width == 1200 and len(picture.getcolors(1 << 24)) > 100

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import same
+from conftest import kill_at_evaluation, same
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,18 +73,9 @@ def test_a_run_in_fp16_resumes_with_its_scale_bit_for_bit(scenes, tmp_path, monk
     monkeypatch.setattr(loss_scale, "FIRST", 2.0 ** 40)
     monkeypatch.setattr(loss_scale, "GOOD", 4)
     whole = run(tmp_path / "whole", scenes, "--epochs", "6", "--amp", "fp16")
-    evaluate, calls = train.evaluate, []
-
-    def killed(*args):
-        calls.append(1)
-        if len(calls) == 5:
-            raise SystemExit("killed")
-        return evaluate(*args)
-
-    monkeypatch.setattr(train, "evaluate", killed)
+    kill_at_evaluation(monkeypatch, 5)
     with pytest.raises(SystemExit):
         run(tmp_path / "cut", scenes, "--epochs", "6", "--amp", "fp16", "--save-every", "7")
-    monkeypatch.setattr(train, "evaluate", evaluate)
     assert read_tensors(tmp_path / "cut/last.pt")["step"] < whole["step"]
     assert train.main(["--resume", "--out", str(tmp_path / "cut")]) == 0
     cut = read_tensors(tmp_path / "cut/last.pt")

@@ -1,11 +1,7 @@
 """The promises of support/roads.py: what other files and their readers may rely on in its scenes."""
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -143,11 +139,11 @@ def test_an_empty_folder_is_filled_and_nothing_is_printed(tmp_path, capfd):
 
 @pytest.mark.parametrize("options", [["--size", "96"], ["--size", "8x320"], ["--size", "axb"], ["--train", "0"],
                                      ["--test", "-1"], ["--seed", "-1"], ["--out", "."], []])
-def test_command_line_errors_end_with_status_2_and_no_traceback(tmp_path, options):
+def test_command_line_errors_end_with_status_2_and_no_traceback(tmp_path, monkeypatch, command, options):
     (tmp_path / "mine.txt").write_text("mine")
     where = ["--out", "data"] if options else []
-    done = subprocess.run([sys.executable, "-m", "support.roads", *where, *options], cwd=tmp_path,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("roads.py: error: ") and done.stderr.count("\n") == 1
-    assert not done.stdout
+    monkeypatch.chdir(tmp_path)
+    status, out, error = command("support/roads.py", *where, *options)
+    assert status == 2 and error.startswith("roads.py: error: ") and error.count("\n") == 1
+    assert not out
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
