@@ -70,8 +70,9 @@ def load_batches(groups: list[list], load: Callable, workers: int,
         for group in groups:
             yield collate([load(item) for item in group], pin)
         return
-    # Every thread has a present GPU of its own, the first one unless it is told: there it would take memory for pinning.
-    with ThreadPoolExecutor(workers, initializer=torch.cuda.set_device if pin else None, initargs=[device] * pin) as pool:
+    # PyTorch holds a current GPU for each thread, and begins with the first. Pinning would take memory on that one.
+    here = {"initializer": torch.cuda.set_device, "initargs": (device,)} if pin else {}
+    with ThreadPoolExecutor(workers, **here) as pool:
         waiting = deque()  # of each batch the futures of its items, one of which gives the batch
         try:
             for group in groups:

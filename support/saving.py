@@ -93,7 +93,11 @@ class Saving:
 
     def __exit__(self, *error):
         """However the run ends, the best network that is known is on the disk."""
-        self.finish()
+        try:
+            self.finish()
+        finally:
+            if self.writer:
+                self.writer.shutdown()
 
 
 def on_host(content):

@@ -1,8 +1,14 @@
 """What tests share: hypothesis without its clock (machines differ), where the real files are, and small data and networks."""
 
 import csv
+import itertools
+import json
+import os
 import runpy
+import socket
+import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -50,6 +56,86 @@ def command(monkeypatch, capsys):
             status = end.code or 0
         return status, *capsys.readouterr()
     return run
+
+
+# Runs programs in processes of their own, each a fork of one that has imported PyTorch and train.py, and computed nothing: a
+# fork is sound as long as there are no other threads. Each line of input is a program, or the process to wait for.
+FORKER = """
+import json, os, sys, traceback
+sys.path.insert(0, sys.argv[1])
+import train
+print("ready", flush=True)
+for line in sys.stdin:
+    task = json.loads(line)
+    if "wait" in task:
+        print(os.waitstatus_to_exitcode(os.waitpid(task["wait"], 0)[1]), flush=True)
+        continue
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+        continue
+    os.environ.update(task["env"])
+    said = os.open(task["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1), os.dup2(said, 2)
+    sys.argv[1:], status = task["arguments"], 0
+    try:
+        exec(task["program"], {"__name__": "__main__"})
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    os._exit(status)
+"""
+
+
+class Fork:
+    """A program under way in a process of its own; `said` is what it prints."""
+
+    def __init__(self, ask, program, arguments, said, env):
+        self.ask, self.file = ask, said
+        self.process = ask({"program": program, "arguments": list(map(str, arguments)), "said": str(said), "env": env})
+
+    def wait(self):
+        """Its exit status; minus the number of the signal that has ended it."""
+        return self.ask({"wait": self.process})
+
+    @property
+    def said(self):
+        return self.file.read_text()
+
+
+@pytest.fixture(scope="session")
+def fork(tmp_path_factory):
+    """fork(program, *arguments, **environment) begins a Python program, and gives the Fork."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs processes that can be forked")
+    folder, lock, number = tmp_path_factory.mktemp("forks"), threading.Lock(), itertools.count()
+    with subprocess.Popen([sys.executable, "-c", FORKER, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        assert process.stdout.readline() == "ready\n"
+
+        def ask(task):
+            with lock:
+                process.stdin.write(json.dumps(task) + "\n")
+                process.stdin.flush()
+                return int(process.stdout.readline())
+
+        yield lambda program, *arguments, **env: Fork(ask, program, arguments, folder / str(next(number)), env)
+        process.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def two_forks(fork):
+    """two_forks(program, *arguments) begins a program in two processes that find each other, as torchrun does. Gives both."""
+    def begin(program, *arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        return [fork(program, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
+                     MASTER_PORT=str(port)) for rank in (0, 1)]
+    return begin
 
 
 # ---- data ----

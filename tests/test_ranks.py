@@ -1,10 +1,9 @@
 """Two processes on the CPU do what one does: the same steps, the same counts, one writer, and they stop and resume together."""
 
 import os
-import socket
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,12 +21,10 @@ from support.ranks import Ranks
 TINY = ["--width", "0.0625", "--fc-channels", "16", "--crop", "16x32", "--weights", "none", "--workers", "0", "--device", "cpu",
         "--amp", "off", "--dropout", "0", "--batch-size", "4", "--epochs", "2", "--lr", "0.02", "--save-every", "2"]
 
-# What torchrun starts twice: train.py, whose exit status goes into a file. At the step `at` SIGTERM reaches one process
-# only, and not the one that writes.
+# What runs twice: train.py. At the step `at` SIGTERM reaches one process only, and not the one that writes.
 SCRIPT = """
 import os, signal, sys
-root, out, at, *argv = sys.argv[1:]
-sys.path.insert(0, root)
+at, *argv = sys.argv[1:]
 import train
 cross_entropy, calls = train.cross_entropy, []
 def disturbed(*args):
@@ -36,9 +33,7 @@ def disturbed(*args):
         signal.raise_signal(signal.SIGTERM)
     return cross_entropy(*args)
 train.cross_entropy = disturbed
-status = train.main(["--out", out, *argv])
-with open(f"{out}/status of {os.environ['RANK']}", "w") as file:
-    file.write(str(status))
+sys.exit(train.main(argv))
 """
 
 
@@ -50,23 +45,22 @@ class Share(Ranks):
 
 
 @pytest.fixture(scope="module")
-def two(scenes, tmp_path_factory):
-    """A folder with two runs in two processes, `whole` and `cut`; of the latter what it printed until and after the cut."""
+def two(scenes, two_forks, tmp_path_factory):
+    """A folder with two runs in two processes, `whole`, which torchrun has started, and `cut`; of the latter the statuses and
+    what it printed until and after the cut."""
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "script.py").write_text(SCRIPT)
 
-    def launch(name, at, *argv):
-        done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                               str(folder / "script.py"), str(ROOT), str(folder / name), str(at), *argv],
-                              capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return [(folder / name / f"status of {rank}").read_text() for rank in (0, 1)], done.stdout
+    def cut(at, *argv):
+        both = two_forks(SCRIPT, at, "--out", folder / "cut", *argv)
+        return [process.wait() for process in both], both[0].said + both[1].said
 
-    with ThreadPoolExecutor() as pool:  # side by side, since starting takes long
-        whole = pool.submit(launch, "whole", 0, "--data", str(scenes), *TINY)
-        cut = launch("cut", 4, "--data", str(scenes), *TINY), launch("cut", 0, "--resume")
-        assert whole.result()[0] == ["0", "0"]
-    return folder, *cut
+    with subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py",
+                           "--data", scenes, "--out", folder / "whole", *TINY], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                          text=True) as whole:  # meanwhile, since starting takes long
+        runs = cut(4, "--data", scenes, *TINY), cut(0, "--resume")
+        error = whole.communicate()[1]
+    assert whole.returncode == 0, error[-3000:]
+    return folder, *runs
 
 
 def test_two_processes_take_the_steps_of_one_with_the_same_batch(scenes, two, tmp_path):
@@ -84,19 +78,18 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(scenes, two, tm
 
 def test_two_processes_stop_together_and_resume_to_the_same_weights(two):
     out, (stopped, _), (ended, printed) = two
-    assert stopped == ["143", "143"] and ended == ["0", "0"]
+    assert stopped == [143, 143] and ended == [0, 0]
     assert log_of(out / "cut") == log_of(out / "whole")
     a, b = (torch.load(out / name / "last.pt", weights_only=True)["model"] for name in ("cut", "whole"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert printed.count("going on after step 4") == printed.count("best network") == 1  # one speaks
 
 
-def test_a_process_whose_machine_is_lost_ends_the_others_after_a_while_and_they_say_so(scenes, tmp_path):
+def test_a_process_whose_machine_is_lost_ends_the_others_after_a_while_and_they_say_so(scenes, two_forks, tmp_path):
     """The second process stands still at its third step, as if its machine were cut off. The first waits two seconds."""
     script = """
 import os, signal, sys
 from datetime import timedelta
-sys.path.insert(0, sys.argv[1])
 import support.ranks
 support.ranks.LATER = timedelta(seconds=2)
 import train
@@ -107,21 +100,14 @@ def lost(*args):
         os.kill(os.getpid(), signal.SIGSTOP)
     return function(*args)
 train.cross_entropy = lost
-sys.exit(train.main(sys.argv[2:]))
+sys.exit(train.main(sys.argv[1:]))
 """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    two = [subprocess.Popen([sys.executable, "-c", script, str(ROOT), "--data", str(scenes), "--out", str(tmp_path / "run"), *TINY],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                                 "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}) for rank in (0, 1)]
+    first, second = two_forks(script, "--data", scenes, "--out", tmp_path / "run", *TINY)
     try:
-        said = two[0].communicate(timeout=120)[1]
+        assert first.wait() == 2 and "process 0 lost the others" in first.said
     finally:
-        two[1].kill()
-        two[1].communicate()
-    assert two[0].returncode == 2 and "process 0 lost the others" in said
+        os.kill(second.process, signal.SIGKILL)
+        second.wait()
 
 
 def test_fewer_images_in_a_batch_than_processes_are_refused(scenes, tmp_path, monkeypatch, capsys):
