@@ -20,12 +20,14 @@ import sys
 import zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from fcn import FCN8s
 from metrics import RoadMeasures, confusion, image_row, measures, report
 from support.arguments import WORKERS, Parser, matching, parse_size
 from support.batches import suited_workers
@@ -34,8 +36,9 @@ from support.checkpoint import load_network
 from support.counts import per_cent
 from support.device import pick_device, prepare_prediction
 from support.draw import overlay, palette_mask
-from support.errors import InputError, explanation, shortened
+from support.errors import InputError, counted, explanation, shortened
 from support.files import write_csv
+from support.int8 import Largest, refuse_without_int8
 from support.jobs import Job, choose_jobs, read_ahead
 from support.labels import only_road, road_class
 from support.memory import keep_memory
@@ -60,9 +63,13 @@ def predict(options, failed: list[str]):
     classes, road = saved["classes"], road_class(saved["classes"])
     check_options(options, classes, road, net.reach)
     device = pick_device(options.device)
+    if options.amp == "int8":
+        refuse_without_int8(device)
     give_back = keep_memory(device)
-    compute = prepare_prediction(net, options.amp, device)
     jobs, read, data = choose_jobs(options, saved, road)
+    if options.amp == "int8" and "largest" not in saved:
+        saved["largest"] = largest_in_pictures(net, jobs, read)
+    compute = prepare_prediction(net, options.amp, device, saved.get("largest"))
     folders = confidence_folders(options, classes, road)  # of the classes whose confidences are written
     sought = sorted({*folders, *([] if road is None else [road])})
 
@@ -124,6 +131,19 @@ def predict(options, failed: list[str]):
     elif options.kitti and options.split != "training":
         pack(archive, [options.out / "bev" / f"{job.name}.png" for job in jobs])
         print(f"to upload: {archive}")
+
+
+def largest_in_pictures(net: FCN8s, jobs: list[Job], read) -> dict[str, float]:
+    """What --amp int8 needs and a checkpoint of an unfinished or earlier run does not have, from the pictures themselves."""
+    some = jobs[::-(-len(jobs) // 8)]
+    print(f"int8: the largest number of each map is found on {counted(len(some), 'picture')} first")
+    compute = prepare_prediction(net, "off", torch.device("cpu"))
+    with Largest(net) as largest:
+        for job in some:
+            with suppress(InputError):  # said when its turn comes
+                image, _ = read(job)
+                predict_image(compute, torch.tensor(image)[None].permute(0, 3, 1, 2), net.reach)
+    return largest
 
 
 def check_options(options, classes: list[str], road: int | None, reach: float):
@@ -234,8 +254,9 @@ def parse(argv: list[str] | None):
     group.add_argument("--workers", **WORKERS, default="auto",
                        help="threads that read pictures and write results; auto: 2, for a GPU one for each core, up to 16")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
-    group.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
-                       help="compute in 16 bits, or off: in 32 (default %(default)s: bf16 where the hardware computes in it)")
+    group.add_argument("--amp", choices=("auto", "bf16", "fp16", "int8", "off"), default="auto",
+                       help="compute in 16 bits, or off: in 32 (default %(default)s: bf16 where the hardware computes in it); "
+                            "int8: in 8, about twice as fast as bf16, on x86 processors with VNNI")
     group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     # In "--confidence a.png" the word is a picture, not a class; --confidence=NAME is a class in any case.
     words, either = list(sys.argv[1:] if argv is None else argv), ""

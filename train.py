@@ -29,6 +29,7 @@ from support.draw import draw_curves, draw_samples
 from support.ending import ENDINGS, Stop, exit_status
 from support.errors import counted
 from support.files import read_tensors, write_csv
+from support.int8 import Largest
 from support.labels import IGNORE
 from support.optimizer import learning_rate
 from support.options import parse
@@ -249,9 +250,13 @@ def sum_up(run: Run, stop: Stop, epochs: int):
         checkpoint = read_tensors(out / "best.pt")
         run.net.load_state_dict(state_of(checkpoint))
     ranks.spread(run.net)
-    known, _ = evaluate(run, some, stop)
+    with Largest(run.net) as largest:
+        known, _ = evaluate(run, some, stop)
     stop.end_if_asked(ranks, out)
+    parts = ranks.gather(dict(largest))
     if ranks.first:
+        largest = {name: max(part.get(name, 0.0) for part in parts) for name in largest}  # for predict.py --amp int8
+        run.saving.best({**checkpoint, "model": run.net.state_dict(), "largest": largest}, out)
         print(f"\nbest network, of epoch {checkpoint['epoch']}, per cent:\n"
               f"{report({'held out': checkpoint['result'], 'training': known}, classes)}\n"
               f"training: {len(some)} of {counted(len(run.data.train), 'image')}\n\n"

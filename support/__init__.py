@@ -3,6 +3,7 @@
 The network           dense.py        fc6 and fc7 as one matrix product
                       derivation.py   the crops of FCN-8s, derived line by line
                       start.py        what a network begins with: ImageNet's weights, another training's, or random ones
+                      int8.py         VGG16 in 8-bit integers, for prediction on a processor
                       tiles.py        images of any size, tile by tile
                       segment.py      one call from a picture to its classes, for your own programs
                       scale.py        at which size a picture is computed
@@ -51,6 +52,7 @@ Pictures and roads    draw.py         overlays, contact sheets, curves
                       things.py       what stands on it: buildings, cars, trees
 
 Speed                 bench.py        speed and memory, beside the network as it was published
+                      bench_peers.py  the same network in ONNX Runtime and OpenVINO
                       roofline.py     what a GPU could reach at best: the cost model of docs/gpu.md
                       gpu.py          everything that only a GPU can show, in one report
 """

@@ -21,6 +21,8 @@ import subprocess
 import sys
 import time
 from argparse import SUPPRESS
+from contextlib import suppress
+from functools import partial
 from itertools import count, repeat
 from pathlib import Path
 from statistics import median
@@ -36,8 +38,10 @@ from fcn import FCN8s, cross_entropy
 from support import roads
 from support.arguments import Parser
 from support.batches import suited_workers, training_batches
+from support.bench_peers import installed, peer, write
 from support.device import autocast_for, normalise, on_device, pick_device, prepare_prediction
 from support.errors import InputError
+from support.int8 import Largest, refuse_without_int8
 from support.memory import keep_memory, recompute
 from support.optimizer import sgd
 from support.ranks import Ranks
@@ -53,8 +57,14 @@ def main():
     options = parse()
     if options.worker:
         return work(options)
+    folder = TemporaryDirectory()
     try:
-        pick_device(options.device)
+        device = pick_device(options.device)
+        peers = installed() if options.peers else []
+        options.file = peers and write(network("fp32"), Path(folder.name))
+        with suppress(InputError):  # no such instructions: no such row
+            refuse_without_int8(device)
+            peers.append("int8")
     except InputError as error:
         print(f"bench.py: error: {error}", file=sys.stderr)
         return 2
@@ -62,7 +72,9 @@ def main():
              if task == "training" or case in ("published", "fp32", "bf16")]
     if options.compile:
         cases += ["prediction: bf16 --compile", "training: bf16 --compile"]
-    workers = {case: start(case, options.device) for case in ["ceiling", *cases]}
+    place = cases.index("prediction: bf16") + 1
+    cases[place:place] = [f"prediction: {peer}" for peer in peers]
+    workers = {case: start(case, options) for case in ["ceiling", *cases]}
     about = {case: answer(worker, case) for case, worker in workers.items()}  # what it is, once it is set up
     rounds = []
     for i in range(ROUNDS + 1):
@@ -83,7 +95,7 @@ def table(cases: list[str], about: dict, rounds: list[dict]) -> str:
              f"{'':30} {'seconds':^24} {'images/s':>8} {'GFLOP':>8} {'of ceiling':>11} {'memory':>9} {'against published':>18}"]
     for case in cases:
         seconds = [row[case]["seconds"] for row in rounds]
-        kind = "bf16" if "bf16" in case else "fp32"
+        kind = "bf16" if "bf16" in case or "int8" in case else "fp32"
         flop, speed = about[case]["flop"], median(about[case]["images"] / row[case]["seconds"] for row in rounds)
         share = median((flop or math.nan) / row[case]["seconds"] / row["ceiling"][kind] for row in rounds)
         work = f"{flop / 1e9:8.1f} {share:11.0%}" if flop else f"{'varies':>8} {'':11}"
@@ -97,8 +109,9 @@ def table(cases: list[str], about: dict, rounds: list[dict]) -> str:
 
 # ---- the processes --------------------------------------------------------------------------------------------------
 
-def start(case: str, device: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "support.bench", "--worker", case, "--device", device],
+def start(case: str, options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "support.bench", "--worker", case, "--device", options.device,
+                             "--file", str(options.file)],
                             cwd=Path(__file__).resolve().parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -123,7 +136,9 @@ def work(options):
     torch.manual_seed(0)
     task, _, case = options.worker.partition(": ")
     torch.backends.cudnn.benchmark = task == "training"  # as train.py and predict.py have it
-    about, once = {"ceiling": ceiling, "prediction": prediction, "training": training}[task](case, device, give_back)
+    compute = peer(case, options.file) if case.startswith(("ONNX", "OpenVINO")) else None
+    about, once = {"ceiling": ceiling, "prediction": partial(prediction, compute=compute),
+                   "training": training}[task](case, device, give_back)
     print(json.dumps(about), flush=True)
     for i, _ in enumerate(sys.stdin):
         print(json.dumps({**once(), "memory": memory(device)}), flush=True)
@@ -205,15 +220,19 @@ def operations(case, shape, learning) -> int:
     return counter.get_total_flops()
 
 
-def prediction(case, device, give_back):
-    """A picture as bytes to its classes and confidences as bytes, as predict.py does it."""
+def prediction(case, device, give_back, compute=None):
+    """A picture as bytes to its classes and confidences as bytes, as predict.py does it. `compute`: not with PyTorch."""
     picture = torch.randint(0, 256, (1, 375, 1242, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     net = network(case)
     if case == "published":
         net.to(device).eval()
         compute = lambda pixels: net(normalise(pixels).contiguous())  # noqa: E731
-    else:
-        compute = prepare_prediction(net, "bf16" if "bf16" in case else "off", device)
+    elif not compute:
+        amp = next((amp for amp in ("bf16", "int8") if amp in case), "off")
+        with torch.no_grad(), Largest(net) as largest:
+            if amp == "int8":
+                net.eval()(normalise(picture))
+        compute = prepare_prediction(net, amp, device, largest)
         compute = torch.compile(compute) if "compile" in case else compute
 
     def once():
@@ -283,7 +302,9 @@ def parse():
     parser = Parser("bench.py", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
+    parser.add_argument("--peers", action="store_true", help="also ONNX Runtime and OpenVINO, where they are installed")
     parser.add_argument("--worker", help=SUPPRESS)
+    parser.add_argument("--file", type=Path, help=SUPPRESS)
     return parser.parse_args()
 
 

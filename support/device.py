@@ -15,6 +15,7 @@ import torch
 
 from fcn import FCN8s
 from support.errors import InputError, out_of_memory
+from support.int8 import to_int8
 from vgg import IMAGE_MEAN, IMAGE_STD
 
 
@@ -44,8 +45,8 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of --amp; off: float3
 def suited_amp(amp: str, device: torch.device) -> str:
     """What --amp comes to, "bf16", "fp16" or "off": as told, or for "auto" bf16 if the hardware has instructions for it.
 
-    Elsewhere bf16 is slower. fp16 is never chosen by itself, since it has no numbers above 65504. VGG16 with Caffe's weights has
-    activations of 16,000 on nine images of KITTI and CamVid.
+    Elsewhere bf16 is slower. fp16 is never chosen by itself, since it has no numbers above 65504, and VGG16 with Caffe's
+    weights comes to 16,000 on nine images of KITTI and CamVid.
     """
     if amp != "auto":
         return amp
@@ -65,10 +66,17 @@ def autocast_for(amp: str, device: torch.device) -> Callable:
     return nullcontext if amp == "off" else lambda: torch.autocast(device.type, TYPES[amp])
 
 
-def prepare_prediction(net: FCN8s, amp: str, device: torch.device) -> Callable:
-    """The function from images, uint8 [N, 3, H, W], to scores [N, C, H, W]. It changes `net`: device, mode and type."""
-    amp = suited_amp(amp, device)
+def prepare_prediction(net: FCN8s, amp: str, device: torch.device, largest: dict[str, float] | None = None) -> Callable:
+    """The function from images, uint8 [N, 3, H, W], to scores [N, C, H, W]. It changes `net`: device, mode and type.
+
+    amp        that of predict.py; for "int8" with the largest numbers of its maps (support/int8.py)
+
+    Raises InputError where there is no int8.
+    """
+    int8, amp = amp == "int8", suited_amp("auto" if amp == "int8" else amp, device)
     net.to(device, TYPES.get(amp)).eval()  # autocast alone would convert the weights for each picture
+    if int8:
+        to_int8(net, largest)
 
     def compute(images):
         with autocast_for(amp, device)():

@@ -150,7 +150,8 @@ def choices(device: torch.device, small: bool) -> str:
     for what, compute, x in (
             ("fc6 as one matrix product (as it is)", net.vgg.fc6, pool5),
             ("fc6 as PyTorch's convolution", lambda x: nn.Conv2d.forward(net.vgg.fc6, x), pool5),
-            (f"upscore8 of {classes} classes, C x C (as it is)", lambda x: F.conv_transpose2d(x, upscore, stride=8, padding=4), scores),
+            (f"upscore8 of {classes} classes, C x C (as it is)",
+             lambda x: F.conv_transpose2d(x, upscore, stride=8, padding=4), scores),
             (f"upscore8 of {classes} classes, each by itself",
              lambda x: F.conv_transpose2d(x, each, stride=8, padding=4, groups=classes), scores)):
         lines.append(f"{what:46} {1000 * both_ways(compute, x):8.3f}")
@@ -162,7 +163,7 @@ def parse(argv: list[str] | None):
     parser.add_argument("--data", metavar="DIR", help="a data set to train on as well, such as CamVid")
     parser.add_argument("--out", metavar="DIR", type=Path, default=Path("runs/gpu"), help="default %(default)s")
     parser.add_argument("--device", default="cuda", metavar="NAME", help="default %(default)s")
-    parser.add_argument("--small", action="store_true", help="everything in small, without the benchmark: a trial on any device")
+    parser.add_argument("--small", action="store_true", help="everything in small, without the benchmark, on any device")
     options = parser.parse_args(argv)
     options.out = options.out.resolve()
     if options.out.exists() and any(options.out.iterdir()):

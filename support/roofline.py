@@ -56,7 +56,7 @@ def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) ->
         cells = height * width if isinstance(layer, nn.ConvTranspose2d) else out[1] * out[2]
         flop = 2 * batch * cells * weights
         read, written = batch * channels * height * width * HALF, batch * out[0] * out[1] * out[2] * HALF
-        rows = batch * cells * channels * kernel ** 2 * HALF if kernel == 7 else 0  # fc6: its windows, written out and read again
+        rows = batch * cells * channels * kernel ** 2 * HALF if kernel == 7 else 0  # fc6: its windows, written and read again
         if training:  # the weights are kept in fp32; a prediction holds them in bf16
             add(name, "weight to bf16", 0, weights * (FULL + HALF))
         if rows:
@@ -124,7 +124,8 @@ def table(found: list[Operation]) -> str:
         seconds, flop = sum(o.seconds for o in mine), sum(o.flop for o in mine)
         longest = max(mine, key=lambda o: o.seconds)
         most = f"{longest.what} ({longest.bound})" if layer != "all" else ", ".join(
-            f"{bound} {sum(o.seconds for o in mine if o.bound == bound) / seconds:.0%}" for bound in ("compute", "memory", "start"))
+            f"{bound} {sum(o.seconds for o in mine if o.bound == bound) / seconds:.0%}"
+            for bound in ("compute", "memory", "start"))
         lines.append(f"| {layer} | {flop / 1e9:,.1f} | {sum(o.bytes for o in mine) / 1e6:,.0f} | {1000 * seconds:.3f} | "
                      f"{seconds / total:.1%} | {flop / COMPUTE / seconds:.0%} | {most} |")
     return "\n".join(lines)

@@ -21,7 +21,9 @@ from PIL import Image
 
 from fcn import FCN8s
 from support import roads
+from support.errors import InputError
 from support.files import read_tensors, save_tensors
+from support.int8 import refuse_without_int8
 from support.start import load_imagenet
 
 settings.register_profile("project", deadline=None, max_examples=20, derandomize=True)
@@ -179,6 +181,13 @@ def kitti(root, um=4, umm=3, uu=5, size=(6, 9)):
 
 
 # ---- networks ----
+
+try:
+    refuse_without_int8()
+    missing = ""
+except InputError as error:
+    missing = str(error)
+needs_int8 = pytest.mark.skipif(bool(missing), reason=missing)
 
 PADS = st.sampled_from([1, 97, 100, 117])
 STRIDES = st.sampled_from([8, 16, 32])

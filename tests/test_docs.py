@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, lively, saved
+from conftest import ROOT, lively, needs_int8, saved
 from PIL import Image
 
 import export
@@ -53,6 +53,16 @@ def test_the_programs_that_predict_give_the_networks_probabilities(here, capsys)
     torch.testing.assert_close(names["probabilities"], wanted)
     assert np.abs(names["road"] - 255 * wanted[0, 1].numpy()).max() < 0.51
     assert "['not road', 'road']" in capsys.readouterr().out
+
+
+@needs_int8
+def test_the_program_in_8_bits_sees_what_the_network_sees(here):
+    names = {}
+    exec(programs("docs/programs.md")[5], names)
+    with torch.no_grad():
+        plain = here(photo())[0]
+    sure = (plain[0] - plain[1]).abs() > 0.1 * (plain[0] - plain[1]).abs().max()
+    assert sure.float().mean() > 0.5 and (names["mask"] == plain.argmax(0).numpy())[sure].mean() > 0.99
 
 
 def test_the_program_that_fine_tunes_learns_four_classes_from_the_trained_encoder_and_saves_them(here, monkeypatch):

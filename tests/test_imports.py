@@ -25,7 +25,7 @@ def imported(file):
 def test_only_the_packages_of_the_requirements_are_imported_and_nothing_imports_the_scripts_at_the_top(file):
     names = imported(file)
     ours = {path.stem for path in ROOT.glob("*.py")} | {"support", "weights"}
-    formats = {"onnxruntime"} if file.name == "export.py" else set()  # asked for by name when it is missing
+    formats = {"export.py": {"onnxruntime"}, "bench_peers.py": {"onnxruntime", "openvino"}}.get(file.name, set())  # asked for by name
     assert {name.split(".")[0] for name in names} <= {"torch", "numpy", "PIL", *ours, *formats, *sys.stdlib_module_names}
     assert names.isdisjoint({"train", "predict", "export"})
 
