@@ -19,6 +19,7 @@ from support.labels import IGNORE
 from support.progress import Progress
 from support.reader import Reader
 from support.samples import DataSet, Sample
+from support.views import SCALE, view_size
 
 RAREST = 1e-4  # share of the pixels: classes that are rarer weigh no more than this one (weigh_classes)
 
@@ -143,9 +144,10 @@ def check_counts(counts: Counts, data: DataSet, crop: tuple[int, int] | None):
         print(f"warning: {counted(len(twice), 'held-out image')} {'is' if len(twice) == 1 else 'are'} in the training set too, "
               f"as {twice[0][0].image} and {twice[0][1].image}: their scores are too good", flush=True)
     height, width = counts.sizes.max(0)
-    if crop and min(crop[0] - height, crop[1] - width) > 0:
-        raise InputError(f"--crop {crop[0]}x{crop[1]}: every image is smaller, the largest {height}x{width}; "
-                         "leave it out for whole images")
+    tall, wide = view_size(height, width, SCALE[1])
+    if crop and crop[0] > tall and crop[1] > wide:
+        raise InputError(f"--crop {crop[0]}x{crop[1]}: every image is smaller, the largest {height}x{width}, and {tall}x{wide} "
+                         "in the largest view; leave it out for whole images")
 
 
 def weigh_classes(pixels: np.ndarray) -> np.ndarray:

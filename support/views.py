@@ -20,6 +20,12 @@ CONTRAST = 0.3             # contrast times 0.7 ... 1.3, around mid-grey
 BRIGHTNESS = 40            # plus or minus this many of 255 levels
 
 
+def view_size(height: int, width: int, factor: float) -> tuple[int, int]:
+    """Height and width of a view of a whole image at `factor` times its size."""
+    h, w = (max(STEP, STEP * round(side * factor / STEP)) for side in (height, width))
+    return h, w
+
+
 def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
             crop: tuple[int, int] | None = None, scale: tuple[float, float] = SCALE, colours: bool = True,
             flip: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +38,7 @@ def augment(image: np.ndarray, label: np.ndarray, rng: np.random.Generator,
     """
     height, width = label.shape
     factor = np.exp(rng.uniform(np.log(scale[0]), np.log(scale[1])))  # even in the logarithm: as often larger as smaller
-    h, w = (max(STEP, STEP * round(side * factor / STEP)) for side in (height, width))
+    h, w = view_size(height, width, factor)
     if crop:
         h, w = min(h, crop[0]), min(w, crop[1])
     # The window of the original that becomes h x w. Crop and scale are one resampling of no more than is needed.

@@ -1,6 +1,8 @@
 """From samples to batches: image and label kept together, classes counted, batches of any sizes, any number of workers."""
 
 import threading
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 import data
 from data import find
 from support.batches import collate, load_batches, training_batches
-from support.counts import read_everything, weigh_classes
+from support.counts import Counts, check_counts, read_everything, weigh_classes
 from support.device import normalise, on_device
 from support.errors import InputError
 from support.labels import IGNORE
@@ -83,6 +85,21 @@ def test_augmentation_keeps_size_type_and_classes(seed, height, width, crop):
     if crop:
         assert view_label.shape[0] <= crop[0] and view_label.shape[1] <= crop[1]
     assert set(np.unique(view_label)) <= set(np.unique(label))  # nearest: no id that was not there
+
+
+@given(height=st.integers(20, 90), width=st.integers(20, 90), seed=st.integers(0, 10**6))
+def test_a_crop_is_refused_only_if_no_view_is_as_large(height, width, seed):
+    """Views are up to 1.35 times as large as their image."""
+    samples = [data.Sample(Path("i.png"), Path("m.png"), "")]
+    counts = Counts(np.array([[1, 1]] * 2), np.array([(height, width), (20, 20)]), Counter(), [b"training", b"held out"])
+    found = data.DataSet("", ["a", "b"], samples, samples, None)
+    check_counts(counts, found, augment(*blank(height, width), np.random.default_rng(seed))[1].shape)
+    with pytest.raises(InputError, match="every image is smaller"):
+        check_counts(counts, found, (int(1.35 * height) + 17, int(1.35 * width) + 17))  # a view's sides are rounded to 32
+
+
+def blank(height, width):
+    return np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
 
 
 @given(seed=st.integers(0, 10**6), crop=st.sampled_from([None, (40, 60), (17, 90)]))
