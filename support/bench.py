@@ -1,6 +1,6 @@
 """How fast this project trains and predicts on this machine, beside the network as it was published.
 
-    python -m support.bench        print one table
+    python -m support.bench        print a table of predictions and one of training steps
 
 The image is 375x1242, as KITTI's, with two classes. The weights are fresh; the time does not depend on them. On a GPU
 (--device cuda) a step takes 8 images of 352x1216. `published` is the authors' network: a border of 100, fp32, a plain
@@ -49,7 +49,7 @@ from support.reader import Reader
 from support.tiles import predict_image
 
 ROUNDS = 7          # counted ones; one more before them is not, in which memory is fetched and algorithms are chosen
-CASES = ("published", "fp32", "bf16", "bf16 --recompute", "bf16 from files")  # after the published one, this project's
+CASES = ("published", "fp32", "bf16", "bf16 --recompute", "bf16 from files")  # of training: after the published, ours
 PICTURES = 24       # on the disk
 
 
@@ -68,12 +68,15 @@ def main():
     except InputError as error:
         print(f"bench.py: error: {error}", file=sys.stderr)
         return 2
-    cases = [f"{task}: {case}" for task in ("prediction", "training") for case in CASES
-             if task == "training" or case in ("published", "fp32", "bf16")]
-    if options.compile:
-        cases += ["prediction: bf16 --compile", "training: bf16 --compile"]
-    place = cases.index("prediction: bf16") + 1
-    cases[place:place] = [f"prediction: {peer}" for peer in peers]
+    compiled = ["bf16 --compile"] * options.compile
+    for task, cases in (("prediction", ["published", "fp32", "bf16", *peers, *compiled]), ("training", [*CASES, *compiled])):
+        if options.task in (None, task):
+            print(measure([f"{task}: {case}" for case in cases], options), flush=True)
+    return 0
+
+
+def measure(cases: list[str], options) -> str:
+    """The table of some cases. All of them hold their memory at the same time."""
     workers = {case: start(case, options) for case in ["ceiling", *cases]}
     about = {case: answer(worker, case) for case, worker in workers.items()}  # what it is, once it is set up
     rounds = []
@@ -81,10 +84,10 @@ def main():
         rounds.append({case: ask(worker, case) for case, worker in workers.items()})
         print(f"\rround {i} of {ROUNDS}", end="", file=sys.stderr, flush=True)
     print("\r\033[K", end="", file=sys.stderr)
-    print(table(cases, about, rounds[1:]))
     for worker in workers.values():
         worker.stdin.close()
         worker.wait()
+    return table(cases, about, rounds[1:])
 
 
 def table(cases: list[str], about: dict, rounds: list[dict]) -> str:
@@ -104,7 +107,7 @@ def table(cases: list[str], about: dict, rounds: list[dict]) -> str:
         spread = f"{median(seconds):.4g} ({min(seconds):.4g} to {max(seconds):.4g})"
         lines.append(f"{case:30} {spread:^24} {speed:8.3g} {work} "
                      f"{rounds[-1][case]['memory'] / 2 ** 30:5.2f} GiB {ratio:17.2f}x")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 # ---- the processes --------------------------------------------------------------------------------------------------
@@ -116,15 +119,16 @@ def start(case: str, options) -> subprocess.Popen:
 
 
 def ask(worker: subprocess.Popen, case: str) -> dict:
-    worker.stdin.write("\n")
-    worker.stdin.flush()
+    with suppress(BrokenPipeError):  # it has ended
+        worker.stdin.write("\n")
+        worker.stdin.flush()
     return answer(worker, case)
 
 
 def answer(worker: subprocess.Popen, case: str) -> dict:
     line = worker.stdout.readline()
     if not line:
-        print(f"bench.py: error: {case} has ended; what it said is above", file=sys.stderr)
+        print(f"bench.py: error: {case} has ended; what it said is above, or the memory is full", file=sys.stderr)
         sys.exit(2)
     return json.loads(line)
 
@@ -302,6 +306,7 @@ def parse():
     parser = Parser("bench.py", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile, which needs a C++ compiler")
+    parser.add_argument("--task", choices=("prediction", "training"), help="only this one")
     parser.add_argument("--peers", action="store_true", help="also ONNX Runtime and OpenVINO, where they are installed")
     parser.add_argument("--worker", help=SUPPRESS)
     parser.add_argument("--file", type=Path, help=SUPPRESS)
