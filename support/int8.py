@@ -81,6 +81,8 @@ def to_int8(net: FCN8s, largest: dict[str, float]) -> FCN8s:
     return net.eval()
 
 
+PART = 256  # output channels at a time
+
 # The steps of an image that was normalised: bytes 0 ... 255 stand for the darkest to the brightest number of any channel.
 DARKEST = min(-mean / std for mean, std in zip(IMAGE_MEAN, IMAGE_STD))
 BRIGHTEST = max((1 - mean) / std for mean, std in zip(IMAGE_MEAN, IMAGE_STD))
@@ -125,12 +127,14 @@ class Int8Conv2d:
     """
 
     def __init__(self, layer: nn.Conv2d, before: float, zero: int, after: float):
-        weight = layer.weight.detach().float()
-        self.steps = weight.abs().amax((1, 2, 3)).clamp(min=1e-12) / 127  # t, float [O]
-        self.bias, self.zeros = layer.bias.detach().float(), torch.zeros(len(weight), dtype=torch.int32)
+        parts = layer.weight.detach().split(PART)  # part by part: fc6 in float would need 0.4 GB twice
+        steps = [part.float().abs().amax((1, 2, 3)).clamp(min=1e-12) / 127 for part in parts]
+        whole = [(part.float() / t[:, None, None, None]).round().to(torch.int8) for part, t in zip(parts, steps)]
+        self.steps = torch.cat(steps)  # t, float [O]
+        self.bias, self.zeros = layer.bias.detach().float(), torch.zeros(layer.out_channels, dtype=torch.int32)
         self.before, self.zero, self.after = before, zero, after
         self.stride, self.padding = list(layer.stride), list(layer.padding)
-        self.weight = self.packed((weight / self.steps[:, None, None, None]).round().to(torch.int8))
+        self.weight = self.packed(torch.cat(whole))
 
     def packed(self, weight: torch.Tensor) -> torch.Tensor:
         return torch.ops.onednn.qconv_prepack(weight, self.steps, self.before, self.zero, self.stride, self.padding, [1, 1], 1)
