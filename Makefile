@@ -1,6 +1,7 @@
 # make demo: train on synthetic roads and show where the pictures are. make test: run the test suite.
 # make bench: time it beside the network as published; on a GPU with DEVICE=cuda.
-# make gpu: everything that only a GPU can show, in some minutes and one file; with a data set too: make gpu DATA=camvid
+# make gpu: what one GPU can show, in one report; with a data set too: make gpu DATA=camvid. Where PyTorch is installed already
+#           and there is no network: python -m support.gpu
 # Each makes a virtual environment first; nothing has to be installed but Python 3.11 or later.
 
 PYTHON ?= python3

@@ -43,6 +43,7 @@ from support.jobs import Job, choose_jobs, read_ahead
 from support.labels import only_road, road_class
 from support.memory import keep_memory
 from support.pictures import allow_large_pictures
+from support.png import save_png
 from support.progress import Progress
 from support.results import RESULTS, confidence_folders, parse_only, signature, where_results_went
 from support.scale import Scale
@@ -74,7 +75,7 @@ def predict(options, failed: list[str]):
     sought = sorted({*folders, *([] if road is None else [road])})
 
     archive = options.out / "submission.zip"
-    if options.kitti:
+    if options.kitti and options.split != "training":
         archive.unlink(missing_ok=True)  # it would look like this run's
     matrix, pixels, road_measures, rows = 0, 0, RoadMeasures(), []
     scale, progress = Scale(saved.get("sizes"), options.scale, options.size), Progress(len(jobs))
@@ -115,7 +116,8 @@ def predict(options, failed: list[str]):
         for written in writing:
             written.result()
 
-    progress.line(f"{len(jobs) - len(failed)} of {len(jobs)} pictures done; results in {options.out}")
+    where = f"; results in {options.out}" if options.only or folders or options.kitti else ""
+    progress.line(f"{len(jobs) - len(failed)} of {len(jobs)} pictures done{where}")
     for line in where_results_went(jobs, options.out, options.only):
         print(line)
     scale.sum_up()
@@ -179,13 +181,7 @@ def write(job: Job, options, image: np.ndarray, predicted: torch.Tensor, confide
         cells = bird_cells(calibration_of(job.picture), *label.shape)
         results["bev"] = Image.fromarray(bird_view(confidences["confidence"], cells, 0).numpy())
     for folder, picture in results.items():
-        path = options.out / folder / f"{job.name}.png"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Level 1 takes a third of the time, and some per cent more space.
-            picture.save(path, compress_level=1, pnginfo=signature())
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from None
+        save_png(picture, options.out / folder / f"{job.name}.png", pnginfo=signature())
 
 
 def pack(archive: Path, maps: list[Path]):
@@ -238,7 +234,7 @@ def parse(argv: list[str] | None):
                        help="also write how probable CLASS is; without a name: the road, if the network looks for it alone, "
                             "otherwise every class, in a folder each")
     group.add_argument("--only", metavar="KINDS", type=matching(r"none|(overlay|mask)(,(overlay|mask))?",
-                       "overlay, mask or none", parse_only), default=RESULTS,
+                       "overlay, mask, overlay,mask or none", parse_only), default=RESULTS,
                        help="write overlays or masks alone, or with none neither, such as for scores (default: overlay,mask)")
     group.add_argument("--threshold", metavar="T", type=matching(r"0?\.\d+|[01](\.0*)?", "a number from 0 to 1", float),
                        help="call a pixel road (or the class sought) from this confidence on, such as the threshold that "

@@ -146,7 +146,7 @@ def train(run: Run, stop: Stop):
             loss_sum += loss
             divergence.watch(step, loss + norm if taken else loss)
             stop.end_if_asked(ranks, out, save_last)
-            if saving.due(step):
+            if ranks.first and saving.due(step):
                 save_last()
             if progress.due():  # seldom: reading the loss makes the device wait
                 progress.show(f"epoch {epoch}  step {step}/{total_steps}  loss {loss.item():.4f}  rate {rate:.2e}")
@@ -170,10 +170,10 @@ def train(run: Run, stop: Stop):
             progress.line(warning)
         if ranks.first:
             write_csv(out / "log.csv", log)
-            draw_curves(out / "curves.png", log, data.classes)
             if better:
-                draw_samples(out / "samples.png", look_at(run, each), data.classes, f"held out, epoch {epoch}")
                 saving.best({**run.about, "model": net.state_dict(), "epoch": epoch, "best": best, "result": result}, out)
+                draw_samples(out / "samples.png", look_at(run, each), data.classes, f"held out, epoch {epoch}")
+            draw_curves(out / "curves.png", log, data.classes)
         if epoch == 1:
             save_last()  # from the first epoch on there is something to resume
     save_last()

@@ -38,6 +38,7 @@ Around the loop       arguments.py    command lines
 
 Files                 errors.py       what a user is told, in one line
                       files.py        writing all or nothing, reading without running code
+                      png.py          the same for pictures
                       checkpoint.py   what a checkpoint holds, and how a network or a run comes back from one
                       folder.py       the folder of a run
                       safetensors.py  reading a format of published weights
@@ -54,5 +55,5 @@ Pictures and roads    draw.py         overlays, contact sheets, curves
 Speed                 bench.py        speed and memory, beside the network as it was published
                       bench_peers.py  the same network in ONNX Runtime and OpenVINO
                       roofline.py     what a GPU could reach at best: the cost model of docs/gpu.md
-                      gpu.py          everything that only a GPU can show, in one report
+                      gpu.py          what one GPU can show, in one report
 """

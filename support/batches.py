@@ -61,8 +61,8 @@ def load_batches(groups: list[list], load: Callable, workers: int,
                  device: torch.device = CPU) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """A collated batch of load(item) for each group of items, in order; for a GPU in pinned memory, see `on_device`.
 
-    With workers > 0, that many threads load ahead and put the batches together: two items for each thread are under way or
-    waiting, and two batches at least. Threads are enough: Pillow and numpy release Python's lock, and one cache serves all.
+    With workers > 0, that many threads load ahead and put the batches together: about two items for each thread, and never
+    fewer than two batches. Threads are enough: Pillow and numpy release Python's lock, and one cache serves all.
     The result is the same for any number of workers.
     """
     pin = device.type == "cuda"

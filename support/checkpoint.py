@@ -8,7 +8,7 @@ All three hold `config` (FCN8s(**config) builds the network), `model` (its state
 training set and the validation set, as paths below the data set), `sizes` (of the training images: smallest, median and
 largest, (height, width) each), `settings` (every option) and `versions`. best.pt adds `epoch`, `best` (the value of the
 measure) and `result` (all measures). last.pt adds `optimizer` (momentum), `step`, `best`, `log` (the rows of log.csv),
-`loss_sum` (the losses of the epoch so far) and `spent` (its seconds so far).
+`loss_sum` (the losses of the epoch so far), `spent` (its seconds so far) and `loss_scale` (of fp16, or None).
 
 The checkpoint that weights/convert.py makes of the published network has `config`, `model`, `classes` and what prediction needs
 of `settings`.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
@@ -30,7 +31,8 @@ def pick_device(name: str, local: int = 0) -> torch.device:
         torch.zeros(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)  # for what asks for no device by name, such as communication between processes
-            torch.backends.cudnn.allow_tf32 = False  # 32 bits are 32: PyTorch would keep 10 of 23 digits in convolutions
+            # No TF32: by default PyTorch's convolutions keep 10 of the 23 binary digits of fp32.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch built without CUDA
         if out_of_memory(error):
             raise  # there is one, but others have filled it
@@ -62,7 +64,8 @@ def suited_amp(amp: str, device: torch.device) -> str:
 
 
 def autocast_for(amp: str, device: torch.device) -> Callable:
-    """A context manager in which the forward pass computes in the type of `amp`; for "off" one that changes nothing."""
+    """A function that makes a context manager in which the forward pass computes in the type of `amp`; in that for "off"
+    nothing changes."""
     return nullcontext if amp == "off" else lambda: torch.autocast(device.type, TYPES[amp])
 
 
@@ -86,16 +89,18 @@ def prepare_prediction(net: FCN8s, amp: str, device: torch.device, largest: dict
 
 
 def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of bytes to what the network takes: images float32 normalised, labels int64, both on the device.
+    """Batches of bytes to what the network takes.
 
-    On CUDA the next batch is copied while the present one is computed, on a stream of its own, from the pinned memory in
+    source    yields images uint8 [N, 3, H, W] and labels uint8 [N, H, W], on the processor
+
+    Yields images float32, normalised, and labels int64, of the same shapes, on the device. On CUDA the next batch is copied while the present one is computed, on a stream of its own, from the pinned memory in
     which `load_batches` has put it together. Only from there can a copy run while the processor does something else.
     """
     if device.type != "cuda":
         for images, labels in source:
             yield normalise(images.to(device)), labels.to(device).long()
         return
-    copying = torch.cuda.Stream(device)
+    copying = copying_stream(device)
     computing = torch.cuda.current_stream(device)
 
     def start_copy(batch):
@@ -115,6 +120,12 @@ def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Te
         ahead = following
 
 
+@cache
+def copying_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which batches are copied: one, since PyTorch keeps memory for each stream that it has made."""
+    return torch.cuda.Stream(device)
+
+
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """uint8 [N, 3, H, W] RGB to float32: 0..1, minus IMAGE_MEAN, over IMAGE_STD, as the ImageNet weights expect.
 
@@ -122,7 +133,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     """
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise ValueError(f"images are {images.dtype} {list(images.shape)}: they must be uint8 [N, 3, H, W]")
-    # non_blocking: otherwise the processor would wait here until the GPU has done all that it was told before.
+    # non_blocking: without it, the processor waits here until the GPU has done all that it was told before.
     numbers = (255 * torch.tensor([IMAGE_MEAN, IMAGE_STD])).to(images.device, non_blocking=images.is_cuda)
     mean, deviation = numbers[:, None, :, None, None]
     return (images.float() - mean) / deviation

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from support.labels import IGNORE, is_background, only_road
+from support.png import save_png
 
 # Fixed colours, which people with weak colour vision can tell apart too.
 COLOURS = [(128, 128, 128), (214, 39, 40), (255, 210, 60), (148, 80, 200), (64, 120, 220), (44, 140, 50),
@@ -152,7 +153,7 @@ def draw_sheet(path: Path, rows: list[tuple[list[str], list[Image.Image]]], widt
             draw.text((left, y), words if len(words) <= most else f"…{words[-most:]}", fill="black", font=text)
         y += height
     sheet.paste(foot, (0, y))
-    sheet.save(path, "PNG", compress_level=1)  # a third of the time: training waits for it
+    save_png(sheet, path)
 
 
 def draw_curves(path: Path, rows: list[dict], classes: list[str]):
@@ -176,7 +177,7 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
     highest = max([v for _, _, line in losses for v in line if np.isfinite(v)], default=1.0)
     draw_chart(sheet, (0, 0, 900, 360), "loss (mean cross-entropy)", epochs, losses, highest or 1.0, kept)
     draw_chart(sheet, (0, 380, 900, bottom), title, epochs, ious, 1.0, kept)
-    sheet.save(path, compress_level=1)
+    save_png(sheet, path)
 
 
 def round_step(length, most):

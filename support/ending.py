@@ -86,14 +86,16 @@ def exit_status(error: BaseException, options: dict, ranks: Ranks) -> int:
             print(f"stopped by {signal.Signals(error.signal).name}; {told} python train.py --resume --out "
                   f"{quote(str(error.out))}", file=sys.stderr)
         return 128 + error.signal
-    ranks.end()
     if isinstance(error, KeyboardInterrupt):  # while setting up: nothing has been learnt that could be lost
-        print("stopped before the first step", file=sys.stderr)
+        if ranks.first:
+            print("stopped before the first step", file=sys.stderr)
+        ranks.end()
         return 130
     needs_less = ("--recompute needs less" if options["resume"] else
                   "a smaller --crop or --batch-size needs less, and so does --recompute")
     message = explanation(error, needs_less) or ranks.lost(error)
     if options["debug"] or not message:
         raise error
-    print(f"train.py: error: {message}", file=sys.stderr)
+    print(f"train.py: error: {message}", file=sys.stderr, flush=True)
+    ranks.end()  # only now: parting from GPUs that have lost each other may take long
     return 2

@@ -64,7 +64,8 @@ def save_tensors(content: dict, path: Path, before: Path | None = None):
         os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         error = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise InputError(f"{path}: cannot be written ({one_line(error, 200)})") from None
+        raise InputError(f"{path}: cannot be written ({one_line(error, 200)}); make room there; what was written before is "
+                         "whole") from None
     finally:
         with suppress(OSError):
             beside.unlink()

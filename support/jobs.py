@@ -17,7 +17,7 @@ from support.birdseye import calibration_of, homography
 from support.errors import InputError, counted, warn
 from support.pictures import IMAGE_ENDINGS, OTHER_ENDINGS, VIDEO_ENDINGS, files_below, files_in, read_picture
 from support.reader import Reader
-from support.results import FOLDERS, is_ours
+from support.results import FOLDERS, confidence_folders, refuse_foreign
 from support.samples import DataSet, Sample, paths_below
 
 # Folders of masks, and the folder of images that they lie beside: these are no pictures to predict.
@@ -62,10 +62,8 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
                              "names them")
     else:
         jobs, data = picture_jobs(options.inputs, options.out), None
-    for folder in map(options.out.joinpath, options.only):
-        if folder.is_dir() and not is_ours(folder):
-            raise InputError(f"{folder}: is not of an earlier prediction, and its files could be written over; choose another "
-                             "--out")
+    folders = [*options.only, *confidence_folders(options, saved["classes"], road).values(), *["bev"] * bool(options.kitti)]
+    refuse_foreign(options.out / folder / f"{job.name}.png" for job in jobs for folder in folders)
     for job in jobs:
         if options.kitti or data and data.kitti and calibration_of(job.picture).is_file():
             homography(calibration_of(job.picture))

@@ -1,8 +1,8 @@
 """Training in fp16: the loss is multiplied by a large number, so that small gradients do not become zero.
 
 fp16 has no positive number below 6e-8, and gradients of VGG16's early layers are smaller than that. So the loss is scaled up
-before the backward pass, and the gradients are scaled down after it, in fp32 (Micikevicius et al. 2018, section 3.2). How large
-the scale may be shows by trial: if it is too large, some gradient is infinite; then the step is left out, and the scale halved.
+before the backward pass, and the gradients are scaled down after it, in fp32 (Micikevicius et al. 2018, section 3.2). The right
+scale is found by trial: if it is too large, some gradient is infinite; then the step is left out, and the scale is halved.
 bf16 has the range of fp32 and needs none of this.
 """
 
@@ -15,11 +15,11 @@ import torch
 
 FIRST = 2.0 ** 16  # the first steps of a run find what is right
 GOOD = 2000        # after so many steps in a row without an infinite gradient, the scale is doubled
-LEAST = 1.0        # a gradient that is infinite at this scale is the run's own fault
+LEAST = 1.0        # if a gradient is infinite at this scale, the run has diverged
 
 
 class LossScale:
-    """The scale of one run; 1, and nothing happens, unless it computes in fp16.
+    """The scale of one run. Without fp16 it is always 1, and every step is taken.
 
     state    (scale, steps since it was changed) of a checkpoint, or None
     """
@@ -34,7 +34,7 @@ class LossScale:
             torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], 1 / self.value)
 
     def accepts(self, norm: torch.Tensor) -> bool:
-        """Whether to take the step whose gradients have this norm, and the scale of the next one.
+        """Whether to take the step whose gradients have this norm, a float32 scalar. Also sets the scale of the next step.
 
         In fp16 the processor has to wait for the norm, as it does not in other types.
         """

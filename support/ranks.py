@@ -23,9 +23,10 @@ import torch.distributed as dist
 
 from support.errors import one_line
 
-# How long a process waits for the others. While the first one sets up, it may have weights to download and many files to read.
-# Later all are in the same step, and if one does not come, its machine is lost.
-SETTING_UP, LATER = timedelta(hours=6), timedelta(minutes=10)
+# How long a process waits for the others. While they set up, one may have weights to download and many files to read, and their
+# shares of an evaluation may take them different times. But in a training step all are together, and if one does not come, its
+# machine is lost.
+PATIENT, PROMPT = timedelta(hours=6), timedelta(minutes=10)
 
 
 class Ranks:
@@ -41,11 +42,13 @@ class Ranks:
         self.rank, self.size, self.local = (int(os.environ.get(name, default)) for name, default in
                                             (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
         self.first = self.rank == 0
-        self.patient = None  # the group in which all wait for the first
+        self.patient = self.prompt = None  # two groups of all processes
         if self.size > 1:
             nccl = torch.cuda.is_available() and dist.is_nccl_available()  # not on Windows
-            dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=LATER)
-            self.patient = dist.new_group(backend="gloo", timeout=SETTING_UP)
+            # What the GPUs exchange has the long time: NCCL would abort the process. `largest`, in every step, notices first.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if nccl else "gloo", timeout=PATIENT if nccl else PROMPT)
+            self.patient = dist.new_group(backend="gloo", timeout=PATIENT)
+            self.prompt = dist.new_group(backend="gloo", timeout=PROMPT)
 
     def silence_others(self):
         """From here on the first process alone prints on standard output."""
@@ -76,10 +79,10 @@ class Ranks:
         self.end()
 
     def end(self):
-        """Part from the others, wherever they are. Threads of gloo that outlive the group would abort Python at its end."""
+        """Part from the others without waiting for them. Threads of gloo that outlive the group would abort Python at its end."""
         if self.size > 1 and dist.is_initialized():
             gc.collect()  # the parallel network, which holds the group
-            self.patient = None
+            self.patient = self.prompt = None
             dist.destroy_process_group()
 
     def lost(self, error: Exception) -> str:
@@ -102,7 +105,7 @@ class Ranks:
         if self.size == 1:
             return number
         tensor = torch.tensor(number)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.prompt)
         return int(tensor)
 
     def spread(self, net: torch.nn.Module):
@@ -115,5 +118,5 @@ class Ranks:
         """The items of all processes, by rank. Tensors in them must not be on a GPU."""
         items = [item] * self.size
         if self.size > 1:
-            dist.all_gather_object(items, item)
+            dist.all_gather_object(items, item, group=self.patient)
         return items

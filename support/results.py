@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Iterable
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from support.errors import counted
+from support.errors import InputError, counted
 from support.labels import only_road
-from support.pictures import files_below
 
 RESULTS = ("overlay", "mask")                       # of every picture, unless --only says less
 FOLDERS = (*RESULTS, "confidence", "bev")           # below --out
@@ -23,23 +23,25 @@ def parse_only(text: str) -> tuple[str, ...]:
 
 
 def signature() -> PngInfo:
-    """What is written into each result, so that `is_ours` knows it."""
+    """What is written into each result, so that a later run knows it as one."""
     fields = PngInfo()
     fields.add_text("Software", SIGNATURE)
     return fields
 
 
-def is_ours(folder: Path) -> bool:
-    """Whether the files in a folder of results are of an earlier prediction. Those of earlier versions have no signature; they
-    have always made both folders, overlay and mask."""
-    if all((folder.parent / name).is_dir() for name in RESULTS):
-        return True
-    first = next(iter(files_below(folder)), None)
+def refuse_foreign(files: Iterable[Path]):
+    """Raise InputError if one of these files is there and is no result of predict.py: it would be written over."""
+    for file in files:
+        if file.exists() and not is_ours(file):
+            raise InputError(f"{file}: is no result of predict.py, and would be written over; choose another --out, or remove it")
+
+
+def is_ours(file: Path) -> bool:
     try:
-        with Image.open(first) as picture:
+        with Image.open(file) as picture:
             return picture.info.get("Software") == SIGNATURE
-    except (AttributeError, OSError):  # no file at all is nobody's; one that cannot be read is not ours
-        return first is None
+    except OSError:
+        return False
 
 
 def where_results_went(jobs: list, out: Path, kinds: tuple[str, ...]) -> list[str]:

@@ -17,9 +17,10 @@ from torch import nn
 
 from fcn import FCN8s
 from support.arguments import Parser
+from support.dense import DenseConv2d
 from vgg import size_after
 
-COMPUTE = 790e12  # operations a second in bf16: what a large matrix product reaches on an H100 (SXM), of 989e12 on paper
+COMPUTE = 790e12  # operations a second in bf16, of 989e12 on paper: what large matrix products are said to reach on an H100
 MEMORY = 3.3e12   # bytes a second
 START = 3e-6      # seconds that an operation takes at least, however small
 HALF, FULL = 2, 4  # bytes of a bf16 and of an fp32 number
@@ -57,14 +58,23 @@ def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) ->
         flop = 2 * batch * cells * weights
         read, written = batch * channels * height * width * HALF, batch * out[0] * out[1] * out[2] * HALF
         rows = batch * cells * channels * kernel ** 2 * HALF if kernel == 7 else 0  # fc6: its windows, written and read again
+        product = isinstance(layer, DenseConv2d)  # it adds its bias itself; a convolution leaves that to a second operation
         if training:  # the weights are kept in fp32; a prediction holds them in bf16
             add(name, "weight to bf16", 0, weights * (FULL + HALF))
         if rows:
             add(name, "windows", 0, read + rows)
+        if kernel == 3:  # cuDNN wants it in channels_last, as the images are
+            add(name, "weight to channels_last", 0, weights * 2 * HALF * (2 if training else 1))
         add(name, "forward", flop, (rows or read) + weights * HALF + written)
+        if layer.bias is not None and not product:
+            add(name, "bias", 0, 2 * written)
         if training and layer.weight.requires_grad:
             add(name, "gradient of the weight", flop, (rows or read) + written + weights * HALF)
             add(name, "gradient to fp32", 0, weights * (HALF + FULL))
+            if kernel == 3:
+                add(name, "gradient laid out as its weight", 0, weights * 2 * FULL)
+            if layer.bias is not None:
+                add(name, "gradient of the bias", 0, written)
         if training and not first:
             add(name, "gradient of the input", flop, written + weights * HALF + (rows or read))
         if training and rows:
@@ -76,6 +86,17 @@ def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) ->
         add(name, "ReLU", 0, 2 * numbers * HALF)
         if training:
             add(name, "ReLU backward", 0, 3 * numbers * HALF)
+            if name.startswith("fc"):  # the mask has a byte for each number
+                add(name, "dropout", 0, numbers * (2 * HALF + 1))
+                add(name, "dropout backward", 0, numbers * (2 * HALF + 1))
+
+    def scale(name, shape):
+        """A skip times its factor; and backward, where its gradient is added to that of the next block."""
+        numbers = batch * torch.Size(shape).numel()
+        add(name, "times its factor", 0, 2 * numbers * HALF)
+        if training:
+            add(name, "times its factor, backward", 0, 2 * numbers * HALF)
+            add(name, "sum of two gradients", 0, 3 * numbers * HALF)
 
     def pool(name, layer, shape):
         out = shape[0], size_after(layer, shape[1]), size_after(layer, shape[2])
@@ -86,7 +107,8 @@ def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) ->
         return out
 
     shape = (3, *size)
-    add("image", "normalise", 0, batch * torch.Size(shape).numel() * (1 + 3 * 2 * FULL))
+    for what, width in (("to fp32", 1), ("minus the mean", FULL), ("over the deviation", FULL)):
+        add("image", what, 0, batch * torch.Size(shape).numel() * (width + FULL))
     add("image", "to bf16", 0, batch * torch.Size(shape).numel() * (FULL + HALF))
     for name, layer in net.vgg.named_children():
         if isinstance(layer, nn.Conv2d):
@@ -97,28 +119,36 @@ def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) ->
         maps[name] = shape
     shape = convolution("score_fr", net.score_fr, shape)
     convolution("upscore2", net.upscore2, shape)
+    scale("pool4", maps["pool4"])
     convolution("score_pool4", net.score_pool4, maps["pool4"])
     convolution("upscore_pool4", net.upscore_pool4, (shape[0], *maps["pool4"][1:]))  # cut to the size of pool4
+    scale("pool3", maps["pool3"])
     convolution("score_pool3", net.score_pool3, maps["pool3"])
     convolution("upscore8", net.upscore8, (shape[0], *maps["pool3"][1:]))
-    scores = batch * shape[0] * size[0] * size[1]
+    pixels = batch * size[0] * size[1]
+    scores = shape[0] * pixels
     if training:
+        add("loss", "labels to int64", 0, pixels * (1 + 8))
         add("loss", "scores to fp32", 0, scores * (HALF + FULL))
-        add("loss", "log-softmax and its gradient", 0, scores * 5 * FULL)
+        add("loss", "log-softmax", 0, scores * 2 * FULL)
+        add("loss", "its entry of the true class", 0, pixels * (FULL + 8))
+        add("loss", "gradient of the entry", 0, scores * FULL + pixels * 8)
+        add("loss", "log-softmax backward", 0, scores * 3 * FULL)
         add("loss", "gradient to bf16", 0, scores * (FULL + HALF))
         learnt = sum(p.numel() for p in net.parameters() if p.requires_grad)
         add("update", "norm of the gradient", 0, learnt * FULL)
         add("update", "clipping", 0, learnt * 2 * FULL)
         add("update", "fused SGD", 0, learnt * 5 * FULL)  # reads weight, gradient, momentum; writes weight and momentum
     else:
-        add("result", "most probable class", 0, scores * HALF + scores / shape[0])
+        add("result", "most probable class", 0, scores * HALF + pixels * 8)
+        add("result", "class to a byte", 0, pixels * (8 + 1))
     return found
 
 
 def table(found: list[Operation]) -> str:
     """Layer by layer: work, time at the roofline, and the share of it in which the GPU can compute at its peak."""
     total = sum(o.seconds for o in found)
-    lines = ["| | GFLOP | MB | ms | of the time | of the peak | most of its time goes to |", "| --- " * 7 + "|"]
+    lines = ["| | GFLOP | MB | ms | of the time | of the rate | most of its time goes to |", "| --- " * 7 + "|"]
     for layer in [*dict.fromkeys(o.layer for o in found), "all"]:
         mine = [o for o in found if layer in ("all", o.layer)]
         seconds, flop = sum(o.seconds for o in mine), sum(o.flop for o in mine)
@@ -141,27 +171,27 @@ def page() -> str:
         found = operations(net, batch, size, training)
         seconds, flop = sum(o.seconds for o in found), sum(o.flop for o in found)
         memory = sum(o.seconds for o in found if o.bound == "memory")
-        parts.append(f"## {title}\n\nAt least {1000 * seconds:.2f} ms, {batch / seconds:,.0f} images a second, and at most "
-                     f"{flop / COMPUTE / seconds:.0%} of the peak: {memory / seconds:.0%} of the time goes to operations that "
+        parts.append(f"## {title}\n\nAt least {1000 * seconds:.2f} ms, at most {batch / seconds:,.0f} images a second and "
+                     f"{flop / COMPUTE / seconds:.0%} of the rate.\n{memory / seconds:.0%} of the time goes to operations that "
                      f"the memory limits.\n\n{table(found)}\n")
     return TEXT.format(compute=COMPUTE / 1e12, memory=MEMORY / 1e12, start=START * 1e6) + "\n" + "\n".join(parts)
 
 
 TEXT = """# What a GPU could reach
 
-Made by `python -m support.roofline`; nothing on this page has been measured. For an H100 it counts {compute:.0f} TFLOP/s in
-bf16, as a large matrix product reaches, {memory} TB/s between the GPU and its memory, and {start:.0f} microseconds for
-the start of an operation. Each operation takes at least the longest of its three times. `make gpu` measures what is
-really reached.
+Made by `python -m support.roofline`. Nothing on this page has been measured. It assumes an H100 that computes
+{compute:.0f} TFLOP/s in bf16 (the rate; on paper it is 989), moves {memory} TB/s between the GPU and its memory, and
+takes {start:.0f} microseconds to start an operation. Each operation takes at least the longest of its three times.
+`make gpu` measures what is really reached.
 
-**Which layers stand in the way.** conv1_1 and conv1_2 with their ReLUs and pool1: their maps are as large as the image
-with 64 channels, and there is little to compute for each number. And the update: it moves 134 million weights, whatever
-the batch, so a batch of 1 spends far more of its time on it than a batch of 8. fc6 has three quarters of the weights and
-is limited by them with one image, but mostly by its computing with eight.
+**What takes more time than its computing needs.** conv1_1 and conv1_2 with their ReLUs and pool1: their maps are as large
+as the image with 64 channels, and there is little to compute for each number. And the update: it moves 134 million
+weights, whatever the batch, so a batch of 1 spends far more of its time on it than a batch of 8. fc6 has three quarters
+of the weights. With one image, moving them takes most of its time; with eight, computing does.
 
-**What would help.** A fused ReLU (`--compile`) saves most of the traffic of the first blocks. A larger batch shares the
-update, the casts and the start of the operations. 512 channels in fc6 and fc7, as without ImageNet's dense layers, save
-four fifths of the update.
+**What would help.** `--compile` fuses bias, ReLU and their neighbours into one operation; that saves less than half of
+the traffic of the first block. A larger batch shares the update, the casts and the start of the operations. 512 channels
+in fc6 and fc7, as without ImageNet's dense layers, save four fifths of the update.
 """
 
 

@@ -12,8 +12,8 @@ from support.files import save_tensors
 
 STEPS = 500       # last.pt is due after so many steps
 SECONDS = 300     # or after so many seconds, if the steps are slow
-TIMES = 50        # but a file not before so many times its last duration have passed: each takes 2 % of the time at most.
-                  # A step of a fast GPU takes a hundredth of a second, a checkpoint of 1 GB some seconds
+TIMES = 50        # but a file is not written again before 50 times as long has passed as writing it took: so each takes 2 % of
+                  # the time at most. A step of a fast GPU takes a hundredth of a second, a checkpoint of 1 GB some seconds
 
 
 class Saving:
@@ -34,6 +34,8 @@ class Saving:
         self.took = {"best.pt": 0.0, "last.pt": 0.0}
 
     def affordable(self, name: str) -> bool:
+        if self.under_way and not self.under_way.done():
+            return False
         return time.perf_counter() - self.written_at[name] > TIMES * self.took[name]
 
     def due(self, step: int) -> bool:
@@ -44,15 +46,19 @@ class Saving:
         return self.affordable("last.pt") and (step % STEPS == 0 or late)
 
     def best(self, content: dict, out: Path):
-        """Write best.pt; or, if the last one was written a moment ago, keep a copy of the network until `last` or `finish`."""
+        """Write best.pt; or, if the last one was written a moment ago, keep a copy of the network until `last` or `finish`.
+
+        Raises InputError if this file, or the one before, cannot be written; so do `last` and `finish`.
+        """
         self.waiting = None
         if self.affordable("best.pt"):
             self.write(content, out / "best.pt")
         else:
-            self.waiting = {**content, "model": {name: tensor.clone() for name, tensor in content["model"].items()}}, out
+            self.waiting = on_host(content), out
 
     def last(self, content: dict | None, out: Path):
-        """Write last.pt; the one before stays as before.pt until the next. None: another process writes it."""
+        """Write last.pt; the one before stays as before.pt until the next. `content` is None in all processes but the first,
+        which alone writes."""
         self.write_waiting()
         if content:
             self.write(content, out / "last.pt", before=out / "before.pt")
@@ -60,6 +66,7 @@ class Saving:
 
     def write_waiting(self):
         if self.waiting:
+            self.wait()  # if it raises, what waits is still there
             (content, out), self.waiting = self.waiting, None
             self.write(content, out / "best.pt")
 
@@ -79,9 +86,9 @@ class Saving:
 
     def wait(self):
         """Until the file under way is written. Raises InputError if it cannot be."""
-        if self.under_way:
-            self.under_way.result()
-        self.under_way = None
+        under_way, self.under_way = self.under_way, None
+        if under_way:
+            under_way.result()
 
     def finish(self):
         """Write what still waits, and wait for it. Raises InputError."""

@@ -10,9 +10,11 @@ import torch
 class Waiting:
     """Yields what `source` yields. `seconds()` is how long the device has waited for it in all.
 
-    A processor waits as long as the loop does. A GPU does not: the loop tells it what to do ahead of time, and may wait for the
-    next batch while the GPU still computes the last one. So two marks go to the GPU with its work, one where it has computed
-    all that came before the batch, and one where the batch is there. The time between them includes `normalise`.
+    source    what `on_device` yields
+
+    A processor waits as long as the loop does. A GPU does not: the loop tells it what to do ahead of time. While the loop waits
+    for a batch, the GPU may still be computing the one before. So two marks go to the GPU with its work, one where it has
+    computed all that came before the batch, and one where the batch is there. The time between them includes `normalise`.
     """
 
     def __init__(self, source, device: torch.device):

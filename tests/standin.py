@@ -1,14 +1,16 @@
 """A stand-in for a GPU: tensors that say they are on cuda:0, and compute on the processor. With it the CUDA code runs anywhere.
 
-It is as strict as the device that it stands for, and in places stricter:
+It is strict about these things:
 
 - an operation on tensors of both devices fails, and so does a fused update whose tensors differ in their strides;
 - autocast converts what CUDA's does, as far as this project uses it;
-- `waits` counts what makes the processor wait for the GPU: .item(), .cpu(), and copies that are not from pinned memory;
+- `waits` counts what makes the processor wait for the GPU: .item(), .cpu(), copies that are not from pinned memory, and
+  operations whose result has a size that depends on the numbers;
 - each stream has a clock, and an event is a time on it. A tensor that was written on one stream, and is used on another that has
   not waited for it, fails. Memory that another stream used, and that is freed without record_stream, is noted in `faults`.
 
-What it cannot show: speed, cuDNN's choices and rounding, the memory of a GPU, NCCL, torch.compile.
+What it cannot show: speed, cuDNN's choices and rounding, the memory of a GPU, NCCL, torch.compile, and what other threads do
+with tensors of the GPU. A network that moves there gets new parameters; on a GPU it keeps them.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
+import torch.utils._device
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from support.device import copying_stream
+
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
+WAIT = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "bincount", "equal", "_unique2", "unique_dim"}
 CAST = {torch.conv2d, torch.conv_transpose2d, F.linear, torch.matmul}  # what autocast computes in 16 bits here
 
 
@@ -60,10 +66,10 @@ class Event:
 
 
 class Memory:
-    """A piece of the GPU's memory: which stream it belongs to, which wrote it last, and which have used it."""
+    """A piece of the GPU's memory: which streams have used it, and of which the allocator knows, as of the first. `written` is the
+    stream that wrote it last, and when."""
 
     def __init__(self):
-        self.home = gpu.current
         self.used, self.recorded = {gpu.current}, {gpu.current}
 
     def __del__(self):
@@ -132,7 +138,7 @@ def compute(function, args, kwargs):
     if copy:
         source = args[1] if name == "copy_" else args[0]
         note_wait(source, result_there, kwargs.get("non_blocking", False))
-    elif name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"):
+    elif name in WAIT or name in ("index", "index_put_") and any(x.dtype == torch.bool for x in there[1:]):
         gpu.waits[name] += 1
 
     inner = {id(x.inner): x for x in there}
@@ -158,6 +164,8 @@ def compute(function, args, kwargs):
 def note_wait(source, to_gpu, non_blocking):
     from_gpu = isinstance(source, OnGpu)
     if from_gpu and not to_gpu:
+        if non_blocking:
+            raise RuntimeError("a copy to the processor that nobody waits for: its numbers may not be there yet")
         gpu.waits["copy to the processor"] += 1
     elif to_gpu and not from_gpu and not non_blocking:
         gpu.waits["copy that was waited for"] += 1
@@ -194,6 +202,7 @@ class Functions(TorchFunctionMode):
 def standin(monkeypatch, capability=(9, 0)):
     """Within it there is one GPU. Gives its State."""
     gpu.__init__()
+    copying_stream.cache_clear()
     torch.utils._device._device_constructors()  # a list of functions that is made once: with the true torch.empty
     empty = torch.empty
 
@@ -222,4 +231,5 @@ def standin(monkeypatch, capability=(9, 0)):
         with Dispatch(), Functions():
             yield gpu
     finally:
+        copying_stream.cache_clear()
         torch.__future__.set_overwrite_module_params_on_conversion(before)

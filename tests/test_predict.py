@@ -1,6 +1,7 @@
 """What predict.py writes: for every kind of picture, under its own name, at its own size, and nothing that is half done."""
 
 import csv
+import errno
 import shutil
 import zipfile
 
@@ -201,26 +202,43 @@ def test_scores_need_no_pictures_and_nothing_to_do_is_refused(road, tmp_path, sc
     assert "nothing to write" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("folder", ["mask", "overlay"])
-def test_a_folder_with_a_result_of_ours_is_taken_and_one_of_somebody_elses_is_not(road, tmp_path, capsys, folder):
+@pytest.mark.parametrize("name, options", [
+    ("mask/a.png", []), ("overlay/a.png", []), ("mask/a.png", ["--only", "mask"]), ("confidence/a.png", ["--confidence"]),
+    ("confidence/a.png", ["--only", "none", "--confidence"])])
+def test_no_result_is_written_over_a_file_of_somebodys_own(road, tmp_path, capsys, name, options):
+    """Whatever else is in --out: the folders of earlier results, and files of other names."""
     photo(tmp_path / "image/a.png")
-    other = photo(tmp_path / "out" / folder / "b.png")
-    assert run(road, tmp_path / "image", "--out", tmp_path / "out", "--only", folder) == 2
-    assert f"{folder}: is not of an earlier prediction" in capsys.readouterr().err
-    other.unlink()
-    (other.parent / "b.png").write_bytes(b"no picture")
-    assert run(road, tmp_path / "image", "--out", tmp_path / "out", "--only", folder) == 2
-    other.unlink()
-    assert run(road, tmp_path / "image", "--out", tmp_path / "out", "--only", folder) == 0
+    out = tmp_path / "out"
+    assert run(road, tmp_path / "image", "--out", out, "--confidence") == 0
+    photo(out / "mask/mine.png")
+    assert run(road, tmp_path / "image", "--out", out, *options) == 0
+    mine = out / name
+    for content in (photo(tmp_path / "mine.png").read_bytes(), b"no picture"):
+        mine.write_bytes(content)
+        before = {file: file.read_bytes() for file in out.rglob("*.png")}
+        assert run(road, tmp_path / "image", "--out", out, *options) == 2
+        assert f"{mine}: is no result of predict.py, and would be written over" in capsys.readouterr().err
+        assert {file: file.read_bytes() for file in out.rglob("*.png")} == before
+    mine.unlink()
+    assert run(road, tmp_path / "image", "--out", out, *options) == 0
 
 
-def test_no_result_is_written_over_masks_of_somebodys_own(road, tmp_path, capsys):
+def test_a_result_is_written_whole_or_not_at_all(road, tmp_path, monkeypatch, capsys):
     photo(tmp_path / "image/a.png")
-    mask = photo(tmp_path / "mask/a.png")
-    before = mask.read_bytes()
-    assert run(road, tmp_path / "image", "--out", tmp_path) == 2
-    assert "mask: is not of an earlier prediction, and its files could be written over" in capsys.readouterr().err
-    assert mask.read_bytes() == before and not (tmp_path / "overlay").exists()
+    assert run(road, tmp_path / "image", "--out", tmp_path / "out") == 0
+    before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()}
+    save = Image.Image.save
+
+    def full(picture, path, *more, **options):
+        save(picture, path, *more, **options)
+        with open(path, "r+b") as file:
+            file.truncate(20)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert run(road, tmp_path / "image", "--out", tmp_path / "out") == 2
+    assert "cannot be written (No space left on device); make room there" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
 
 
 def test_scores_of_images_that_the_network_was_trained_on_are_called_too_good(tmp_path, capsys):

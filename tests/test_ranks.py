@@ -91,7 +91,7 @@ def test_a_process_whose_machine_is_lost_ends_the_others_after_a_while_and_they_
 import os, signal, sys
 from datetime import timedelta
 import support.ranks
-support.ranks.LATER = timedelta(seconds=2)
+support.ranks.PROMPT = timedelta(seconds=2)
 import train
 function, calls = train.cross_entropy, []
 def lost(*args):

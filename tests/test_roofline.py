@@ -5,6 +5,8 @@ import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcn import FCN8s
@@ -21,6 +23,33 @@ def test_floating_point_operations_are_those_that_pytorch_counts(batch, height, 
         if training:
             scores.sum().backward()
     assert sum(o.flop for o in operations(net, batch, (height, width), training)) == counter.get_total_flops()
+
+
+class Bytes(TorchDispatchMode):
+    """Adds up what every operation reads and writes; a view moves nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            self.total += sum(x.nbytes for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor))
+        return result
+
+
+@given(height=st.integers(100, 400), width=st.integers(100, 400), classes=st.integers(2, 20))
+def test_bytes_of_a_prediction_are_those_of_the_operations_that_pytorch_runs(height, width, classes):
+    """But for what cuDNN does by itself: a convolution's bias, and its weight in another layout."""
+    with torch.device("meta"):
+        net, image = FCN8s(classes).bfloat16().eval(), torch.empty(1, 3, height, width, dtype=torch.bfloat16)
+    net.set_skip_scale(0.5, 0.5)
+    with torch.no_grad(), Bytes() as bytes:
+        net(image.to(memory_format=torch.channels_last))
+    ours = sum(o.bytes for o in operations(net, 1, (height, width), False)
+               if o.layer not in ("image", "result") and o.what not in ("bias", "weight to channels_last"))
+    assert ours == pytest.approx(bytes.total, rel=0.05)
 
 
 def test_a_layers_bytes_are_those_of_its_tensors():

@@ -1,5 +1,6 @@
 """Checkpoints come often enough, cost little, and lie on the disk in their order: on a fake clock, with disks of any speed."""
 
+import math
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from support import saving
 from support.errors import InputError
-from support.files import read_tensors
+from support.files import read_tensors, save_tensors
 from support.saving import SECONDS, STEPS, TIMES, Saving
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -84,8 +85,8 @@ def test_the_best_network_is_on_the_disk_before_the_checkpoint_that_counts_with_
         files.took["best.pt"] = 1e6
         files.best({"model": {"w": weights.fill_(value)}, "epoch": value}, tmp_path)
         weights.fill_(9)  # the next step changes them
-    if (tmp_path / "best.pt").exists():
-        assert read_tensors(tmp_path / "best.pt")["epoch"] == 1
+    files.wait()
+    assert read_tensors(tmp_path / "best.pt")["epoch"] == 1
     files.last({"step": 7}, tmp_path)
     files.wait()
     assert read_tensors(tmp_path / "last.pt")["step"] == 7
@@ -112,6 +113,24 @@ def test_a_run_on_a_gpu_goes_on_while_its_checkpoint_is_written_and_writes_one_a
         disk.set()
         files.last({"step": 2}, tmp_path)
     assert order == [1, 2]
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_the_best_network_is_written_although_the_checkpoint_before_it_could_not_be(tmp_path, monkeypatch, device):
+    def full(content, path, before):
+        if path.name == "last.pt":
+            raise InputError(f"{path}: cannot be written (no space left)")
+        save_tensors(content, path, before)
+
+    monkeypatch.setattr(saving, "save_tensors", full)
+    with pytest.raises(InputError, match="no space left"), Saving(1, device) as files:
+        if device == GPU:
+            files.last({"step": 1}, tmp_path)  # fails in its thread, later
+            files.under_way.exception()
+        files.took["best.pt"] = math.inf
+        files.best({"model": {"w": torch.ones(2)}, "epoch": 3}, tmp_path)  # waits
+        files.last({"step": 2}, tmp_path)
+    assert read_tensors(tmp_path / "best.pt")["epoch"] == 3
 
 
 def test_what_the_disk_refuses_ends_the_run_on_a_gpu_too(tmp_path):

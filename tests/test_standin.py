@@ -26,6 +26,13 @@ def trained(out, scenes, *options, name="cuda"):
     return read_tensors(out / "last.pt")
 
 
+def tensors_of(content, path=()):
+    """All tensors in nested dictionaries, by the path of names to each."""
+    if isinstance(content, torch.Tensor):
+        return {path: content}
+    return {k: v for name in content for k, v in tensors_of(content[name], (*path, name)).items()} if isinstance(content, dict) else {}
+
+
 def count_waits_of_steps(monkeypatch, gpu):
     """A list that gets, for each training step, what made the processor wait during it."""
     waits, last, rate = [], [], train.learning_rate
@@ -57,9 +64,10 @@ def test_a_run_on_the_gpu_takes_the_steps_of_the_processor_and_no_step_waits_for
 
 
 def test_a_run_moves_between_gpu_and_processor_and_both_predict_the_same(scenes, tmp_path, monkeypatch, capsys):
-    undisturbed = trained(tmp_path / "cpu", scenes, "--epochs", "3", name="cpu")
-    run = tmp_path / "run"
-    masks = {}
+    here, run, masks = tmp_path / "here", tmp_path / "run", {}
+    trained(here, scenes, name="cpu")
+    for epochs in ("2", "3"):
+        assert train.main(["--resume", "--out", str(here), "--epochs", epochs]) == 0
     with standin(monkeypatch) as gpu:
         trained(run, scenes)
         assert train.main(["--resume", "--out", str(run), "--device", "cpu", "--epochs", "2"]) == 0
@@ -70,9 +78,11 @@ def test_a_run_moves_between_gpu_and_processor_and_both_predict_the_same(scenes,
             masks[name] = [np.asarray(Image.open(file)) for file in sorted((tmp_path / name / "mask").iterdir())]
         assert not gpu.faults
     assert np.mean([(a == b).mean() for a, b in zip(masks["cpu"], masks["cuda"], strict=True)]) > 0.999
-    moved = read_tensors(run / "last.pt")
     assert [row["epoch"] for row in log_of(run)] == [1, 2, 3]
-    assert set(moved["optimizer"]["state"]) == set(undisturbed["optimizer"]["state"])
+    a, b = (tensors_of(read_tensors(folder / "last.pt")) for folder in (here, run))
+    assert a.keys() == b.keys() and len(a) > 60  # weights and momenta
+    for name in a:
+        assert (a[name] - b[name]).norm() <= 1e-3 * a[name].norm(), name
 
 
 def test_fp16_waits_once_in_a_step_to_know_whether_its_gradients_fit(scenes, tmp_path, monkeypatch):
@@ -86,6 +96,7 @@ def test_fp16_waits_once_in_a_step_to_know_whether_its_gradients_fit(scenes, tmp
 
 def test_32_bits_are_32_bits_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = True
     with standin(monkeypatch):
         device.pick_device("cuda")
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
