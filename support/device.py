@@ -93,8 +93,9 @@ def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Te
 
     source    yields images uint8 [N, 3, H, W] and labels uint8 [N, H, W], on the processor
 
-    Yields images float32, normalised, and labels int64, of the same shapes, on the device. On CUDA the next batch is copied while the present one is computed, on a stream of its own, from the pinned memory in
-    which `load_batches` has put it together. Only from there can a copy run while the processor does something else.
+    Yields images float32, normalised, and labels int64, of the same shapes, on the device. On CUDA the next batch is copied
+    while the present one is computed, on a stream of its own, from the pinned memory in which `load_batches` has put it
+    together. Only from there can a copy run while the processor does something else.
     """
     if device.type != "cuda":
         for images, labels in source:

@@ -50,7 +50,7 @@ class Stop:
         if not self.asked:
             self.asked = number
             os.write(2, b"\nstopping after this step, with a checkpoint"
-                     + (b"; Ctrl-C once more stops at once, without\n" if self.alone else b"\n"))
+                     + (b"; Ctrl-C once more stops at once, without one\n" if self.alone else b"\n"))
         elif self.alone and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -56,11 +56,12 @@ class Report:
         self.say(f"\n[{title}: {outcome}, {time.monotonic() - started:.0f} s]")
 
     def run(self, *command: str, limit: int):
-        """Run a Python command; what it printed goes into the report. Raises SubprocessError if it fails or takes too long."""
+        """Run a Python command; what it prints goes into the report. Raises SubprocessError if it fails or takes too long."""
         self.say("$ python " + " ".join(command))
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:  # kept however it ends
             try:
-                done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, timeout=limit)
+                done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=said, stderr=subprocess.STDOUT,
+                                      timeout=limit)
             finally:
                 said.seek(0)
                 self.say(said.read()[-8000:].rstrip())
@@ -84,8 +85,8 @@ def main(argv: list[str] | None = None) -> int:
     report.part("choices", lambda: report.say(choices(device, options.small)))
     if not options.small:
         report.part("benchmark", lambda: report.run("-m", "support.bench", *machine, limit=180))
-        report.part("benchmark, compiled", lambda: report.run("-m", "support.bench", "--compile", "--task", "training", *machine,
-                                                              limit=240))
+        report.part("benchmark, compiled", lambda: report.run("-m", "support.bench", "--compile", "--task", "training",
+                                                              *machine, limit=240))
     report.part("synthetic roads", lambda: trained(report, options.out / "roads", *size, *machine, limit=120))
     if options.data:
         report.part("data set", lambda: trained(report, options.out / "data", "--data", options.data, *machine, limit=400))

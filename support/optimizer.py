@@ -30,8 +30,9 @@ def lay_out_alike(optimizer: torch.optim.SGD, *_):
     """Give gradients and momenta the strides of their weights where a size is 1; the numbers stay where they are.
 
     With images in channels_last, the gradient [C, I, 1, 1] of a score layer may have the strides (I, 1, I, I), and its weight
-    (I, 1, 1, 1). Both describe the same layout, since the last two sizes are 1. CUDA's fused update compares the strides all the same, and
-    refuses them (PyTorch's issue 106951). A momentum has the strides of the first gradient, and keeps them in a checkpoint.
+    (I, 1, 1, 1). Both describe the same layout, since the last two sizes are 1. CUDA's fused update compares the strides all
+    the same, and refuses them (PyTorch's issue 106951). A momentum has the strides of the first gradient, and keeps them in a
+    checkpoint.
     """
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         if p.ndim == 4 and 1 in p.shape and p.grad is not None:

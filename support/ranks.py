@@ -79,7 +79,7 @@ class Ranks:
         self.end()
 
     def end(self):
-        """Part from the others without waiting for them. Threads of gloo that outlive the group would abort Python at its end."""
+        """Part from the others without waiting for them. Gloo's threads would abort Python if they outlived the group."""
         if self.size > 1 and dist.is_initialized():
             gc.collect()  # the parallel network, which holds the group
             self.patient = self.prompt = None

@@ -33,7 +33,8 @@ def refuse_foreign(files: Iterable[Path]):
     """Raise InputError if one of these files is there and is no result of predict.py: it would be written over."""
     for file in files:
         if file.exists() and not is_ours(file):
-            raise InputError(f"{file}: is no result of predict.py, and would be written over; choose another --out, or remove it")
+            raise InputError(f"{file}: is no result of predict.py, and would be written over; choose another --out, or remove "
+                             "it")
 
 
 def is_ours(file: Path) -> bool:

@@ -237,7 +237,7 @@ def test_a_result_is_written_whole_or_not_at_all(road, tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(Image.Image, "save", full)
     assert run(road, tmp_path / "image", "--out", tmp_path / "out") == 2
-    assert "cannot be written (No space left on device); make room there" in capsys.readouterr().err
+    assert "cannot be written (No space left on device); make room, or choose another place" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()} == before
 
 
