@@ -2,8 +2,8 @@
 
     python -m support.roofline > docs/gpu.md
 
-Each operation has to compute and to move bytes between the GPU and its memory. It takes at least the longer of the two times:
-that is the roofline (Williams, Waterman and Patterson 2009). No kernel reaches it in full, so a measured time is longer; a
+Each operation has to start, to compute, and to move bytes between the GPU and its memory. It takes at least the longest of the
+three times: that is the roofline (Williams, Waterman and Patterson 2009). No kernel reaches it in full, so a measured time is longer; a
 measured time far above it shows where something is to be gained. Computed in bf16, images in channels_last, eager PyTorch:
 every ReLU, cast and copy is an operation of its own that reads and writes its map.
 """
@@ -42,111 +42,117 @@ class Operation(NamedTuple):
         return {self.flop / COMPUTE: "compute", self.bytes / MEMORY: "memory", START: "start"}[self.seconds]
 
 
-def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) -> list[Operation]:
-    """All operations of a prediction, or of a training step, on `batch` images of this size (height, width)."""
-    found, maps = [], {}  # maps: (channels, height, width) of each layer's output
+class Count:
+    """Collects the operations of some layers on a batch, in `found`. A shape is (channels, height, width) of a map."""
 
-    def add(layer, what, flop, numbers):
-        found.append(Operation(layer, what, flop, numbers))
+    def __init__(self, batch: int, training: bool):
+        self.batch, self.training, self.found = batch, training, []
 
-    def convolution(name, layer, shape, first=False):
+    def add(self, layer: str, what: str, flop: float, bytes: float):
+        self.found.append(Operation(layer, what, flop, bytes))
+
+    def convolution(self, name, layer, shape, first=False):
         """A convolution, transposed or not, of a map of this shape. Returns the shape of its output."""
         channels, height, width = shape
         out = layer.out_channels, size_after(layer, height), size_after(layer, width)
         kernel, weights = layer.kernel_size[0], layer.weight.numel()
         cells = height * width if isinstance(layer, nn.ConvTranspose2d) else out[1] * out[2]
-        flop = 2 * batch * cells * weights
-        read, written = batch * channels * height * width * HALF, batch * out[0] * out[1] * out[2] * HALF
-        rows = batch * cells * channels * kernel ** 2 * HALF if kernel == 7 else 0  # fc6: its windows, written and read again
+        flop = 2 * self.batch * cells * weights
+        read, written = self.batch * channels * height * width * HALF, self.batch * out[0] * out[1] * out[2] * HALF
+        rows = self.batch * cells * channels * kernel ** 2 * HALF if kernel == 7 else 0  # fc6: its windows, written and read
         product = isinstance(layer, DenseConv2d)  # it adds its bias itself; a convolution leaves that to a second operation
-        if training:  # the weights are kept in fp32; a prediction holds them in bf16
-            add(name, "weight to bf16", 0, weights * (FULL + HALF))
+        if self.training:  # the weights are kept in fp32; a prediction holds them in bf16
+            self.add(name, "weight to bf16", 0, weights * (FULL + HALF))
         if rows:
-            add(name, "windows", 0, read + rows)
+            self.add(name, "windows", 0, read + rows)
         if kernel == 3:  # cuDNN wants it in channels_last, as the images are
-            add(name, "weight to channels_last", 0, weights * 2 * HALF * (2 if training else 1))
-        add(name, "forward", flop, (rows or read) + weights * HALF + written)
+            self.add(name, "weight to channels_last", 0, weights * 2 * HALF * (2 if self.training else 1))
+        self.add(name, "forward", flop, (rows or read) + weights * HALF + written)
         if layer.bias is not None and not product:
-            add(name, "bias", 0, 2 * written)
-        if training and layer.weight.requires_grad:
-            add(name, "gradient of the weight", flop, (rows or read) + written + weights * HALF)
-            add(name, "gradient to fp32", 0, weights * (HALF + FULL))
+            self.add(name, "bias", 0, 2 * written)
+        if self.training and layer.weight.requires_grad:
+            self.add(name, "gradient of the weight", flop, (rows or read) + written + weights * HALF)
+            self.add(name, "gradient to fp32", 0, weights * (HALF + FULL))
             if kernel == 3:
-                add(name, "gradient laid out as its weight", 0, weights * 2 * FULL)
+                self.add(name, "gradient laid out as its weight", 0, weights * 2 * FULL)
             if layer.bias is not None:
-                add(name, "gradient of the bias", 0, written)
-        if training and not first:
-            add(name, "gradient of the input", flop, written + weights * HALF + (rows or read))
-        if training and rows:
-            add(name, "gradient of the windows", 0, rows + read)
+                self.add(name, "gradient of the bias", 0, written)
+        if self.training and not first:
+            self.add(name, "gradient of the input", flop, written + weights * HALF + (rows or read))
+        if self.training and rows:
+            self.add(name, "gradient of the windows", 0, rows + read)
         return out
 
-    def relu(name, shape):
-        numbers = batch * torch.Size(shape).numel()
-        add(name, "ReLU", 0, 2 * numbers * HALF)
-        if training:
-            add(name, "ReLU backward", 0, 3 * numbers * HALF)
+    def relu(self, name, shape):
+        numbers = self.batch * torch.Size(shape).numel()
+        self.add(name, "ReLU", 0, 2 * numbers * HALF)
+        if self.training:
+            self.add(name, "ReLU backward", 0, 3 * numbers * HALF)
             if name.startswith("fc"):  # the mask has a byte for each number
-                add(name, "dropout", 0, numbers * (2 * HALF + 1))
-                add(name, "dropout backward", 0, numbers * (2 * HALF + 1))
+                self.add(name, "dropout", 0, numbers * (2 * HALF + 1))
+                self.add(name, "dropout backward", 0, numbers * (2 * HALF + 1))
 
-    def scale(name, shape):
+    def scale(self, name, shape):
         """A skip times its factor; and backward, where its gradient is added to that of the next block."""
-        numbers = batch * torch.Size(shape).numel()
-        add(name, "times its factor", 0, 2 * numbers * HALF)
-        if training:
-            add(name, "times its factor, backward", 0, 2 * numbers * HALF)
-            add(name, "sum of two gradients", 0, 3 * numbers * HALF)
+        numbers = self.batch * torch.Size(shape).numel()
+        self.add(name, "times its factor", 0, 2 * numbers * HALF)
+        if self.training:
+            self.add(name, "times its factor, backward", 0, 2 * numbers * HALF)
+            self.add(name, "sum of two gradients", 0, 3 * numbers * HALF)
 
-    def pool(name, layer, shape):
+    def pool(self, name, layer, shape):
         out = shape[0], size_after(layer, shape[1]), size_after(layer, shape[2])
-        before, after = (batch * torch.Size(s).numel() for s in (shape, out))
-        add(name, "forward", 0, before * HALF + after * (HALF + 8))  # 8: where each maximum was
-        if training:
-            add(name, "backward", 0, after * (HALF + 8) + before * HALF)
+        before, after = (self.batch * torch.Size(s).numel() for s in (shape, out))
+        self.add(name, "forward", 0, before * HALF + after * (HALF + 8))  # 8: where each maximum was
+        if self.training:
+            self.add(name, "backward", 0, after * (HALF + 8) + before * HALF)
         return out
 
+
+def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) -> list[Operation]:
+    """All operations of a prediction, or of a training step, on `batch` images of this size (height, width)."""
+    count, maps = Count(batch, training), {}  # maps: the shape of each layer's output
     shape = (3, *size)
     for what, width in (("to fp32", 1), ("minus the mean", FULL), ("over the deviation", FULL)):
-        add("image", what, 0, batch * torch.Size(shape).numel() * (width + FULL))
-    add("image", "to bf16", 0, batch * torch.Size(shape).numel() * (FULL + HALF))
+        count.add("image", what, 0, batch * torch.Size(shape).numel() * (width + FULL))
+    count.add("image", "to bf16", 0, batch * torch.Size(shape).numel() * (FULL + HALF))
     for name, layer in net.vgg.named_children():
         if isinstance(layer, nn.Conv2d):
-            shape = convolution(name, layer, shape, first=name == "conv1_1")
-            relu(name, shape)
+            shape = count.convolution(name, layer, shape, first=name == "conv1_1")
+            count.relu(name, shape)
         else:
-            shape = pool(name, layer, shape)
+            shape = count.pool(name, layer, shape)
         maps[name] = shape
-    shape = convolution("score_fr", net.score_fr, shape)
-    convolution("upscore2", net.upscore2, shape)
-    scale("pool4", maps["pool4"])
-    convolution("score_pool4", net.score_pool4, maps["pool4"])
-    convolution("upscore_pool4", net.upscore_pool4, (shape[0], *maps["pool4"][1:]))  # cut to the size of pool4
-    scale("pool3", maps["pool3"])
-    convolution("score_pool3", net.score_pool3, maps["pool3"])
-    convolution("upscore8", net.upscore8, (shape[0], *maps["pool3"][1:]))
+    shape = count.convolution("score_fr", net.score_fr, shape)
+    count.convolution("upscore2", net.upscore2, shape)
+    count.scale("pool4", maps["pool4"])
+    count.convolution("score_pool4", net.score_pool4, maps["pool4"])
+    count.convolution("upscore_pool4", net.upscore_pool4, (shape[0], *maps["pool4"][1:]))  # cut to the size of pool4
+    count.scale("pool3", maps["pool3"])
+    count.convolution("score_pool3", net.score_pool3, maps["pool3"])
+    count.convolution("upscore8", net.upscore8, (shape[0], *maps["pool3"][1:]))
     pixels = batch * size[0] * size[1]
     scores = shape[0] * pixels
     if training:
-        add("loss", "labels to int64", 0, pixels * (1 + 8))
-        add("loss", "scores to fp32", 0, scores * (HALF + FULL))
-        add("loss", "log-softmax", 0, scores * 2 * FULL)
-        add("loss", "its entry of the true class", 0, pixels * (FULL + 8))
-        add("loss", "gradient of the entry", 0, scores * FULL + pixels * 8)
-        add("loss", "log-softmax backward", 0, scores * 3 * FULL)
-        add("loss", "gradient to bf16", 0, scores * (FULL + HALF))
+        count.add("loss", "labels to int64", 0, pixels * (1 + 8))
+        count.add("loss", "scores to fp32", 0, scores * (HALF + FULL))
+        count.add("loss", "log-softmax", 0, scores * 2 * FULL)
+        count.add("loss", "its entry of the true class", 0, pixels * (FULL + 8))
+        count.add("loss", "gradient of the entry", 0, scores * FULL + pixels * 8)
+        count.add("loss", "log-softmax backward", 0, scores * 3 * FULL)
+        count.add("loss", "gradient to bf16", 0, scores * (FULL + HALF))
         learnt = sum(p.numel() for p in net.parameters() if p.requires_grad)
-        add("update", "norm of the gradient", 0, learnt * FULL)
-        add("update", "clipping", 0, learnt * 2 * FULL)
-        add("update", "fused SGD", 0, learnt * 5 * FULL)  # reads weight, gradient, momentum; writes weight and momentum
+        count.add("update", "norm of the gradient", 0, learnt * FULL)
+        count.add("update", "clipping", 0, learnt * 2 * FULL)
+        count.add("update", "fused SGD", 0, learnt * 5 * FULL)  # reads weight, gradient, momentum; writes weight and momentum
     else:
-        add("result", "most probable class", 0, scores * HALF + pixels * 8)
-        add("result", "class to a byte", 0, pixels * (8 + 1))
-    return found
+        count.add("result", "most probable class", 0, scores * HALF + pixels * 8)
+        count.add("result", "class to a byte", 0, pixels * (8 + 1))
+    return count.found
 
 
 def table(found: list[Operation]) -> str:
-    """Layer by layer: work, time at the roofline, and the share of it in which the GPU can compute at its peak."""
+    """Layer by layer: work, time at the roofline, and the share of it in which the GPU computes at its rate."""
     total = sum(o.seconds for o in found)
     lines = ["| | GFLOP | MB | ms | of the time | of the rate | most of its time goes to |", "| --- " * 7 + "|"]
     for layer in [*dict.fromkeys(o.layer for o in found), "all"]:
