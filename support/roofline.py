@@ -2,10 +2,12 @@
 
     python -m support.roofline > docs/gpu.md
 
-Each operation has to start, to compute, and to move bytes between the GPU and its memory. It takes at least the longest of the
-three times: that is the roofline (Williams, Waterman and Patterson 2009). No kernel reaches it in full, so a measured time is longer; a
-measured time far above it shows where something is to be gained. Computed in bf16, images in channels_last, eager PyTorch:
-every ReLU, cast and copy is an operation of its own that reads and writes its map.
+Each operation has to start, to compute, and to move bytes between the GPU and its memory. It takes at least the longest of
+these times: that is the roofline (Williams, Waterman and Patterson 2009). No kernel reaches it in full, so a measured time
+is longer; one that is far longer shows where something is to be gained.
+
+This is for bf16, images in channels_last, and PyTorch without its compiler: every ReLU, cast and copy is an operation of its
+own, which reads and writes its map.
 """
 
 from __future__ import annotations
