@@ -7,6 +7,13 @@ from hypothesis import strategies as st
 from support.dense import PART, DenseConv2d
 
 
+@given(n=st.integers(1, 2), height=st.integers(1, 12), width=st.integers(1, 12), kernel=st.sampled_from([(1, 0), (7, 3)]))
+def test_in_evaluation_in_fp32_too(n, height, width, kernel):
+    layer, x = DenseConv2d(5, 6, kernel[0], padding=kernel[1]).eval(), torch.randn(n, 5, height, width)
+    exact = torch.nn.Conv2d.forward(layer.double(), x.double())
+    torch.testing.assert_close(layer.float()(x), exact.float(), rtol=1e-4, atol=1e-5)
+
+
 @given(n=st.integers(1, 2), height=st.integers(1, 12), width=st.integers(1, 12), kernel=st.sampled_from([(1, 0), (7, 3), (7, 0)]),
        outputs=st.sampled_from([1, 4, PART, PART + 3]), bf16=st.booleans())
 @settings(max_examples=40)
