@@ -77,9 +77,9 @@ def prepare_prediction(net: FCN8s, amp: str, device: torch.device, largest: dict
     Raises InputError where there is no int8.
     """
     int8, amp = amp == "int8", suited_amp("auto" if amp == "int8" else amp, device)
-    net.to(device, TYPES.get(amp)).eval()  # autocast alone would convert the weights for each picture
     if int8:
-        to_int8(net, largest)
+        to_int8(net, largest)  # first, from the weights as they are: a copy in bf16 would stay in the memory of the process
+    net.to(device, TYPES.get(amp)).eval()  # autocast alone would convert the weights for each picture
 
     def compute(images):
         with autocast_for(amp, device)():
