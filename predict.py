@@ -68,7 +68,7 @@ def predict(options, failed: list[str]):
         refuse_without_int8(device)
     give_back = keep_memory(device)
     jobs, read, data = choose_jobs(options, saved, road)
-    if options.amp == "int8" and "largest" not in saved:
+    if options.amp == "int8" and set(saved.get("largest", ())) != {name for name, _ in Largest(net).layers}:
         saved["largest"] = largest_in_pictures(net, jobs, read)
     compute = prepare_prediction(net, options.amp, device, saved.get("largest"))
     folders = confidence_folders(options, classes, road)  # of the classes whose confidences are written
