@@ -34,7 +34,7 @@ from support.batches import suited_workers
 from support.birdseye import bird_cells, bird_view, calibration_of
 from support.checkpoint import load_network
 from support.counts import per_cent
-from support.device import pick_device, prepare_prediction
+from support.device import as_batch, pick_device, prepare_prediction
 from support.draw import overlay, palette_mask
 from support.errors import InputError, counted, explanation, shortened
 from support.files import write_csv
@@ -93,8 +93,7 @@ def predict(options, failed: list[str]):
                 progress.due()
                 continue
             image, label = content
-            # [None] first: so the strides say channels_last, in which convolutions and pools are fastest.
-            images = torch.tensor(scale(job.picture, image))[None].permute(0, 3, 1, 2).to(device)
+            images = as_batch(scale(job.picture, image)).to(device)
             seen = predict_image(compute, images, net.reach, options.tile, sought, size=image.shape[:2], tell=tell)
             predicted, confidences = seen.classes.cpu(), dict(zip(sought, seen.confidences.cpu()))
             if options.threshold is not None:
@@ -144,7 +143,7 @@ def largest_in_pictures(net: FCN8s, jobs: list[Job], read) -> dict[str, float]:
         for job in some:
             with suppress(InputError):  # said when its turn comes
                 image, _ = read(job)
-                predict_image(compute, torch.tensor(image)[None].permute(0, 3, 1, 2), net.reach)
+                predict_image(compute, as_batch(image), net.reach)
     return largest
 
 

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 
 from fcn import FCN8s
@@ -125,6 +126,14 @@ def on_device(source: Iterable, device: torch.device) -> Iterator[tuple[torch.Te
 def copying_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which batches are copied: one, since PyTorch keeps memory for each stream that it has made."""
     return torch.cuda.Stream(device)
+
+
+def as_batch(image: np.ndarray) -> torch.Tensor:
+    """An image uint8 [H, W, 3] as a batch [1, 3, H, W], a copy.
+
+    The new dimension comes first: so the strides say channels_last, in which convolutions and pools are fastest.
+    """
+    return torch.tensor(image)[None].permute(0, 3, 1, 2)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image
 
 from fcn import FCN8s
-from support.device import normalise
+from support.device import as_batch, normalise
 from support.pictures import as_rgb
 from support.tiles import TILE, predict_image
 
@@ -38,7 +37,7 @@ def segment(net: FCN8s, picture: Image.Image | np.ndarray, confidence: int | str
         if isinstance(confidence, bool) or sought[0] not in range(net.config["num_classes"]):
             raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
     weight = next(net.parameters())
-    images = torch.tensor(pixels)[None].permute(0, 3, 1, 2).to(weight.device)  # [None] first: channels_last, which is fastest
+    images = as_batch(pixels).to(weight.device)
     seen = predict_image(lambda part: net(normalise(part).to(weight.dtype)), images, net.reach, tile, sought)
     mask = seen.classes.cpu().numpy()
     return (mask, seen.confidences[0].cpu().numpy()) if sought else mask
