@@ -21,9 +21,9 @@ from torch import nn
 
 from fcn import cross_entropy
 from metrics import RoadMeasures, confusion, epoch_line, image_iou, iou_cell, log_columns, measures, report
-from support.batches import collate, load_batches, training_batches
+from support.batches import load_batches, training_batches
 from support.checkpoint import state_of
-from support.device import on_device
+from support.device import as_batch, normalise, on_device
 from support.divergence import Divergence
 from support.draw import draw_curves, draw_samples
 from support.ending import ENDINGS, Stop, exit_status
@@ -109,10 +109,10 @@ def train(run: Run, stop: Stop):
 
     def save_last():
         divergence.refuse()
-        within = spent + time.perf_counter() - started if step > len(log) * steps_per_epoch else 0.0
-        saving.last({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                     "best": best, "log": log, "loss_sum": loss_sum, "loss_scale": scale.state(), "spent": within}
-                    if ranks.first else None, out)
+        if ranks.first:
+            within = spent + time.perf_counter() - started if step > len(log) * steps_per_epoch else 0.0
+            saving.last({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
+                         "best": best, "log": log, "loss_sum": loss_sum, "loss_scale": scale.state(), "spent": within}, out)
 
     stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):
@@ -232,7 +232,7 @@ def look_at(run: Run, each: dict[int, float]) -> list[tuple]:
     with run.autocast():
         for i in dict.fromkeys([*fixed, *worst]):
             image, truth = run.reader(samples[i])
-            (images, _), = on_device([collate([(image, truth)], pin=run.device.type == "cuda")], run.device)
+            images = normalise(as_batch(image).to(run.device))
             predicted = predict_image(net, images, net.reach).classes.cpu().numpy()
             lowest = ", one of the two lowest" if i in worst and len(each) > 2 else ""
             iou = f"   IoU {100 * each[i]:.1f}{lowest}" if each[i] >= 0 else ""  # nan: it shows no road

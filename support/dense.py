@@ -31,8 +31,8 @@ class DenseConv2d(nn.Conv2d):
         # saves, and is faster at one large product than at eight.
         saves_memory = self.training and torch.is_grad_enabled() and x.device.type == "cpu"
         if not saves_memory and x.device.type == "cpu" and x.dtype == torch.float32:
-            # As a convolution with a kernel of 1 x 1, oneDNN computes the product. F.linear leaves it to MKL, which takes 2.2 times
-            # as long in fp32 on AMD's processors, and a whole prediction then 1.3 times.
+            # As a convolution with a kernel of 1 x 1, oneDNN computes the product. F.linear leaves it to MKL, which takes 2.2
+            # times as long in fp32 on AMD's processors, and a whole prediction then 1.3 times.
             return F.conv2d(rows.permute(0, 3, 1, 2), self.weight.flatten(1)[:, :, None, None], self.bias)
         product = Product.apply if saves_memory else F.linear
         flat = product(rows.flatten(0, 2), self.weight.flatten(1), self.bias)

@@ -56,13 +56,10 @@ class Saving:
         else:
             self.waiting = on_host(content), out
 
-    def last(self, content: dict | None, out: Path):
-        """Write last.pt; the one before stays as before.pt until the next. `content` is None in all processes but the first,
-        which alone writes."""
+    def last(self, content: dict, out: Path):
+        """Write last.pt; the one before stays as before.pt until the next."""
         self.write_waiting()
-        if content:
-            self.write(content, out / "last.pt", before=out / "before.pt")
-        self.written_at["last.pt"] = time.perf_counter()
+        self.write(content, out / "last.pt", before=out / "before.pt")
 
     def write_waiting(self):
         if self.waiting:

@@ -13,8 +13,7 @@ import torch
 
 from fcn import FCN8s
 from support.arguments import parse_scale
-from support.batches import collate
-from support.device import normalise
+from support.device import as_batch, normalise
 from support.errors import InputError, shortened
 from support.files import read_tensors
 from support.reader import Reader
@@ -59,8 +58,7 @@ def begin_network(settings: dict, data: DataSet, reader: Reader, crop: tuple[int
     elif not is_checkpoint(weights):
         image, label = reader(data.train[0])
         height, width = crop or label.shape  # a photo of 12 megapixels, whole, would take 7 GiB
-        image, _ = collate([(image[-height:, :width], label[-height:, :width])])
-        balance(net, normalise(image))
+        balance(net, normalise(as_batch(image[-height:, :width])))
     print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
     return net
 

@@ -56,7 +56,7 @@ def two(scenes, two_forks, tmp_path_factory):
 
     with subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py",
                            "--data", scenes, "--out", folder / "whole", *TINY], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                          text=True) as whole:  # meanwhile, since starting takes long
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as whole:  # as the forks have it; meanwhile, since starting takes long
         runs = cut(4, "--data", scenes, *TINY), cut(0, "--resume")
         error = whole.communicate()[1]
     assert whole.returncode == 0, error[-3000:]
