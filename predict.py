@@ -29,7 +29,8 @@ from PIL import Image
 
 from fcn import FCN8s
 from metrics import RoadMeasures, confusion, image_row, measures, report
-from support.arguments import WORKERS, Parser, matching, parse_size
+from support.arguments import POSITIVE, WORKERS, Parser, matching, parse_size
+from support.average import Views, draw_views, parse_views
 from support.batches import suited_workers
 from support.birdseye import bird_cells, bird_view, calibration_of
 from support.checkpoint import load_network
@@ -46,7 +47,7 @@ from support.pictures import allow_large_pictures
 from support.png import save_png
 from support.progress import Progress
 from support.results import RESULTS, confidence_folders, parse_only, signature, where_results_went
-from support.scale import Scale
+from support.scale import Scale, at_scale
 from support.segment import segment  # noqa: F401  for programs that import this script
 from support.tiles import TILE, halo_for, predict_image, smallest_tile
 
@@ -69,7 +70,7 @@ def predict(options, failed: list[str]):
     give_back = keep_memory(device)
     jobs, read, data = choose_jobs(options, saved, road)
     if options.amp == "int8" and set(saved.get("largest", ())) != {name for name, _ in Largest(net).layers}:
-        saved["largest"] = largest_in_pictures(net, jobs, read)
+        saved["largest"] = largest_in_pictures(net, jobs, read, saved["settings"]["scale"])
     compute = prepare_prediction(net, options.amp, device, saved.get("largest"))
     folders = confidence_folders(options, classes, road)  # of the classes whose confidences are written
     sought = sorted({*folders, *([] if road is None else [road])})
@@ -78,7 +79,9 @@ def predict(options, failed: list[str]):
     if options.kitti and options.split != "training":
         archive.unlink(missing_ok=True)  # it would look like this run's
     matrix, pixels, road_measures, rows = 0, 0, RoadMeasures(), []
-    scale, progress = Scale(saved.get("sizes"), options.scale, options.size), Progress(len(jobs))
+    own = saved["settings"]["scale"]
+    scale = Scale(saved.get("sizes"), own, options.scale, options.size, max(options.views.factors))
+    progress = Progress(len(jobs))
 
     def tell(part, parts):
         if part and progress.late():
@@ -93,8 +96,9 @@ def predict(options, failed: list[str]):
                 progress.due()
                 continue
             image, label = content
-            images = as_batch(scale(job.picture, image)).to(device)
-            seen = predict_image(compute, images, net.reach, options.tile, sought, size=image.shape[:2], tell=tell)
+            views = draw_views(options.views, image, *scale(job.picture, image))
+            (first, _), *more = [(view.to(device), mirrored) for view, mirrored in views]
+            seen = predict_image(compute, first, net.reach, options.tile, sought, size=image.shape[:2], tell=tell, more=more)
             predicted, confidences = seen.classes.cpu(), dict(zip(sought, seen.confidences.cpu()))
             if options.threshold is not None:
                 predicted = torch.where(confidences[road] >= round(255 * options.threshold), road, 1 - road).byte()
@@ -109,7 +113,7 @@ def predict(options, failed: list[str]):
             writing.append(threads.submit(write, job, options, image, predicted, maps, classes))
             if len(writing) > workers + 1:
                 writing.popleft().result()
-            give_back(images.shape)
+            give_back(first.shape)
             if progress.due():
                 progress.show(f"{progress.done}/{len(jobs)} pictures")
         for written in writing:
@@ -134,7 +138,7 @@ def predict(options, failed: list[str]):
         print(f"to upload: {archive}")
 
 
-def largest_in_pictures(net: FCN8s, jobs: list[Job], read) -> dict[str, float]:
+def largest_in_pictures(net: FCN8s, jobs: list[Job], read, own: float) -> dict[str, float]:
     """What --amp int8 needs and a checkpoint of an unfinished or earlier run does not have, from the pictures themselves."""
     some = jobs[::-(-len(jobs) // 8)]
     print(f"int8: the largest number of each map is found on {counted(len(some), 'picture')} first")
@@ -143,8 +147,8 @@ def largest_in_pictures(net: FCN8s, jobs: list[Job], read) -> dict[str, float]:
         for job in some:
             with suppress(InputError):  # said when its turn comes
                 image, _ = read(job)
-                predict_image(compute, as_batch(image), net.reach)
-    return largest
+                predict_image(compute, as_batch(at_scale(image, own)), net.reach)
+    return dict(largest)  # not the hooks' layers, whose weights would stay in memory
 
 
 def check_options(options, classes: list[str], road: int | None, reach: float):
@@ -239,11 +243,15 @@ def parse(argv: list[str] | None):
                        help="call a pixel road (or the class sought) from this confidence on, such as the threshold that "
                             "train.py prints beside MaxF (default: the most probable class, 0.5)")
     group = parser.add_argument_group("computation")
-    group.add_argument("--scale", metavar="FACTOR", type=matching(r"\d{0,2}\.?\d+", "a positive number", float),
-                       help="compute at FACTOR times the size of each picture; results keep the picture's size. The scores of "
-                            "the whole picture are then in memory at once")
+    group.add_argument("--scale", metavar="FACTOR", type=matching(POSITIVE, "a positive number", float),
+                       help="compute at FACTOR times the size of each picture (default: as in training); results keep the "
+                            "picture's size. Unless FACTOR is 1, the scores of the whole picture are in memory at once")
     group.add_argument("--size", metavar="HxW", type=matching(r"[1-9]\d{0,5}x[1-9]\d{0,5}", "a size, HxW", parse_size),
                        help="compute at this size instead, height x width")
+    group.add_argument("--views", metavar="F,F,...,flip", default=Views(), type=matching(
+                       f"({POSITIVE}|flip)(,({POSITIVE}|flip))*", "factors and flip, such as 0.75,1,1.25,flip", parse_views),
+                       help="average the probabilities of several views: at these factors of the size, and with flip of the "
+                            "mirror image of each; takes as many times as long")
     group.add_argument("--tile", metavar="N", type=matching(r"[1-9]\d{0,5}", "a whole number", int), default=TILE,
                        help="largest part computed at once, N x N pixels: bounds the memory (default %(default)s: 3 GiB)")
     group.add_argument("--workers", **WORKERS, default="auto",
@@ -269,8 +277,8 @@ def parse(argv: list[str] | None):
         parser.error("--only none: then there is nothing to write; it goes with --data, --kitti or --confidence")
     if options.scores and not options.data:
         parser.error("--scores: goes with --data, which has the ground truth")
-    if options.scale is not None and (options.size or not options.scale):
-        parser.error("--scale: " + ("use --scale or --size, not both" if options.size else "a positive number is wanted"))
+    if options.scale and options.size:
+        parser.error("--scale: use --scale or --size, not both")
     return options
 
 

@@ -36,6 +36,7 @@ from support.options import parse
 from support.pictures import allow_large_pictures
 from support.progress import Progress
 from support.ranks import Ranks
+from support.scale import at_scale
 from support.setup import Run, set_up
 from support.tiles import predict_image
 from support.waiting import Waiting
@@ -48,6 +49,8 @@ DEFAULTS = {
     "recipe":        ("default", "default",  "paper"),
     "epochs":        ("auto",     22,         "auto"),     # by the device and the number of images: support/options.py
     "batch_size":    (1,          2,          1),          # 1: least memory, and the most steps per epoch
+    "scale":         ("auto",     1.0,        1.0),        # of images before the network. auto: small ones of many classes are
+                                                           # enlarged (options.suited_scale), so that poles cover whole scores
     "crop":          ("384x1248", "96x320",   "none"),     # largest part of an image to train on: here the whole image, since
                                                            # what its edges look like is part of what is learnt
     "lr":            (2e-3,       2e-2,       1e-10),      # of the mean loss; a small new network tolerates more. paper: of
@@ -195,10 +198,16 @@ def evaluate(run: Run, samples: list, stop: Stop | None = None) -> tuple[dict, d
     loss_sum, road, each = torch.zeros((), device=run.device), RoadMeasures(), {}
     sought = [data.road] if data.road else []
     mine = ranks.share(list(range(len(samples))))
-    source = on_device(load_batches([[samples[i]] for i in mine], run.reader, run.workers, run.device), run.device)
+
+    def load(sample):
+        image, label = run.reader(sample)
+        return at_scale(image, run.settings["scale"]), label  # scored at the size of the label
+
+    source = on_device(load_batches([[samples[i]] for i in mine], load, run.workers, run.device), run.device)
     with run.autocast():  # around all images, so that the convolutions' weights are converted to bf16 once
         for i, (images, labels) in zip(mine, source):
-            seen = predict_image(net, images, net.reach, sought=sought, labels=labels, class_weights=run.class_weights)
+            seen = predict_image(net, images, net.reach, sought=sought, labels=labels, class_weights=run.class_weights,
+                                 size=labels.shape[1:])
             counts = confusion(seen.classes, labels[0], len(data.classes))
             matrix += counts
             each[i] = image_iou(counts.float(), data.road)  # Apple's GPUs have no float64
@@ -232,8 +241,8 @@ def look_at(run: Run, each: dict[int, float]) -> list[tuple]:
     with run.autocast():
         for i in dict.fromkeys([*fixed, *worst]):
             image, truth = run.reader(samples[i])
-            images = normalise(as_batch(image).to(run.device))
-            predicted = predict_image(net, images, net.reach).classes.cpu().numpy()
+            images = normalise(as_batch(at_scale(image, run.settings["scale"])).to(run.device))
+            predicted = predict_image(net, images, net.reach, size=truth.shape).classes.cpu().numpy()
             lowest = ", one of the two lowest" if i in worst and len(each) > 2 else ""
             iou = f"   IoU {100 * each[i]:.1f}{lowest}" if each[i] >= 0 else ""  # nan: it shows no road
             rows.append((f"{samples[i].image.name}{iou}", image, truth, predicted))

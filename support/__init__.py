@@ -5,6 +5,7 @@ The network           dense.py        fc6 and fc7 as one matrix product
                       start.py        what a network begins with: ImageNet's weights, another training's, or random ones
                       int8.py         VGG16 in 8-bit integers, for prediction on a processor
                       tiles.py        images of any size, tile by tile
+                      average.py      several views of one picture, and the mean of their probabilities
                       segment.py      one call from a picture to its classes, for your own programs
                       scale.py        at which size a picture is computed
 

@@ -39,6 +39,7 @@ def matching(pattern: str, what: str, kind=str):
 
 WORKERS = {"metavar": "N", "type": matching(r"auto|\d{1,3}", "auto or a whole number up to 999",
                                             lambda text: text if text == "auto" else int(text))}
+POSITIVE = r"(?!0*\.?0*(e|,|$))\d*\.?\d+(e[+-]?\d{1,2})?"  # a number above nought, in any spelling
 natural = matching(r"\d{1,18}", "a whole number", int)
 PATTERN = {"metavar": "GLOB", "type": matching("(?s).+", "a pattern")}
 # How a data set is read, the same for train.py and data.py: name, help, and what argparse is told besides.

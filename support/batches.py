@@ -14,7 +14,7 @@ import torch
 from support.labels import IGNORE
 from support.ranks import Ranks
 from support.samples import Sample
-from support.views import augment
+from support.views import SCALE, augment
 from vgg import IMAGE_MEAN
 
 
@@ -37,10 +37,13 @@ def training_batches(reader, samples: list[Sample], epoch: int, crop: tuple[int,
                      workers: int, device: torch.device = CPU, done: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """This process's share of each batch of an epoch, without the first `done` batches: see `load_batches`.
 
+    crop    (height, width) of the largest view at scale 1, None for whole images; at another scale it is as many times as large
+
     Every sample comes once, in a random order, in a random view. All that is random here follows from the seed, the epoch
     and the sample. So there is no random state to save, and the views are the same for any number of workers and processes.
     """
-    seed, size = settings["seed"], settings["batch_size"]
+    seed, size, scale = settings["seed"], settings["batch_size"], settings["scale"]
+    most, factors = crop and tuple(round(scale * side) for side in crop), [scale * factor for factor in SCALE]
     order = np.random.default_rng([seed, epoch]).permutation(len(samples)).tolist()
     groups = [order[i:i + size] for i in range(done * size, len(order), size)]
 
@@ -48,8 +51,8 @@ def training_batches(reader, samples: list[Sample], epoch: int, crop: tuple[int,
         i, counts = task
         image, label = reader(samples[i])
         if settings["augment"]:
-            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), crop, colours=settings["colours"],
-                                   flip=settings["flip"] == "yes")
+            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), most, factors, settings["colours"],
+                                   settings["flip"] == "yes")
         return image, label if counts else np.full_like(label, IGNORE)
 
     # If the last batch has fewer images than there are processes, some get one that does not count: all must take part.
@@ -110,16 +113,19 @@ def finished(futures: list[Future]) -> tuple[torch.Tensor, torch.Tensor]:
 def collate(pairs: list[tuple[np.ndarray, np.ndarray]], pin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs of any sizes to one batch: images uint8 [N, 3, H, W] (channels_last), labels uint8 [N, H, W].
 
-    Smaller pairs are padded below and to the right: images with the ImageNet mean, which is 0 once normalised, labels with
-    IGNORE. With `pin`, both lie in pinned memory.
+    Smaller images are padded with the ImageNet mean, which is 0 once normalised, smaller labels with IGNORE. With `pin`, both
+    lie in pinned memory.
     """
-    height = max(label.shape[0] for _, label in pairs)
-    width = max(label.shape[1] for _, label in pairs)
-    images = torch.empty((len(pairs), height, width, 3), dtype=torch.uint8, pin_memory=pin)
-    labels = torch.empty((len(pairs), height, width), dtype=torch.uint8, pin_memory=pin)
-    for (image, label), to_image, to_label in zip(pairs, images.numpy(), labels.numpy()):
-        h, w = label.shape
-        to_image[:h, :w], to_label[:h, :w] = image, label
-        for part in (slice(h, None), slice(None)), (slice(h), slice(w, None)):  # below, and to the right
-            to_image[part], to_label[part] = np.round(255 * np.array(IMAGE_MEAN)), IGNORE
-    return images.permute(0, 3, 1, 2), labels
+    images = stack([image for image, _ in pairs], np.round(255 * np.array(IMAGE_MEAN)), pin)
+    return images.permute(0, 3, 1, 2), stack([label for _, label in pairs], IGNORE, pin)
+
+
+def stack(arrays: list[np.ndarray], fill, pin: bool) -> torch.Tensor:
+    """Arrays uint8 [h, w, ...] as one tensor [N, H, W, ...]. Smaller ones are padded with `fill` below and to the right."""
+    height, width = (max(sides) for sides in zip(*(array.shape[:2] for array in arrays)))
+    stacked = torch.empty((len(arrays), height, width, *arrays[0].shape[2:]), dtype=torch.uint8, pin_memory=pin)
+    for array, place in zip(arrays, stacked.numpy()):
+        h, w = array.shape[:2]
+        place[:h, :w] = array
+        place[h:] = place[:h, w:] = fill
+    return stacked

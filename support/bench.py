@@ -303,7 +303,7 @@ def from_files(device, batch, height, width):
     with TemporaryDirectory() as folder:
         roads.write(Path(folder), train=PICTURES, test=0, height=375, width=1242)
         data = find(folder)
-        settings = {"seed": 0, "batch_size": batch, "augment": True, "colours": True, "flip": "yes"}
+        settings = {"seed": 0, "batch_size": batch, "augment": True, "colours": True, "flip": "yes", "scale": 1.0}
         for epoch in count(1):
             yield from training_batches(Reader(data.read_label, cache_bytes=0), data.train + data.val, epoch, (height, width),
                                         settings, Ranks(), suited_workers("auto", device), device)

@@ -97,7 +97,8 @@ def load_network(path: Path) -> tuple[FCN8s, dict]:
     try:
         if len(saved["classes"]) != saved["config"]["num_classes"]:
             raise KeyError
-        saved["settings"] = {"task": "road", "split_seed": 0, **saved.get("settings", {})}  # another program's file has none
+        # another program's file has none, and those of earlier versions have no scale
+        saved["settings"] = {"task": "road", "split_seed": 0, "scale": 1.0, **saved.get("settings", {})}
         with torch.device("meta"):  # no memory for weights that are about to be replaced
             net = FCN8s(**saved["config"])
         net.load_state_dict(state_of(saved), assign=True)  # and kept nowhere else: bf16 may take its place

@@ -118,7 +118,7 @@ def extent(sizes: np.ndarray) -> dict[str, tuple[int, int]]:
 
 
 def check_counts(counts: Counts, data: DataSet, crop: tuple[int, int] | None):
-    """Raise InputError if there is nothing to learn or to score, or if `crop` is larger than all images.
+    """Raise InputError if there is nothing to learn or to score, or if `crop` is larger than all views.
 
     counts    of the training set and the validation set, in this order
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import time
 from functools import partial
@@ -37,9 +38,10 @@ def keep_memory(device: torch.device) -> Callable[[tuple], object]:
 
     Returns a function to be called after each step with the shape of its images. If the shape is new, the function gives
     free memory back to the system: with images of many sizes, more and more lies in gaps too small to be used, and a run
-    would grow from 2.8 to 5 GiB. It does so once in 30 seconds at most: fetching a gigabyte again takes a quarter of a second.
+    would grow from 2.8 to 5 GiB. It does so after the first step, when what reading the checkpoint took lies free, and then
+    once in 30 seconds at most: fetching a gigabyte again takes a quarter of a second.
     """
-    before, given = None, time.monotonic()
+    before, given = None, -math.inf
 
     def give_back(shape):
         nonlocal before, given

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from support.arguments import DATA_OPTIONS, WORKERS, Parser, matching, natural, parse_scale
+from support.arguments import DATA_OPTIONS, POSITIVE, WORKERS, Parser, matching, natural, parse_scale
 from support.device import suited_amp
 from support.errors import InputError
 from support.ranks import Ranks
@@ -31,6 +31,7 @@ FREE_ON_RESUME = {"epochs", "data", "device", "workers", "save_every", "amp", "r
 GPU_EPOCHS = 60     # KITTI Road: 60 x 231 steps
 CPU_EPOCHS = 14     # on a processor, where 60 epochs of KITTI Road would take 17 hours
 LEAST_STEPS = 1200  # small data sets get more epochs, to make as many steps
+ENLARGED, SMALL = 1.5, 250_000  # --scale auto: the scale of images with fewer pixels; CamVid's have 172,800, KITTI's 465,750
 PAPER_STEPS = {"at once": 300_000, "stage": 100_000}  # of --recipe paper
 
 
@@ -53,6 +54,18 @@ def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: d
         settings["epochs"] = suited_epochs(settings, steps_per_epoch, device)
 
 
+def suited_scale(scale: float | str, data: DataSet, sizes: dict[str, tuple[int, int]]) -> float:
+    """At how many times the size of the images a run computes: as told, or for "auto" 1.5 if they are small and show many
+    classes, among which there are thin things.
+
+    sizes    of the training images (counts.extent)
+    """
+    if scale != "auto":
+        return scale
+    height, width = sizes["median"]
+    return ENLARGED if data.road is None and height * width < SMALL else 1.0
+
+
 def suited_epochs(settings: dict, steps_per_epoch: int, device: torch.device) -> int:
     """The length of a run in epochs, where nobody has said it."""
     if settings["recipe"] == "paper":
@@ -71,7 +84,7 @@ def settle(options: dict, saved: dict | None, defaults: dict[str, tuple]) -> dic
     """
     column = PAPER if options["recipe"] == "paper" else REAL if options["data"] else SYNTHETIC
     settings = {"data": options["data"], **{name: values[column] for name, values in defaults.items()}}
-    settings.update(saved["settings"] if saved else {})
+    settings.update({"scale": 1.0, **saved["settings"]} if saved else {})  # earlier versions had no scale
     for name, value in options.items():
         if name in settings and value is not None:
             if saved and name not in FREE_ON_RESUME:
@@ -86,6 +99,8 @@ def check_settings(settings: dict, ranks: Ranks, resume: bool):
     """Raise InputError for settings that do not go together, or that name a file of weights that is not there."""
     if settings["crop"] != "none" and not settings["augment"]:
         raise InputError("--crop: --recipe paper trains on whole images; leave it out")
+    if settings["scale"] not in ("auto", 1) and not settings["augment"]:
+        raise InputError("--scale: --recipe paper trains on images as they are; leave it out")
     if settings["batch_size"] < ranks.size:
         raise InputError(f"--batch-size {settings['batch_size']}: is divided among {ranks.size} processes, each needs an image")
     if ranks.size > 1 and settings["device"].startswith("cuda:"):
@@ -96,11 +111,10 @@ def check_settings(settings: dict, ranks: Ranks, resume: bool):
 
 def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) -> dict:
     """The options of train.py's command line by name, None where nothing was said. Exits with one line if one is wrong."""
-    positive_number = r"(?!0*\.?0*(e|,|$))\d*\.?\d+(e[+-]?\d{1,2})?"  # not nought, in any spelling
     whole = matching(r"[1-9]\d{0,17}", "a whole number from 1 up", int)
     whole_or_auto = matching(r"auto|[1-9]\d{0,17}", "auto or a whole number from 1 up",
                              lambda text: text if text == "auto" else int(text))
-    positive = matching(positive_number, "a positive number", float)
+    positive = matching(POSITIVE, "a positive number", float)
     parser = Parser("train.py", description=description, unknown="the folder goes after --data; not an option")
 
     def add(name, help, **kind):
@@ -137,7 +151,7 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
         type=matching(r"0?\.\d+|0", "a number from 0 to 1", float))
     add("skip_scale", "numbers that pool4 and pool3 are multiplied by before they are scored, so that their score layers "
                       "learn as fast as that of fc7. auto: measured on a training image", metavar="A,B",
-        type=matching(f"auto|{positive_number},{positive_number}", "auto or two positive numbers, A,B"))
+        type=matching(f"auto|{POSITIVE},{POSITIVE}", "auto or two positive numbers, A,B"))
     add("learn_upsampling", "train the transposed convolutions too, instead of keeping them bilinear", action="store_const",
         const=True)
 
@@ -148,7 +162,11 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
                   f"as make {LEAST_STEPS} steps, and with --recipe paper as many as the authors' steps",
         type=whole_or_auto, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
-    add("crop", "height and width in pixels of the largest part of an image that a training step sees; smaller takes less "
+    add("scale", "train and predict at this many times the size of the images: the network scores 8 x 8 pixels, and poles are "
+                 f"thinner. auto: {ENLARGED} for images of less than {SMALL:,} pixels with several classes, else 1",
+        type=matching(f"auto|{POSITIVE}", "auto or a positive number", lambda text: text if text == "auto" else float(text)),
+        metavar="FACTOR")
+    add("crop", "height and width, in pixels of the image, of the largest part that a training step sees; smaller takes less "
                 "memory. none: whole images. Held-out images are always scored whole", metavar="HxW",
         type=matching(r"none|[1-9]\d{0,6}x[1-9]\d{0,6}", "none or a size, HxW"))
     add("lr", "largest learning rate", type=positive)

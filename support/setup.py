@@ -32,7 +32,7 @@ from support.folder import choose_folder, give_up, lock_folder
 from support.loss_scale import LossScale
 from support.memory import keep_memory, recompute
 from support.optimizer import sgd
-from support.options import check_settings, resolve_auto, settle
+from support.options import check_settings, resolve_auto, settle, suited_scale
 from support.ranks import Ranks
 from support.reader import Reader
 from support.samples import DataSet, paths_below
@@ -53,7 +53,7 @@ class Run:
     device: torch.device
     data: DataSet
     reader: Reader
-    crop: tuple[int, int] | None         # the largest training view, (height, width)
+    crop: tuple[int, int] | None         # the largest training view at scale 1, (height, width)
     workers: int                         # threads that load images
     saving: Saving                       # writes the checkpoints
     steps_per_epoch: int
@@ -110,8 +110,13 @@ def prepare(options: dict, defaults: dict[str, tuple], ranks: Ranks, out: Path) 
     if ranks.first:
         counts = read_everything(data.train + data.val, data, reader)
         print(describe(counts, data))
-        check_counts(counts, data, crop if options["crop"] else None)
         pixels, sizes = counts.pixels[:len(data.train)].sum(0), extent(counts.sizes[:len(data.train)])
+        check_counts(counts, data, crop if options["crop"] else None)
+        settings["scale"] = suited_scale(settings["scale"], data, sizes)
+        if settings["scale"] != 1:
+            print(f"the network sees the images at {settings['scale']:g} times their size")
+    elif settings["scale"] == "auto":
+        settings["scale"] = 1.0  # until the first process says what it is, below
 
     weights, path = read_weights(settings["weights"], settings["width"]) if not saved else (None, None)
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
@@ -144,7 +149,7 @@ def prepare(options: dict, defaults: dict[str, tuple], ranks: Ranks, out: Path) 
         lock = lock or lock_folder(out, resume=False)  # only now: a mistyped command leaves nothing behind
         write_text(out / "config.json", json.dumps({**about, "device": str(device)}, indent=2) + "\n")
     ranks.let_others_in()
-    out, pixels, skip_scale = ranks.gather((out, pixels, net.config["skip_scale"]))[0]
+    out, pixels, skip_scale, settings["scale"] = ranks.gather((out, pixels, net.config["skip_scale"], settings["scale"]))[0]
     net.set_skip_scale(*skip_scale)  # as the first process has measured it
     class_weights = torch.from_numpy(weigh_classes(pixels)).to(device) if settings["class_weights"] == "sqrt" else None
     model = callable_model(net, settings, ranks)

@@ -18,6 +18,7 @@ from support.errors import InputError, shortened
 from support.files import read_tensors
 from support.reader import Reader
 from support.samples import DataSet
+from support.scale import at_scale
 from vgg import VGG16
 from weights.convert import convert, download
 
@@ -56,9 +57,9 @@ def begin_network(settings: dict, data: DataSet, reader: Reader, crop: tuple[int
     if settings["skip_scale"] != "auto":
         net.set_skip_scale(*parse_scale(settings["skip_scale"]))
     elif not is_checkpoint(weights):
-        image, label = reader(data.train[0])
-        height, width = crop or label.shape  # a photo of 12 megapixels, whole, would take 7 GiB
-        balance(net, normalise(as_batch(image[-height:, :width])))
+        image, _ = reader(data.train[0])
+        height, width = crop or image.shape[:2]  # a photo of 12 megapixels, whole, would take 7 GiB
+        balance(net, normalise(as_batch(at_scale(image[-height:, :width], settings["scale"]))))
     print(f"skips: pool4 times {net.scale_pool4:.2g}, pool3 times {net.scale_pool3:.2g}")
     return net
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from fcn import cross_entropy
+from support.average import averaged
 from support.labels import IGNORE
 
 TILE = 1536  # images of more than TILE x TILE pixels are computed in tiles of at most as many pixels
@@ -110,19 +111,25 @@ class Prediction(NamedTuple):
 @torch.no_grad()
 def predict_image(compute: Callable, image: torch.Tensor, reach: float, tile: int = TILE, sought: Sequence[int] = (),
                   labels: torch.Tensor | None = None, class_weights: torch.Tensor | None = None,
-                  size: tuple[int, int] | None = None, tell: Callable[[int, int], None] | None = None) -> Prediction:
+                  size: tuple[int, int] | None = None, tell: Callable[[int, int], None] | None = None,
+                  more: Sequence[tuple[torch.Tensor, bool]] = ()) -> Prediction:
     """The Prediction of one image [1, 3, H, W] of any size, tile by tile.
 
     sought          the classes whose confidences are wanted
     labels          int64 [1, H, W], class ids or IGNORE; with them the loss is computed too
     class_weights   of the loss, see `cross_entropy`
-    size            (H, W) of the result, if it is not that of the image; without labels
+    size            (H, W) of the result and the labels, if it is not that of the image
     tell            see `tiled`
+    more            other views of the same picture, (image, whether it is mirrored); the probabilities of all are averaged
     """
-    parts = tiled(compute, image, reach, tile, tell)
-    if size and size != tuple(image.shape[2:]):
-        parts = stretched(parts, *image.shape[2:], size)
-    classes = torch.empty(size or image.shape[2:], dtype=torch.uint8, device=image.device)
+    size = tuple(size or image.shape[2:])
+
+    def scored(view):
+        parts = tiled(compute, view, reach, tile, tell)
+        return parts if size == view.shape[2:] else stretched(parts, *view.shape[2:], size)
+
+    parts = averaged([(scored(view), mirrored) for view, mirrored in [(image, False), *more]], *size) if more else scored(image)
+    classes = torch.empty(size, dtype=torch.uint8, device=image.device)
     confidences, total, valid = classes.new_empty(len(sought), *classes.shape), 0.0, 0
     for rows, columns, scores in parts:
         classes[rows, columns] = scores[0].argmax(0).byte()

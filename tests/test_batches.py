@@ -121,7 +121,7 @@ def test_training_views_are_mirrored_only_where_that_is_wanted(flip, left):
     label = np.zeros((64, 64), np.uint8)
     label[:, :16] = 1  # what is at the left
     image = np.full((64, 64, 3), 100, np.uint8)
-    settings = {"seed": 0, "batch_size": 1, "augment": True, "colours": True, "flip": flip}
+    settings = {"seed": 0, "batch_size": 1, "augment": True, "colours": True, "flip": flip, "scale": 1.0}
     views = training_batches(lambda _: (image, label), list(range(40)), 1, None, settings, Ranks(), workers=0)
     labels = [labels[0] for _, labels in views]
     sides = {bool((seen[:, 0] == 1).all()) for seen in labels if (seen == 1).any()}

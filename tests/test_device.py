@@ -1,5 +1,9 @@
 """Devices by name; and Apple's GPUs as far as a stand-in shows them, since none was at hand."""
 
+import ctypes
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import small
@@ -51,3 +55,18 @@ def test_prediction_on_a_named_device_takes_the_network_there(monkeypatch):
     monkeypatch.setattr(net, "to", lambda *place: places.append(place) or net)
     prepare_prediction(net, "auto", MPS)
     assert places == [(MPS, None)]
+
+
+def test_what_reading_a_network_took_goes_back_to_the_system_after_the_first_picture():
+    def resident():
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+    give_back = keep_memory(torch.device("cpu"))
+    if not Path("/proc/self/status").exists() or not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("needs Linux's usual C library")
+    pieces = [torch.ones(2**18) for _ in range(200)]  # 200 MiB, in pieces that the process keeps
+    held = resident()
+    del pieces
+    assert held - resident() < 100 * 2**20
+    give_back((1, 3, 4, 5))
+    assert held - resident() > 150 * 2**20

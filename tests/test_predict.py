@@ -601,7 +601,7 @@ def test_a_picture_of_a_size_that_the_network_has_not_learnt_is_said(tmp_path, c
     saved = {**read_tensors(path), "sizes": {"smallest": (40, 50), "median": (40, 50), "largest": (45, 60)}}
     save_tensors(saved, path)
     assert run(path, photo(tmp_path / "a.png", (200, 160)), "--out", tmp_path / "out") == 0
-    assert "--scale 0.25 computes at the size of the training images" in capsys.readouterr().err
+    assert "--scale 0.25 computes at the size of the training" in capsys.readouterr().err
     assert run(path, tmp_path / "a.png", "--out", tmp_path / "out", "--scale", "0.25") == 0
     assert not capsys.readouterr().err
 

@@ -120,7 +120,7 @@ def test_fewer_images_in_a_batch_than_processes_are_refused(scenes, tmp_path, mo
 @given(st.integers(1, 30), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 3))
 def test_each_image_is_used_once_per_epoch_and_every_process_takes_every_step(count, size, batch_size, done, epoch):
     """For any numbers of images, processes and images in a batch, from any step on."""
-    settings = {"seed": 3, "batch_size": batch_size, "augment": True, "colours": True, "flip": "yes"}
+    settings = {"seed": 3, "batch_size": batch_size, "augment": True, "colours": True, "flip": "yes", "scale": 1.0}
 
     def reader(i):
         return np.full((8, 8, 3), i, np.uint8), np.full((8, 8), i, np.uint8)

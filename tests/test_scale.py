@@ -10,7 +10,7 @@ from conftest import lively
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.scale import Scale
+from support.scale import Scale, at_scale
 from support.tiles import predict_image, stretched, tiled
 
 SIZES = {"smallest": (360, 480), "median": (375, 1242), "largest": (376, 1300)}
@@ -42,10 +42,12 @@ def test_a_result_of_another_size_has_the_classes_and_confidences_of_the_stretch
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 3))
 def test_a_picture_is_computed_at_the_factor_times_its_size(height, width, factor):
     image = np.full((height, width, 3), 77, np.uint8)
-    assert Scale(None, None, None)("a.png", image) is image
-    seen = Scale(None, factor, None)("a.png", image)
-    assert seen.shape == (max(1, round(height * factor)), max(1, round(width * factor)), 3) and (seen == 77).all()
-    assert Scale(None, None, (20, 31))("a.png", image).shape == (20, 31, 3)
+    size = max(1, round(height * factor)), max(1, round(width * factor))
+    assert Scale(None)("a.png", image) == (height, width) and at_scale(image, 1.0) is image
+    assert Scale(None, factor=factor)("a.png", image) == Scale(None, own=factor)("a.png", image) == size
+    assert Scale(None, own=7, size=(20, 31))("a.png", image) == (20, 31)
+    seen = at_scale(image, factor)
+    assert seen.shape == (*size, 3) and (seen == 77).all()
 
 
 @pytest.mark.parametrize("shape, factor, warned", [
@@ -54,13 +56,13 @@ def test_a_picture_is_computed_at_the_factor_times_its_size(height, width, facto
     ((375, 1242), 4, "larger"),
 ])
 def test_a_picture_far_from_the_sizes_of_training_is_said_with_the_scale_that_mends_it(capsys, shape, factor, warned):
-    Scale(SIZES, factor, None)("a.png", np.zeros((*shape, 3), np.uint8))
+    Scale(SIZES, factor=factor)("a.png", np.zeros((*shape, 3), np.uint8))
     said = capsys.readouterr().err
     assert said.count("\n") == bool(warned) and re.search(warned, said)
 
 
 def test_many_pictures_of_a_far_size_are_said_once_and_counted_at_the_end(capsys):
-    scale = Scale(SIZES, None, None)
+    scale = Scale(SIZES)
     for _ in range(5):
         scale("a.png", np.zeros((3000, 4000, 3), np.uint8))
     scale.sum_up()
@@ -69,5 +71,5 @@ def test_many_pictures_of_a_far_size_are_said_once_and_counted_at_the_end(capsys
 
 
 def test_a_checkpoint_that_does_not_know_its_sizes_warns_of_none(capsys):
-    Scale(None, None, None)("a.png", np.zeros((3000, 4000, 3), np.uint8))
+    Scale(None)("a.png", np.zeros((3000, 4000, 3), np.uint8))
     assert not capsys.readouterr().err

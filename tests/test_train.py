@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, log_of, same
+from conftest import ROOT, kill_at_evaluation, log_of, same
 from PIL import Image
 
 import predict
@@ -23,7 +23,9 @@ from fcn import FCN8s, cross_entropy
 from support import options, start
 from support.draw import draw_curves
 from support.errors import InputError
+from support.files import read_tensors, save_tensors
 from support.labels import IGNORE
+from support.segment import segment
 from vgg import VGG16
 
 TINY = ["--width", "0.03125", "--fc-channels", "8", "--crop", "none", "--weights", "none", "--workers", "0",
@@ -217,6 +219,48 @@ def test_no_more_than_the_crop_reaches_the_network_before_and_in_training(scenes
     assert all((height, width) == (24, 40) or name == "cross_entropy" and height <= 24 and width <= 40 for name, height, width in seen)
 
 
+def test_a_network_trained_at_a_scale_is_scored_and_used_at_that_scale(scenes, tmp_path, monkeypatch, capsys):
+    """Training, its evaluation, predict.py and segment: the network sees pictures twice as large, results have their size."""
+    seen, forward = [], FCN8s.forward
+    monkeypatch.setattr(FCN8s, "forward", lambda net, images: seen.append(images.shape[2:]) or forward(net, images))
+    assert run(scenes, tmp_path / "run", "--scale", "2", "--lr", "0.05") == 0
+    sample = find(scenes).val[0]
+    picture = Image.open(sample.image)
+    height, width = picture.height, picture.width
+    steps = [size for size in seen if size != (2 * height, 2 * width)]
+    assert all(1.5 * height - 16 <= h <= 2.7 * height + 16 and 1.5 * width - 16 <= w <= 2.7 * width + 16 for h, w in steps)
+    assert len(steps) > len(set(steps)) > 1 and (2 * height, 2 * width) in seen
+
+    best = torch.load(tmp_path / "run/best.pt", weights_only=True)
+    assert best["settings"]["scale"] == 2 and best["sizes"]["median"] == (height, width)
+    tables = {}
+    for more in ([], ["--scale", "2"], ["--scale", "1"]):
+        seen.clear()
+        capsys.readouterr()
+        assert predict.main([str(tmp_path / "run/best.pt"), "--data", str(scenes), "--out", str(tmp_path / "out"), "--device", "cpu",
+                             "--amp", "off", "--scores", str(tmp_path / "scores.csv"), *more]) == 0
+        tables[tuple(more)] = (tmp_path / "scores.csv").read_text()
+        assert set(seen) == {(height, width) if more == ["--scale", "1"] else (2 * height, 2 * width)}
+        if not more:
+            assert f"{100 * best['result']['mean_iou']:.2f}" in capsys.readouterr().out
+            mask = np.asarray(Image.open(tmp_path / "out/mask" / sample.label.name))
+            assert np.array_equal(segment(FCN8s.load(tmp_path / "run/best.pt"), picture), mask)
+    assert tables[()] == tables["--scale", "2"] != tables["--scale", "1"]
+
+
+def test_a_run_of_an_earlier_version_goes_on_at_the_size_of_its_images(scenes, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(scenes, whole, "--scale", "1")
+    kill_at_evaluation(monkeypatch, 2)
+    with pytest.raises(SystemExit):
+        run(scenes, cut, "--scale", "1")
+    last = read_tensors(cut / "last.pt")
+    del last["settings"]["scale"]
+    save_tensors(last, cut / "last.pt")
+    assert train.main(["--resume", "--out", str(cut)]) == 0
+    assert log_of(cut) == log_of(whole)
+
+
 def test_a_run_is_short_on_a_processor_and_long_on_few_images_unless_epochs_are_said(scenes, tmp_path, monkeypatch, capsys):
     def epochs(out, *more):
         assert train.main(["--data", str(scenes), "--out", str(tmp_path / out), *TINY, "--batch-size", "9", *more]) == 0
@@ -324,8 +368,8 @@ def test_a_checkpoint_keeps_the_sizes_of_its_training_images_for_predict(tmp_pat
     capsys.readouterr()
     command = [str(tmp_path / "run/best.pt"), str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "seen"), "--device", "cpu"]
     assert predict.main(command) == 0
-    assert "the training images are at most 96 pixels on the longer side" in (warned := capsys.readouterr().err) and "--scale 0.06" in warned
-    assert predict.main([*command, "--scale", "0.06"]) == 0 and not capsys.readouterr().err
+    assert "in training the longer side had at most 144 pixels" in (warned := capsys.readouterr().err) and "--scale 0.09" in warned
+    assert predict.main([*command, "--scale", "0.09"]) == 0 and not capsys.readouterr().err
 
 
 def test_a_run_whose_loss_outgrows_that_of_an_untrained_network_is_told_that_it_has_diverged(scenes, tmp_path, monkeypatch, capsys):
