@@ -3,7 +3,8 @@
     python export.py runs/NAME/best.pt road.onnx     for ONNX Runtime, OpenVINO, TensorRT and others
     python export.py runs/NAME/best.pt road.pt2      for PyTorch: torch.export.load("road.pt2").module()
 
-Input `image`: uint8 [N, 3, H, W], RGB as it is decoded, for every N, and every H and W from 32 on. The normalisation is inside.
+Input `image`: uint8 [N, 3, H, W], RGB as it is decoded, for every N, and every H and W from 32 on. The normalisation is inside,
+and so is the scale of the training: the file enlarges the images and brings the scores back to their size.
 Output `scores`: float32 [N, C, H, W]. The most probable class of a pixel has the largest score; softmax over C gives
 probabilities. Metadata: `classes` (a JSON list of names), `mean` and `std` (JSON lists, of RGB in 0..1), and `sha256` of the
 checkpoint. In a .pt2 file they are one extra file, metadata.json.
@@ -29,6 +30,7 @@ from tempfile import TemporaryDirectory
 from typing import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim
 from torch.fx.experimental import _config as export_config
@@ -55,7 +57,11 @@ class Deployed(nn.Module):
         self.net = net
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.net(normalise(image)).float()
+        image = normalise(image)
+        if self.net.scale == 1:
+            return self.net(image).float()
+        scores = self.net(F.interpolate(image, scale_factor=self.net.scale, mode="bilinear"))
+        return F.interpolate(scores.float(), size=image.shape[2:], mode="bilinear")
 
 
 def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:

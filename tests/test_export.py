@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import lively, saved
+from PIL import Image
 
 import export
+from fcn import FCN8s
 from support.device import normalise
+from support.files import read_tensors, save_tensors
+from support.segment import segment
 
 SIZES = ((1, 33, 47), (2, 70, 90), (1, 97, 131), (1, 128, 160), (3, 200, 333), (1, 32, 32))
 FORMATS = [pytest.param(".onnx", marks=pytest.mark.skipif(
@@ -47,6 +51,24 @@ def test_an_exported_file_computes_the_scores_of_decoded_pictures_of_every_size(
     assert json.loads(metadata["classes"]) == ["road", "sky"]
     assert json.loads(metadata["mean"]) == [0.485, 0.456, 0.406] and json.loads(metadata["std"]) == [0.229, 0.224, 0.225]
     assert metadata["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_an_exported_file_enlarges_pictures_as_segment_does(tmp_path, ending):
+    checkpoint, out = saved(tmp_path / "best.pt", lively(1, 8), ["road", "sky"]), tmp_path / f"out{ending}"
+    save_tensors({**read_tensors(checkpoint), "settings": {"scale": 1.5}}, checkpoint)
+    assert export.main([str(checkpoint), str(out)]) == 0
+    run, _ = read(out)
+    net = FCN8s.load(checkpoint)
+    for size in ((60, 84), (97, 131), (200, 120)):
+        pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
+        picture = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+        scores = run(picture.transpose(2, 0, 1)[None])
+        assert scores.shape == (1, 2, *picture.shape[:2])
+        same = (scores[0].argmax(0) == segment(net, picture)).mean()  # the file does not round the enlarged picture to bytes
+        net.scale = 1.0
+        assert same > 0.97 and (scores[0].argmax(0) == segment(net, picture)).mean() < 0.9 and len(np.unique(scores[0].argmax(0))) == 2
+        net.scale = 1.5
 
 
 @pytest.mark.parametrize("difference", [0.01, float("nan")])
