@@ -1,6 +1,7 @@
 """Two processes on the CPU do what one does: the same steps, the same counts, one writer, and they stop and resume together."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,13 @@ import torch
 from conftest import ROOT, log_of
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import train
+from data import find, read_kitti_label
 from fcn import FCN8s, cross_entropy
 from support.batches import training_batches
+from support.files import read_tensors
 from support.labels import IGNORE
 from support.ranks import Ranks
 
@@ -47,26 +51,36 @@ class Share(Ranks):
 @pytest.fixture(scope="module")
 def two(scenes, two_forks, tmp_path_factory):
     """A folder with two runs in two processes, `whole`, which torchrun has started, and `cut`; of the latter the statuses and
-    what it printed until and after the cut."""
+    what it printed until and after the cut. They train on `streets`: the scenes with sky, which makes three classes."""
     folder = tmp_path_factory.mktemp("ranks")
+    streets = folder / "streets"
+    for part in ("images", "masks"):
+        (streets / part).mkdir(parents=True)
+    for sample in [*find(scenes).train, *find(scenes).val]:
+        label = read_kitti_label(sample.label)
+        label[:8] = 2
+        Image.fromarray(label).save(streets / "masks" / sample.image.name)
+        shutil.copy(sample.image, streets / "images")
 
     def cut(at, *argv):
         both = two_forks(SCRIPT, at, "--out", folder / "cut", *argv)
         return [process.wait() for process in both], both[0].said + both[1].said
 
     with subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py",
-                           "--data", scenes, "--out", folder / "whole", *TINY], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                           "--data", streets, "--out", folder / "whole", *TINY], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                           text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as whole:  # as the forks have it; meanwhile, since starting takes long
-        runs = cut(4, "--data", scenes, *TINY), cut(0, "--resume")
+        runs = cut(4, "--data", streets, *TINY), cut(0, "--resume")
         error = whole.communicate()[1]
     assert whole.returncode == 0, error[-3000:]
     return folder, *runs
 
 
-def test_two_processes_take_the_steps_of_one_with_the_same_batch(scenes, two, tmp_path):
-    """Nine images in batches of four: in the last there is none for the second process."""
+def test_two_processes_take_the_steps_of_one_with_the_same_batch(two, tmp_path):
+    """Nine images in batches of four: in the last there is none for the second process. All see the images enlarged, though
+    the first process alone has measured how large they are."""
     out, *_ = two
-    assert train.main(["--data", str(scenes), "--out", str(tmp_path), *TINY]) == 0
+    assert train.main(["--data", str(out / "streets"), "--out", str(tmp_path), *TINY]) == 0
+    assert read_tensors(tmp_path / "last.pt")["settings"]["scale"] == 1.5
     for ours, alone in zip(log_of(out / "whole"), log_of(tmp_path), strict=True):
         for name in ("epoch", "step", "lr"):
             assert ours[name] == alone[name]
