@@ -58,9 +58,9 @@ class Deployed(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         image = normalise(image)
-        if self.net.scale == 1:
+        if self.net.image_scale == 1:
             return self.net(image).float()
-        scores = self.net(F.interpolate(image, scale_factor=self.net.scale, mode="bilinear"))
+        scores = self.net(F.interpolate(image, scale_factor=self.net.image_scale, mode="bilinear"))
         return F.interpolate(scores.float(), size=image.shape[2:], mode="bilinear")
 
 
@@ -82,6 +82,9 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
     if missing:
         raise InputError(f"{out}: writing ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     net = FCN8s.load(checkpoint).float()
+    if net.image_scale < 1:  # to reduce pictures well they have to be filtered, and such a graph does not hold for every size
+        raise InputError(f"{checkpoint}: was trained at {net.image_scale:g} times the size of its images; only networks of "
+                         "scale 1 and more can be exported")
     if ending == ".onnx" and sum(p.nbytes for p in net.parameters()) > LARGEST_ONNX:
         raise InputError(f"{out}: ONNX holds at most 2 GB of weights in one file; write a .pt2 file")
     metadata = {"classes": json.dumps(net.classes), "mean": json.dumps(IMAGE_MEAN), "std": json.dumps(IMAGE_STD),

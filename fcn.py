@@ -129,7 +129,7 @@ class FCN8s(nn.Module):
             raise ValueError(f"stride is {stride}: it must be 8, 16 or 32")
         self.stride = stride
         self.classes = None  # the names of the classes, if they are known (FCN8s.load)
-        self.scale = 1.0     # at which `segment` computes a picture: that of the training (FCN8s.load)
+        self.image_scale = 1.0  # at which `segment` computes a picture: that of the training (FCN8s.load)
         # FCN8s(**config) builds the same network again. Checkpoints carry it.
         self.config = dict(num_classes=num_classes, pad=pad, stride=stride, width=width, fc_channels=fc_channels,
                            learn_upsampling=learn_upsampling, dropout=dropout)
@@ -191,14 +191,14 @@ class FCN8s(nn.Module):
     def load(path: str | os.PathLike, device: torch.device | str = "cpu") -> FCN8s:
         """The network of a checkpoint of train.py, such as runs/NAME/best.pt (str or Path), in evaluation mode on the device.
 
-        Its attribute `classes` holds the names of classes 0 ... C-1, and `scale` how many times as large as the pictures the
-        images of its training were (support/scale.py). Raises InputError (support/errors.py) in one line for a
+        Its attribute `classes` holds the names of classes 0 ... C-1. `image_scale`: it was trained on images enlarged this many
+        times (support/scale.py). Raises InputError (support/errors.py) in one line for a
         file that is no such checkpoint.
         """
         from support.checkpoint import load_network  # here, since it needs this class
 
         net, saved = load_network(Path(path))
-        net.classes, net.scale = saved["classes"], saved["settings"]["scale"]
+        net.classes, net.image_scale = saved["classes"], saved["settings"]["scale"]
         return net.to(device).eval()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

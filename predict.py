@@ -30,7 +30,7 @@ from PIL import Image
 from fcn import FCN8s
 from metrics import RoadMeasures, confusion, image_row, measures, report
 from support.arguments import POSITIVE, WORKERS, Parser, matching, parse_size
-from support.average import Views, draw_views, parse_views
+from support.average import Views, parse_views, views_of
 from support.batches import suited_workers
 from support.birdseye import bird_cells, bird_view, calibration_of
 from support.checkpoint import load_network
@@ -47,7 +47,7 @@ from support.pictures import allow_large_pictures
 from support.png import save_png
 from support.progress import Progress
 from support.results import RESULTS, confidence_folders, parse_only, signature, where_results_went
-from support.scale import Scale, at_scale
+from support.scale import Scale, resized
 from support.segment import segment  # noqa: F401  for programs that import this script
 from support.tiles import TILE, halo_for, predict_image, smallest_tile
 
@@ -64,13 +64,16 @@ def predict(options, failed: list[str]):
     net, saved = load_network(options.checkpoint)
     classes, road = saved["classes"], road_class(saved["classes"])
     check_options(options, classes, road, net.reach)
+    if options.views.mirrored and saved["settings"].get("flip") == "no":
+        raise InputError("--views: the network was trained without mirrored views (--flip no); leave out flip")
     device = pick_device(options.device)
     if options.amp == "int8":
         refuse_without_int8(device)
     give_back = keep_memory(device)
     jobs, read, data = choose_jobs(options, saved, road)
     if options.amp == "int8" and set(saved.get("largest", ())) != {name for name, _ in Largest(net).layers}:
-        saved["largest"] = largest_in_pictures(net, jobs, read, saved["settings"]["scale"])
+        size = Scale(None, saved["settings"]["scale"], options.scale, options.size)
+        saved["largest"] = largest_in_pictures(net, jobs, read, size)
     compute = prepare_prediction(net, options.amp, device, saved.get("largest"))
     folders = confidence_folders(options, classes, road)  # of the classes whose confidences are written
     sought = sorted({*folders, *([] if road is None else [road])})
@@ -96,7 +99,7 @@ def predict(options, failed: list[str]):
                 progress.due()
                 continue
             image, label = content
-            views = draw_views(options.views, image, *scale(job.picture, image))
+            views = views_of(image, *scale(job.picture, image), options.views)
             (first, _), *more = [(view.to(device), mirrored) for view, mirrored in views]
             seen = predict_image(compute, first, net.reach, options.tile, sought, size=image.shape[:2], tell=tell, more=more)
             predicted, confidences = seen.classes.cpu(), dict(zip(sought, seen.confidences.cpu()))
@@ -138,7 +141,7 @@ def predict(options, failed: list[str]):
         print(f"to upload: {archive}")
 
 
-def largest_in_pictures(net: FCN8s, jobs: list[Job], read, own: float) -> dict[str, float]:
+def largest_in_pictures(net: FCN8s, jobs: list[Job], read, size: Scale) -> dict[str, float]:
     """What --amp int8 needs and a checkpoint of an unfinished or earlier run does not have, from the pictures themselves."""
     some = jobs[::-(-len(jobs) // 8)]
     print(f"int8: the largest number of each map is found on {counted(len(some), 'picture')} first")
@@ -147,7 +150,7 @@ def largest_in_pictures(net: FCN8s, jobs: list[Job], read, own: float) -> dict[s
         for job in some:
             with suppress(InputError):  # said when its turn comes
                 image, _ = read(job)
-                predict_image(compute, as_batch(at_scale(image, own)), net.reach)
+                predict_image(compute, as_batch(resized(image, *size(job.picture, image))), net.reach)
     return dict(largest)  # not the hooks' layers, whose weights would stay in memory
 
 
@@ -245,15 +248,16 @@ def parse(argv: list[str] | None):
     group = parser.add_argument_group("computation")
     group.add_argument("--scale", metavar="FACTOR", type=matching(POSITIVE, "a positive number", float),
                        help="compute at FACTOR times the size of each picture (default: as in training); results keep the "
-                            "picture's size. Unless FACTOR is 1, the scores of the whole picture are in memory at once")
+                            "picture's size")
     group.add_argument("--size", metavar="HxW", type=matching(r"[1-9]\d{0,5}x[1-9]\d{0,5}", "a size, HxW", parse_size),
                        help="compute at this size instead, height x width")
     group.add_argument("--views", metavar="F,F,...,flip", default=Views(), type=matching(
                        f"({POSITIVE}|flip)(,({POSITIVE}|flip))*", "factors and flip, such as 0.75,1,1.25,flip", parse_views),
-                       help="average the probabilities of several views: at these factors of the size, and with flip of the "
-                            "mirror image of each; takes as many times as long")
+                       help="average the probabilities of several views: at these factors of the size at which the picture is "
+                            "computed, and with flip of the mirror image of each too")
     group.add_argument("--tile", metavar="N", type=matching(r"[1-9]\d{0,5}", "a whole number", int), default=TILE,
-                       help="largest part computed at once, N x N pixels: bounds the memory (default %(default)s: 3 GiB)")
+                       help="largest part computed at once, N x N pixels: bounds the memory (default %(default)s: 3 GiB). "
+                            "With --views, or at another size than the picture's, all its scores are in memory besides")
     group.add_argument("--workers", **WORKERS, default="auto",
                        help="threads that read pictures and write results; auto: 2, for a GPU one for each core, up to 16")
     group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")

@@ -14,7 +14,7 @@ import torch
 from support.labels import IGNORE
 from support.ranks import Ranks
 from support.samples import Sample
-from support.views import SCALE, augment
+from support.views import SCALE, augment, view_size
 from vgg import IMAGE_MEAN
 
 
@@ -37,13 +37,15 @@ def training_batches(reader, samples: list[Sample], epoch: int, crop: tuple[int,
                      workers: int, device: torch.device = CPU, done: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """This process's share of each batch of an epoch, without the first `done` batches: see `load_batches`.
 
-    crop    (height, width) of the largest view at scale 1, None for whole images; at another scale it is as many times as large
+    crop    (height, width) of the largest view at scale 1, None for whole images; it grows with the scale of the run
 
     Every sample comes once, in a random order, in a random view. All that is random here follows from the seed, the epoch
     and the sample. So there is no random state to save, and the views are the same for any number of workers and processes.
     """
     seed, size, scale = settings["seed"], settings["batch_size"], settings["scale"]
-    most, factors = crop and tuple(round(scale * side) for side in crop), [scale * factor for factor in SCALE]
+    if crop and scale != 1:
+        crop = view_size(*crop, scale)
+    scales = scale * SCALE[0], scale * SCALE[1]
     order = np.random.default_rng([seed, epoch]).permutation(len(samples)).tolist()
     groups = [order[i:i + size] for i in range(done * size, len(order), size)]
 
@@ -51,7 +53,7 @@ def training_batches(reader, samples: list[Sample], epoch: int, crop: tuple[int,
         i, counts = task
         image, label = reader(samples[i])
         if settings["augment"]:
-            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), most, factors, settings["colours"],
+            image, label = augment(image, label, np.random.default_rng([seed, epoch, i]), crop, scales, settings["colours"],
                                    settings["flip"] == "yes")
         return image, label if counts else np.full_like(label, IGNORE)
 

@@ -46,6 +46,7 @@ from support.memory import keep_memory, recompute
 from support.optimizer import sgd
 from support.ranks import Ranks
 from support.reader import Reader
+from support.start import freeze
 from support.tiles import predict_image
 
 ROUNDS = 7          # counted ones; one more before them is not, in which memory is fetched and algorithms are chosen
@@ -207,9 +208,11 @@ def ceiling(case, device, give_back):
 
 
 def network(case):
-    """The network with two classes: ours, or as published."""
+    """The network with two classes: ours, as train.py trains it, or as published."""
     net = FCN8s(2, pad=100 if case == "published" else 1, dropout=0.1)
-    if case == "published":
+    if case != "published":
+        freeze(net.vgg, 2)
+    else:
         net.vgg.fc6 = nn.Conv2d(512, 4096, kernel_size=7)
         net.vgg.fc7 = nn.Conv2d(4096, 4096, kernel_size=1)
     return net

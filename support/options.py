@@ -19,6 +19,7 @@ from support.arguments import DATA_OPTIONS, POSITIVE, WORKERS, Parser, matching,
 from support.device import suited_amp
 from support.errors import InputError
 from support.ranks import Ranks
+from support.scale import MOST
 from support.samples import DataSet
 from support.start import suited_channels
 from weights.convert import AT_ONCE
@@ -31,7 +32,10 @@ FREE_ON_RESUME = {"epochs", "data", "device", "workers", "save_every", "amp", "r
 GPU_EPOCHS = 60     # KITTI Road: 60 x 231 steps
 CPU_EPOCHS = 14     # on a processor, where 60 epochs of KITTI Road would take 17 hours
 LEAST_STEPS = 1200  # small data sets get more epochs, to make as many steps
-ENLARGED, SMALL = 1.5, 250_000  # --scale auto: the scale of images with fewer pixels; CamVid's have 172,800, KITTI's 465,750
+# What --scale auto enlarges, and how many times. CamVid's images have 172,800 pixels; on them it was measured
+# (docs/results.md). VOC's have about as many, and are enlarged too; there it was not measured. KITTI's have 465,750, and its
+# road is not thin.
+SMALL, ENLARGED = 250_000, 1.5
 PAPER_STEPS = {"at once": 300_000, "stage": 100_000}  # of --recipe paper
 
 
@@ -40,8 +44,9 @@ def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: d
 
     weights    the content of the weights file that the network begins with, or None
 
-    Four are not decided here. `device` and `workers` are picked anew on each machine (support/device.py, support/batches.py).
-    `weights` is a file to be found or downloaded, `skip_scale` is measured on the network (support/start.py).
+    Five are not decided here. `device` and `workers` are picked anew on each machine (support/device.py, support/batches.py).
+    `weights` is a file to be found or downloaded, `skip_scale` is measured on the network (support/start.py), and `scale`
+    depends on sizes that the first process alone has read (`suited_scale`).
     """
     settings["amp"] = suited_amp(settings["amp"], device)
     if settings["flip"] == "auto":
@@ -50,20 +55,27 @@ def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: d
         settings["class_weights"] = "sqrt" if data.road is None else "none"
     if settings["fc_channels"] == "auto":
         settings["fc_channels"] = suited_channels(weights)
+    if settings["freeze"] == "auto":
+        settings["freeze"] = 0 if weights is None else 2
     if settings["epochs"] == "auto":
         settings["epochs"] = suited_epochs(settings, steps_per_epoch, device)
 
 
-def suited_scale(scale: float | str, data: DataSet, sizes: dict[str, tuple[int, int]]) -> float:
-    """At how many times the size of the images a run computes: as told, or for "auto" 1.5 if they are small and show many
-    classes, among which there are thin things.
+def suited_scale(settings: dict, data: DataSet, sizes: dict[str, tuple[int, int]]) -> float:
+    """At how many times the size of its images a run computes: as told, or for "auto" ENLARGED if the median training image has
+    fewer than SMALL pixels and more than one class is sought.
 
     sizes    of the training images (counts.extent)
+
+    Raises InputError if the largest image would be too large.
     """
-    if scale != "auto":
-        return scale
-    height, width = sizes["median"]
-    return ENLARGED if data.road is None and height * width < SMALL else 1.0
+    scale = settings["scale"]
+    if scale == "auto":
+        small = math.prod(sizes["median"]) < SMALL
+        scale = ENLARGED if small and data.road is None and settings["augment"] else 1.0
+    if scale ** 2 * math.prod(sizes["largest"]) > MOST:
+        raise InputError(f"--scale {scale:g}: makes more than {MOST:,} pixels of the largest image; take a smaller one")
+    return scale
 
 
 def suited_epochs(settings: dict, steps_per_epoch: int, device: torch.device) -> int:
@@ -84,7 +96,7 @@ def settle(options: dict, saved: dict | None, defaults: dict[str, tuple]) -> dic
     """
     column = PAPER if options["recipe"] == "paper" else REAL if options["data"] else SYNTHETIC
     settings = {"data": options["data"], **{name: values[column] for name, values in defaults.items()}}
-    settings.update({"scale": 1.0, **saved["settings"]} if saved else {})  # earlier versions had no scale
+    settings.update({"scale": 1.0, "freeze": 0, **saved["settings"]} if saved else {})  # earlier versions had neither
     for name, value in options.items():
         if name in settings and value is not None:
             if saved and name not in FREE_ON_RESUME:
@@ -101,6 +113,8 @@ def check_settings(settings: dict, ranks: Ranks, resume: bool):
         raise InputError("--crop: --recipe paper trains on whole images; leave it out")
     if settings["scale"] not in ("auto", 1) and not settings["augment"]:
         raise InputError("--scale: --recipe paper trains on images as they are; leave it out")
+    if settings["weights"] == "none" and settings["freeze"] not in ("auto", 0):
+        raise InputError(f"--freeze {settings['freeze']}: goes with trained weights; random ones have to learn")
     if settings["batch_size"] < ranks.size:
         raise InputError(f"--batch-size {settings['batch_size']}: is divided among {ranks.size} processes, each needs an image")
     if ranks.size > 1 and settings["device"].startswith("cuda:"):
@@ -147,6 +161,9 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
                  "ImageNet's weights do not fit", type=positive)
     add("fc_channels", "channels of fc6 and fc7: fewer take less memory and time. auto: as many as the weights file has, or "
                        "512 if it has none", type=whole_or_auto, metavar="N")
+    add("freeze", "blocks of VGG16, from the first, that stay as the weights have them: faster, less memory. auto: 2, or 0 for "
+                  "random weights", metavar="N",
+        type=matching("auto|[0-2]", "auto, 0, 1 or 2", lambda text: text if text == "auto" else int(text)))
     add("dropout", "share of fc6 and fc7 that is set to zero at random in each training step", metavar="P",
         type=matching(r"0?\.\d+|0", "a number from 0 to 1", float))
     add("skip_scale", "numbers that pool4 and pool3 are multiplied by before they are scored, so that their score layers "
@@ -162,12 +179,13 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
                   f"as make {LEAST_STEPS} steps, and with --recipe paper as many as the authors' steps",
         type=whole_or_auto, metavar="N")
     add("batch_size", "images in a step", type=whole, metavar="N")
-    add("scale", "train and predict at this many times the size of the images: the network scores 8 x 8 pixels, and poles are "
-                 f"thinner. auto: {ENLARGED} for images of less than {SMALL:,} pixels with several classes, else 1",
+    add("scale", "train and predict at this many times the size of the images: above 1, thin things such as poles cover more "
+                 f"of the 8 x 8 pixels that share a score. auto: {ENLARGED} if the median image has less than {SMALL:,} pixels "
+                 "and more than one class is sought, else 1",
         type=matching(f"auto|{POSITIVE}", "auto or a positive number", lambda text: text if text == "auto" else float(text)),
         metavar="FACTOR")
-    add("crop", "height and width, in pixels of the image, of the largest part that a training step sees; smaller takes less "
-                "memory. none: whole images. Held-out images are always scored whole", metavar="HxW",
+    add("crop", "height and width of the largest view of an image that a training step sees; it grows with --scale. Smaller "
+                "takes less memory. none: whole images. Held-out images are always scored whole", metavar="HxW",
         type=matching(r"none|[1-9]\d{0,6}x[1-9]\d{0,6}", "none or a size, HxW"))
     add("lr", "largest learning rate", type=positive)
     add("class_weights", "what an error on a pixel costs: none: the same for all; sqrt: more for rare classes, by 1 / sqrt of "

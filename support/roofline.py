@@ -20,6 +20,7 @@ from torch import nn
 from fcn import FCN8s
 from support.arguments import Parser
 from support.dense import DenseConv2d
+from support.start import freeze
 from vgg import size_after
 
 COMPUTE = 790e12  # operations a second in bf16, of 989e12 on paper: what large matrix products are said to reach on an H100
@@ -49,11 +50,12 @@ class Count:
 
     def __init__(self, batch: int, training: bool):
         self.batch, self.training, self.found = batch, training, []
+        self.learning = False  # whether a layer before this one learns, so that the gradient has to be passed back to it
 
     def add(self, layer: str, what: str, flop: float, bytes: float):
         self.found.append(Operation(layer, what, flop, bytes))
 
-    def convolution(self, name, layer, shape, first=False):
+    def convolution(self, name, layer, shape):
         """A convolution, transposed or not, of a map of this shape. Returns the shape of its output."""
         channels, height, width = shape
         out = layer.out_channels, size_after(layer, height), size_after(layer, width)
@@ -79,16 +81,17 @@ class Count:
                 self.add(name, "gradient laid out as its weight", 0, weights * 2 * FULL)
             if layer.bias is not None:
                 self.add(name, "gradient of the bias", 0, written)
-        if self.training and not first:
+        if self.learning:
             self.add(name, "gradient of the input", flop, written + weights * HALF + (rows or read))
-        if self.training and rows:
+        if self.learning and rows:
             self.add(name, "gradient of the windows", 0, rows + read)
+        self.learning = self.learning or self.training and layer.weight.requires_grad
         return out
 
     def relu(self, name, shape):
         numbers = self.batch * torch.Size(shape).numel()
         self.add(name, "ReLU", 0, 2 * numbers * HALF)
-        if self.training:
+        if self.learning:
             self.add(name, "ReLU backward", 0, 3 * numbers * HALF)
             if name.startswith("fc"):  # the mask has a byte for each number
                 self.add(name, "dropout", 0, numbers * (2 * HALF + 1))
@@ -106,7 +109,7 @@ class Count:
         out = shape[0], size_after(layer, shape[1]), size_after(layer, shape[2])
         before, after = (self.batch * torch.Size(s).numel() for s in (shape, out))
         self.add(name, "forward", 0, before * HALF + after * (HALF + 8))  # 8: where each maximum was
-        if self.training:
+        if self.learning:
             self.add(name, "backward", 0, after * (HALF + 8) + before * HALF)
         return out
 
@@ -120,7 +123,7 @@ def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) ->
     count.add("image", "to bf16", 0, batch * torch.Size(shape).numel() * (FULL + HALF))
     for name, layer in net.vgg.named_children():
         if isinstance(layer, nn.Conv2d):
-            shape = count.convolution(name, layer, shape, first=name == "conv1_1")
+            shape = count.convolution(name, layer, shape)
             count.relu(name, shape)
         else:
             shape = count.pool(name, layer, shape)
@@ -171,7 +174,8 @@ def table(found: list[Operation]) -> str:
 
 def page() -> str:
     with torch.device("meta"):  # shapes alone
-        net = FCN8s(2)
+        net, learning = FCN8s(2), FCN8s(2)
+    freeze(net.vgg, 2)  # as train.py does
     parts = []
     for title, batch, size, training in (("A training step, 8 images of 352 x 1216", 8, (352, 1216), True),
                                          ("A training step, 1 image of 352 x 1216", 1, (352, 1216), True),
@@ -179,9 +183,11 @@ def page() -> str:
         found = operations(net, batch, size, training)
         seconds, flop = sum(o.seconds for o in found), sum(o.flop for o in found)
         memory = sum(o.seconds for o in found if o.bound == "memory")
+        all_learn = sum(o.seconds for o in operations(learning, batch, size, training))
+        all_learn = f" If the first two blocks learnt too (--freeze 0), it would be {1000 * all_learn:.2f} ms." * training
         parts.append(f"## {title}\n\nAt least {1000 * seconds:.2f} ms, at most {batch / seconds:,.0f} images a second and "
                      f"{flop / COMPUTE / seconds:.0%} of the rate.\n{memory / seconds:.0%} of the time goes to operations that "
-                     f"the memory limits.\n\n{table(found)}\n")
+                     f"the memory limits.{all_learn}\n\n{table(found)}\n")
     return TEXT.format(compute=COMPUTE / 1e12, memory=MEMORY / 1e12, start=START * 1e6) + "\n" + "\n".join(parts)
 
 
@@ -193,7 +199,8 @@ takes {start:.0f} microseconds to start an operation. Each operation takes at le
 `make gpu` measures what is really reached.
 
 **What takes more time than its computing needs.** conv1_1 and conv1_2 with their ReLUs and pool1: their maps are as large
-as the image with 64 channels, and there is little to compute for each number. And the update: it moves 134 million
+as the image with 64 channels, and there is little to compute for each number. Training computes them forward alone, since
+the first two blocks stay as ImageNet left them (`--freeze`). And the update: it moves 134 million
 weights, whatever the batch, so a batch of 1 spends far more of its time on it than a batch of 8. fc6 has three quarters
 of the weights. With one image, moving them takes most of its time; with eight, computing does.
 

@@ -15,7 +15,7 @@ from support.tiles import TILE, predict_image
 def segment(net: FCN8s, picture: Image.Image | np.ndarray, confidence: int | str | None = None, tile: int = TILE):
     """The class ids uint8 [H, W] of a picture, computed on the network's device.
 
-    net           such as FCN8s.load("runs/NAME/best.pt"), in evaluation mode; it computes at net.scale times the size
+    net           such as FCN8s.load("runs/NAME/best.pt"), in evaluation mode; it computes at net.image_scale times the size
     picture       a PIL image of any mode and size, or uint8 [H, W, 3] RGB. It is taken as it is, not turned by its EXIF tag
     confidence    a class, by id or by name: then (class ids, confidence) comes back, uint8 [H, W] both, the confidence 255
                   times the probability of that class
@@ -38,7 +38,7 @@ def segment(net: FCN8s, picture: Image.Image | np.ndarray, confidence: int | str
         if isinstance(confidence, bool) or sought[0] not in range(net.config["num_classes"]):
             raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
     weight = next(net.parameters())
-    images = as_batch(at_scale(pixels, net.scale)).to(weight.device)
+    images = as_batch(at_scale(pixels, net.image_scale)).to(weight.device)
     seen = predict_image(lambda part: net(normalise(part).to(weight.dtype)), images, net.reach, tile, sought,
                          size=pixels.shape[:2])
     mask = seen.classes.cpu().numpy()

@@ -37,7 +37,7 @@ from support.ranks import Ranks
 from support.reader import Reader
 from support.samples import DataSet, paths_below
 from support.saving import Saving
-from support.start import begin_network, read_weights
+from support.start import begin_network, freeze, read_weights
 
 SYNTHETIC = Path(__file__).resolve().parents[1] / "runs" / "synthetic-roads"  # drawn once, read by every run without --data
 
@@ -112,7 +112,7 @@ def prepare(options: dict, defaults: dict[str, tuple], ranks: Ranks, out: Path) 
         print(describe(counts, data))
         pixels, sizes = counts.pixels[:len(data.train)].sum(0), extent(counts.sizes[:len(data.train)])
         check_counts(counts, data, crop if options["crop"] else None)
-        settings["scale"] = suited_scale(settings["scale"], data, sizes)
+        settings["scale"] = suited_scale(settings, data, sizes)
         if settings["scale"] != 1:
             print(f"the network sees the images at {settings['scale']:g} times their size")
     elif settings["scale"] == "auto":
@@ -122,6 +122,7 @@ def prepare(options: dict, defaults: dict[str, tuple], ranks: Ranks, out: Path) 
     steps_per_epoch = math.ceil(len(data.train) / settings["batch_size"])
     resolve_auto(settings, data, device, weights, steps_per_epoch)
     net = restored_network(saved) if saved else begin_network(settings, data, reader, crop, weights, path)
+    freeze(net.vgg, settings["freeze"])
     net = net.to(device)  # the weights stay contiguous; the images are channels_last
     optimizer = sgd(net, settings)
     total_steps = settings["epochs"] * steps_per_epoch

@@ -119,16 +119,19 @@ def predict_image(compute: Callable, image: torch.Tensor, reach: float, tile: in
     labels          int64 [1, H, W], class ids or IGNORE; with them the loss is computed too
     class_weights   of the loss, see `cross_entropy`
     size            (H, W) of the result and the labels, if it is not that of the image
-    tell            see `tiled`
+    tell            see `tiled`; with `more`, the parts of all views are counted
     more            other views of the same picture, (image, whether it is mirrored); the probabilities of all are averaged
     """
     size = tuple(size or image.shape[2:])
+    views = [(image, False), *more]
 
-    def scored(view):
-        parts = tiled(compute, view, reach, tile, tell)
+    def scored(number, view):
+        count = tell and (lambda done, parts: tell(number * parts + done, len(views) * parts))
+        parts = tiled(compute, view, reach, tile, count)
         return parts if size == view.shape[2:] else stretched(parts, *view.shape[2:], size)
 
-    parts = averaged([(scored(view), mirrored) for view, mirrored in [(image, False), *more]], *size) if more else scored(image)
+    each = [(scored(number, view), mirrored) for number, (view, mirrored) in enumerate(views)]
+    parts = averaged(each, *size) if more else each[0][0]
     classes = torch.empty(size, dtype=torch.uint8, device=image.device)
     confidences, total, valid = classes.new_empty(len(sought), *classes.shape), 0.0, 0
     for rows, columns, scores in parts:

@@ -66,9 +66,16 @@ def test_an_exported_file_enlarges_pictures_as_segment_does(tmp_path, ending):
         scores = run(picture.transpose(2, 0, 1)[None])
         assert scores.shape == (1, 2, *picture.shape[:2])
         same = (scores[0].argmax(0) == segment(net, picture)).mean()  # the file does not round the enlarged picture to bytes
-        net.scale = 1.0
+        net.image_scale = 1.0
         assert same > 0.97 and (scores[0].argmax(0) == segment(net, picture)).mean() < 0.9 and len(np.unique(scores[0].argmax(0))) == 2
-        net.scale = 1.5
+        net.image_scale = 1.5
+
+
+def test_a_network_of_reduced_pictures_is_not_exported(tmp_path, capsys):
+    checkpoint = saved(tmp_path / "best.pt", lively(1, 8), ["road", "sky"])
+    save_tensors({**read_tensors(checkpoint), "settings": {"scale": 0.5}}, checkpoint)
+    assert export.main([str(checkpoint), str(tmp_path / "out.pt2")]) == 2
+    assert "was trained at 0.5 times the size" in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("difference", [0.01, float("nan")])

@@ -11,13 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fcn import FCN8s
 from support.roofline import COMPUTE, MEMORY, START, Operation, operations, page
+from support.start import freeze
 
 
 @given(batch=st.integers(1, 8), height=st.integers(33, 400), width=st.integers(33, 400), classes=st.integers(1, 30),
-       learnt=st.booleans(), training=st.booleans())
-def test_floating_point_operations_are_those_that_pytorch_counts(batch, height, width, classes, learnt, training):
+       learnt=st.booleans(), training=st.booleans(), frozen=st.integers(0, 2))
+def test_floating_point_operations_are_those_that_pytorch_counts(batch, height, width, classes, learnt, training, frozen):
     with torch.device("meta"):
         net, image = FCN8s(classes, learn_upsampling=learnt, dropout=0), torch.empty(batch, 3, height, width)
+    freeze(net.vgg, frozen)
     with torch.set_grad_enabled(training), FlopCounterMode(display=False) as counter:
         scores = net.train(training)(image)
         if training:

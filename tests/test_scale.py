@@ -10,6 +10,9 @@ from conftest import lively
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.errors import InputError
+from support.options import suited_scale
+from support.samples import DataSet
 from support.scale import Scale, at_scale
 from support.tiles import predict_image, stretched, tiled
 
@@ -42,12 +45,26 @@ def test_a_result_of_another_size_has_the_classes_and_confidences_of_the_stretch
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 3))
 def test_a_picture_is_computed_at_the_factor_times_its_size(height, width, factor):
     image = np.full((height, width, 3), 77, np.uint8)
-    size = max(1, round(height * factor)), max(1, round(width * factor))
+    size = max(1, int(height * factor)), max(1, int(width * factor))
     assert Scale(None)("a.png", image) == (height, width) and at_scale(image, 1.0) is image
     assert Scale(None, factor=factor)("a.png", image) == Scale(None, own=factor)("a.png", image) == size
     assert Scale(None, own=7, size=(20, 31))("a.png", image) == (20, 31)
     seen = at_scale(image, factor)
     assert seen.shape == (*size, 3) and (seen == 77).all()
+
+
+@pytest.mark.parametrize("size, road, augment, scale", [
+    ((360, 480), None, True, 1.5), ((375, 500), None, True, 1.5), ((375, 1242), None, True, 1.0), ((360, 480), 1, True, 1.0),
+    ((360, 480), None, False, 1.0)])
+def test_small_images_of_several_classes_are_enlarged_and_others_are_not(size, road, augment, scale):
+    """CamVid and VOC; not KITTI's size, not a road alone, not with --recipe paper, which trains on images as they are."""
+    data = DataSet("", ["not road", "road"] if road else ["road", "car", "pole"], [], [], None)
+    sizes = {"median": size, "largest": size}
+    assert data.road == road
+    assert suited_scale({"scale": "auto", "augment": augment}, data, sizes) == scale
+    assert suited_scale({"scale": 2.0, "augment": True}, data, sizes) == 2
+    with pytest.raises(InputError, match="--scale 50: makes more than"):
+        suited_scale({"scale": 50.0, "augment": True}, data, sizes)
 
 
 @pytest.mark.parametrize("shape, factor, warned", [

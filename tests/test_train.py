@@ -248,6 +248,27 @@ def test_a_network_trained_at_a_scale_is_scored_and_used_at_that_scale(scenes, t
     assert tables[()] == tables["--scale", "2"] != tables["--scale", "1"]
 
 
+def test_balance_and_the_crop_follow_the_scale(scenes, tmp_path, monkeypatch):
+    seen, forward = [], VGG16.forward
+    monkeypatch.setattr(VGG16, "forward", lambda net, images: seen.append((net.training, *images.shape[2:])) or forward(net, images))
+    assert run(scenes, tmp_path, "--epochs", "1", "--scale", "2", "--crop", "32x48") == 0
+    assert seen[0] == (False, 64, 96)  # `balance`, on the part of an image of 32 x 48
+    views = [size for training, *size in seen if training]
+    assert all(height <= 64 and width <= 96 for height, width in views) and [64, 96] in views
+
+
+@pytest.mark.parametrize("more, frozen", [([], 2), (["--freeze", "1"], 1), (["--freeze", "0"], 0)])
+def test_the_first_blocks_of_a_trained_network_stay_as_they_are_and_all_others_learn(scenes, tmp_path, more, frozen):
+    assert run(scenes, tmp_path / "first", "--lr", "0.02") == 0
+    assert run(scenes, tmp_path / "second", "--lr", "0.02", "--weights", str(tmp_path / "first/best.pt"), *more) == 0
+    before, after = (weights_of(tmp_path / name / "best.pt") for name in ("first", "second"))
+    layers = [name.removesuffix(".weight") for name in before if name.startswith("vgg.") and name.endswith(".weight")]
+    kept = {name for name in layers if torch.equal(before[f"{name}.weight"], after[f"{name}.weight"])}
+    assert kept == {name for name in layers if name.startswith(tuple(f"vgg.conv{i + 1}_" for i in range(frozen)))}
+    assert read_tensors(tmp_path / "first/best.pt")["settings"]["freeze"] == 0  # random weights have to learn
+    assert read_tensors(tmp_path / "second/best.pt")["settings"]["freeze"] == frozen
+
+
 def test_a_run_of_an_earlier_version_goes_on_at_the_size_of_its_images(scenes, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(scenes, whole, "--scale", "1")
@@ -255,7 +276,8 @@ def test_a_run_of_an_earlier_version_goes_on_at_the_size_of_its_images(scenes, t
     with pytest.raises(SystemExit):
         run(scenes, cut, "--scale", "1")
     last = read_tensors(cut / "last.pt")
-    del last["settings"]["scale"]
+    for name in ("scale", "freeze"):
+        del last["settings"][name]
     save_tensors(last, cut / "last.pt")
     assert train.main(["--resume", "--out", str(cut)]) == 0
     assert log_of(cut) == log_of(whole)
