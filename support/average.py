@@ -1,8 +1,7 @@
 """Several views of one picture: enlarged, reduced, mirrored. Their probabilities are averaged.
 
-The network errs differently on each view, and some of the errors cancel out (docs/results.md has figures). Each view is a
-prediction of its own: at factor F it takes F x F times as long as at 1. Published scores are often taken so; a comparison
-must say it.
+The network errs differently on each view, and some of the errors cancel out. Each view is a prediction of its own: at
+factor F it takes F x F times as long as at 1. Published scores are often taken so; a comparison must say it.
 """
 
 from __future__ import annotations
