@@ -211,7 +211,7 @@ def network(case):
     """The network with two classes: ours, as train.py trains it, or as published."""
     net = FCN8s(2, pad=100 if case == "published" else 1, dropout=0.1)
     if case != "published":
-        freeze(net.vgg, 2)
+        freeze(net.vgg)
     else:
         net.vgg.fc6 = nn.Conv2d(512, 4096, kernel_size=7)
         net.vgg.fc7 = nn.Conv2d(4096, 4096, kernel_size=1)

@@ -101,7 +101,7 @@ class Count:
         """A skip times its factor; and backward, where its gradient is added to that of the next block."""
         numbers = self.batch * torch.Size(shape).numel()
         self.add(name, "times its factor", 0, 2 * numbers * HALF)
-        if self.training:
+        if self.learning:
             self.add(name, "times its factor, backward", 0, 2 * numbers * HALF)
             self.add(name, "sum of two gradients", 0, 3 * numbers * HALF)
 
@@ -116,7 +116,7 @@ class Count:
 
 def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) -> list[Operation]:
     """All operations of a prediction, or of a training step, on `batch` images of this size (height, width)."""
-    count, maps = Count(batch, training), {}  # maps: the shape of each layer's output
+    count, maps, learning = Count(batch, training), {}, {}  # of each layer's output: the shape, and whether it has a gradient
     shape = (3, *size)
     for what, width in (("to fp32", 1), ("minus the mean", FULL), ("over the deviation", FULL)):
         count.add("image", what, 0, batch * torch.Size(shape).numel() * (width + FULL))
@@ -127,14 +127,18 @@ def operations(net: FCN8s, batch: int, size: tuple[int, int], training: bool) ->
             count.relu(name, shape)
         else:
             shape = count.pool(name, layer, shape)
-        maps[name] = shape
+        maps[name], learning[name] = shape, count.learning
     shape = count.convolution("score_fr", net.score_fr, shape)
     count.convolution("upscore2", net.upscore2, shape)
+    count.learning = learning["pool4"]
     count.scale("pool4", maps["pool4"])
     count.convolution("score_pool4", net.score_pool4, maps["pool4"])
+    count.learning = training
     count.convolution("upscore_pool4", net.upscore_pool4, (shape[0], *maps["pool4"][1:]))  # cut to the size of pool4
+    count.learning = learning["pool3"]
     count.scale("pool3", maps["pool3"])
     count.convolution("score_pool3", net.score_pool3, maps["pool3"])
+    count.learning = training
     count.convolution("upscore8", net.upscore8, (shape[0], *maps["pool3"][1:]))
     pixels = batch * size[0] * size[1]
     scores = shape[0] * pixels
@@ -175,7 +179,7 @@ def table(found: list[Operation]) -> str:
 def page() -> str:
     with torch.device("meta"):  # shapes alone
         net, learning = FCN8s(2), FCN8s(2)
-    freeze(net.vgg, 2)  # as train.py does
+    freeze(net.vgg)  # as train.py does
     parts = []
     for title, batch, size, training in (("A training step, 8 images of 352 x 1216", 8, (352, 1216), True),
                                          ("A training step, 1 image of 352 x 1216", 1, (352, 1216), True),
@@ -184,7 +188,7 @@ def page() -> str:
         seconds, flop = sum(o.seconds for o in found), sum(o.flop for o in found)
         memory = sum(o.seconds for o in found if o.bound == "memory")
         all_learn = sum(o.seconds for o in operations(learning, batch, size, training))
-        all_learn = f" If the first two blocks learnt too (--freeze 0), it would be {1000 * all_learn:.2f} ms." * training
+        all_learn = f" If all layers learnt (--freeze 0), it would be {1000 * all_learn:.2f} ms." * training
         parts.append(f"## {title}\n\nAt least {1000 * seconds:.2f} ms, at most {batch / seconds:,.0f} images a second and "
                      f"{flop / COMPUTE / seconds:.0%} of the rate.\n{memory / seconds:.0%} of the time goes to operations that "
                      f"the memory limits.{all_learn}\n\n{table(found)}\n")
@@ -200,7 +204,7 @@ takes {start:.0f} microseconds to start an operation. Each operation takes at le
 
 **What takes more time than its computing needs.** conv1_1 and conv1_2 with their ReLUs and pool1: their maps are as large
 as the image with 64 channels, and there is little to compute for each number. Training computes them forward alone, since
-the first two blocks stay as ImageNet left them (`--freeze`). And the update: it moves 134 million
+the first blocks stay as ImageNet left them (`--freeze`). And the update: it moves 132 million
 weights, whatever the batch, so a batch of 1 spends far more of its time on it than a batch of 8. fc6 has three quarters
 of the weights. With one image, moving them takes most of its time; with eight, computing does.
 

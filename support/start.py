@@ -23,6 +23,7 @@ from vgg import VGG16
 from weights.convert import convert, download
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "vgg16.pth"
+FROZEN = 3          # blocks of trained weights that stay as they are, unless --freeze says otherwise
 SKIP_LENGTH = 2.0   # how much longer pool4 and pool3 are made than fc7, see `balance`
 
 
@@ -182,7 +183,7 @@ def take_over(net: FCN8s, weights: dict, path: Path, classes: list[str]) -> str:
     return f"{path}: taken over from a trained network; {', '.join(fresh) or 'nothing'} starts fresh{why}"
 
 
-def freeze(vgg: VGG16, blocks: int):
+def freeze(vgg: VGG16, blocks: int = FROZEN):
     """Let blocks 1 ... `blocks` of VGG16 stay as they are: they get no gradient, and none is passed back through them.
 
     Edges and textures are the same on ImageNet as on a street, and a million images have taught them better than a few

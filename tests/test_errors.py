@@ -200,7 +200,7 @@ def test_masks_without_a_class_that_counts_are_refused(originals, tmp_path, caps
 
 @pytest.mark.parametrize("arguments, said", [
     ("--crop 0x0", "--crop"), ("--crop 64", "--crop"), ("--crop 900x900", "every image is smaller"), ("--lr nan", "--lr"),
-    ("--scale 0", "--scale"), ("--scale big", "--scale"), ("--scale 1e9", "take a smaller one"), ("--freeze 3", "--freeze"),
+    ("--scale 0", "--scale"), ("--scale big", "--scale"), ("--scale 1e9", "take a smaller one"), ("--freeze 4", "--freeze"),
     ("--freeze 1 --weights none", "random ones have to learn"), ("--recipe paper --scale 2 --crop none", "images as they are"),
     ("--lr 0", "--lr"), ("--lr 0.0e5", "--lr"), ("--epochs -1", "--epochs"), ("--epochs 1.5", "--epochs"),
     ("--batch-size 0", "--batch-size"), ("--width 0", "--width"), ("--stride 7", "--stride"), ("--pad 50", "pad is 50"),

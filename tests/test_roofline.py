@@ -15,7 +15,7 @@ from support.start import freeze
 
 
 @given(batch=st.integers(1, 8), height=st.integers(33, 400), width=st.integers(33, 400), classes=st.integers(1, 30),
-       learnt=st.booleans(), training=st.booleans(), frozen=st.integers(0, 2))
+       learnt=st.booleans(), training=st.booleans(), frozen=st.integers(0, 3))
 def test_floating_point_operations_are_those_that_pytorch_counts(batch, height, width, classes, learnt, training, frozen):
     with torch.device("meta"):
         net, image = FCN8s(classes, learn_upsampling=learnt, dropout=0), torch.empty(batch, 3, height, width)
