@@ -59,7 +59,8 @@ DEFAULTS = {
     "fc_channels":   ("auto",     256,        4096),       # of fc6 and fc7. auto: as the weights have them, or 512 if those
                                                            # are convolutions alone (start.suited_channels)
     "weights":       ("auto",     "none",     "auto"),     # ImageNet is worth thousands of labels; the demo downloads nothing
-    "freeze":        ("auto",     0,          0),          # blocks of VGG16 that stay as ImageNet left them. auto: three
+    "freeze":        ("auto",     0,          0),          # blocks of VGG16 that stay as ImageNet left them. auto: 3, for a
+                                                           # road 2 (start.freeze)
     "dropout":       (0.1,        0.1,        0.5),        # 0.5 suits trained fc6 and fc7. With new ones the scores with and
                                                            # without dropout then disagree
     "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3 (start.balance)

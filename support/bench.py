@@ -46,7 +46,7 @@ from support.memory import keep_memory, recompute
 from support.optimizer import sgd
 from support.ranks import Ranks
 from support.reader import Reader
-from support.start import freeze
+from support.start import FROZEN_ROAD, freeze
 from support.tiles import predict_image
 
 ROUNDS = 7          # counted ones; one more before them is not, in which memory is fetched and algorithms are chosen
@@ -211,7 +211,7 @@ def network(case):
     """The network with two classes: ours, as train.py trains it, or as published."""
     net = FCN8s(2, pad=100 if case == "published" else 1, dropout=0.1)
     if case != "published":
-        freeze(net.vgg)
+        freeze(net.vgg, FROZEN_ROAD)
     else:
         net.vgg.fc6 = nn.Conv2d(512, 4096, kernel_size=7)
         net.vgg.fc7 = nn.Conv2d(4096, 4096, kernel_size=1)

@@ -21,7 +21,7 @@ from support.errors import InputError
 from support.ranks import Ranks
 from support.scale import MOST
 from support.samples import DataSet
-from support.start import FROZEN, suited_channels
+from support.start import FROZEN, FROZEN_ROAD, suited_channels
 from weights.convert import AT_ONCE
 
 REAL, SYNTHETIC, PAPER = range(3)  # the columns of the defaults: with --data, without it, with --recipe paper
@@ -56,7 +56,7 @@ def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: d
     if settings["fc_channels"] == "auto":
         settings["fc_channels"] = suited_channels(weights)
     if settings["freeze"] == "auto":
-        settings["freeze"] = 0 if weights is None else FROZEN
+        settings["freeze"] = 0 if weights is None else FROZEN if data.road is None else FROZEN_ROAD
     if settings["epochs"] == "auto":
         settings["epochs"] = suited_epochs(settings, steps_per_epoch, device)
 
@@ -161,8 +161,8 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
                  "ImageNet's weights do not fit", type=positive)
     add("fc_channels", "channels of fc6 and fc7: fewer take less memory and time. auto: as many as the weights file has, or "
                        "512 if it has none", type=whole_or_auto, metavar="N")
-    add("freeze", "blocks of VGG16, from the first, that stay as the weights have them: faster, less memory. auto: 3, or 0 for "
-                  "random weights", metavar="N",
+    add("freeze", "blocks of VGG16, from the first, that stay as the weights have them: faster, less memory. auto: "
+                  f"{FROZEN}, {FROZEN_ROAD} for a road alone, 0 for random weights", metavar="N",
         type=matching("auto|[0-3]", "auto, 0, 1, 2 or 3", lambda text: text if text == "auto" else int(text)))
     add("dropout", "share of fc6 and fc7 that is set to zero at random in each training step", metavar="P",
         type=matching(r"0?\.\d+|0", "a number from 0 to 1", float))

@@ -20,7 +20,7 @@ from torch import nn
 from fcn import FCN8s
 from support.arguments import Parser
 from support.dense import DenseConv2d
-from support.start import freeze
+from support.start import FROZEN_ROAD, freeze
 from vgg import size_after
 
 COMPUTE = 790e12  # operations a second in bf16, of 989e12 on paper: what large matrix products are said to reach on an H100
@@ -179,7 +179,7 @@ def table(found: list[Operation]) -> str:
 def page() -> str:
     with torch.device("meta"):  # shapes alone
         net, learning = FCN8s(2), FCN8s(2)
-    freeze(net.vgg)  # as train.py does
+    freeze(net.vgg, FROZEN_ROAD)  # as train.py does
     parts = []
     for title, batch, size, training in (("A training step, 8 images of 352 x 1216", 8, (352, 1216), True),
                                          ("A training step, 1 image of 352 x 1216", 1, (352, 1216), True),

@@ -23,8 +23,8 @@ from vgg import VGG16
 from weights.convert import convert, download
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights" / "vgg16.pth"
-FROZEN = 3          # blocks of trained weights that stay as they are, unless --freeze says otherwise
-SKIP_LENGTH = 2.0   # how much longer pool4 and pool3 are made than fc7, see `balance`
+FROZEN, FROZEN_ROAD = 3, 2  # blocks of trained weights that stay as they are, for several classes and for a road alone
+SKIP_LENGTH = 2.0           # how much longer pool4 and pool3 are made than fc7, see `balance`
 
 
 def read_weights(name: str, width: float) -> tuple[dict | None, Path | None]:
@@ -183,12 +183,14 @@ def take_over(net: FCN8s, weights: dict, path: Path, classes: list[str]) -> str:
     return f"{path}: taken over from a trained network; {', '.join(fresh) or 'nothing'} starts fresh{why}"
 
 
-def freeze(vgg: VGG16, blocks: int = FROZEN):
+def freeze(vgg: VGG16, blocks: int):
     """Let blocks 1 ... `blocks` of VGG16 stay as they are: they get no gradient, and none is passed back through them.
 
     Edges and textures are the same on ImageNet as on a street, and a million images have taught them better than a few
-    hundred can. The maps of the first two blocks are the largest, so without their backward pass a step takes three quarters
-    of the time. (Girshick 2015, section 4.5, trains VGG16 from conv3_1 on for the same reasons.)
+    hundred can. On streets that no training image showed, a third frozen block helped eleven classes and cost KITTI's lane
+    three points (docs/results.md). The maps of the first two blocks are the largest, so without their backward pass a step
+    takes three quarters of the time; without that of three blocks, half. (Girshick 2015, section 4.5, trains VGG16 from
+    conv3_1 on for the same reasons.)
     """
     frozen = tuple(f"conv{i}_" for i in range(1, blocks + 1))
     for name, layer in vgg.named_children():

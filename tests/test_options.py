@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import train
 from support import options
 from support.optimizer import learning_rate
+from support.samples import DataSet
 
 DEFAULTS, PAPER = ({name: values[column] for name, values in train.DEFAULTS.items()} for column in (0, 2))
 
@@ -34,3 +35,12 @@ def test_the_authors_recipe_makes_their_steps():
     assert abs(steps() - 300_000) < 8498
     for stage in ({"stride": 32}, {"stride": 16, "skip_scale": "1,1"}, {"stride": 8, "skip_scale": "1,1"}):
         assert abs(steps(**stage) - 100_000) < 8498
+
+
+@pytest.mark.parametrize("classes, class_weights, frozen", [(["not road", "road"], "none", 2), (["sky", "road", "car"], "sqrt", 3)])
+def test_the_recipe_follows_from_whether_a_road_or_several_classes_are_sought(classes, class_weights, frozen):
+    for weights, blocks in ((None, 0), ({}, frozen)):  # random ones have to learn
+        settings = dict(DEFAULTS)
+        options.resolve_auto(settings, DataSet("", classes, [], [], lambda path: None), torch.device("cpu"), weights, 100)
+        assert "auto" not in (settings["epochs"], settings["fc_channels"], settings["amp"], settings["flip"])
+        assert (settings["class_weights"], settings["freeze"]) == (class_weights, blocks)

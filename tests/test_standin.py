@@ -3,6 +3,7 @@
 import inspect
 import textwrap
 from collections import Counter
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -129,6 +130,17 @@ def test_a_gpu_is_fed_by_every_core_and_a_processor_by_two_threads(monkeypatch, 
     assert batches.suited_workers(3, torch.device(name)) == 3
 
 
+@contextmanager
+def several_threads():
+    """On one thread, the processor lays out the gradient of a 1 x 1 convolution as its weight. CUDA does not, nor do two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 # What is told to a GPU is done later and in streams. Each of these lines has a fault as its consequence if it is missing; on a real
 # device it would be a wrong number once in a thousand steps, or a step twice as long.
 LINES = [
@@ -151,7 +163,7 @@ def test_a_line_that_cuda_needs_is_missed_if_it_is_not_there(scenes, tmp_path, m
     names = dict(function.__globals__)
     exec(compile("from __future__ import annotations\n" + source.replace(line, without), function.__name__, "exec"), names)
     monkeypatch.setattr(function, "__code__", names[function.__name__].__code__)
-    with standin(monkeypatch) as gpu:
+    with standin(monkeypatch) as gpu, several_threads():
         waits = count_waits_of_steps(monkeypatch, gpu)
         try:
             assert train.main(["--data", str(scenes), "--out", str(tmp_path / "run"), *TINY, "--device", "cuda"]) == 0

@@ -257,7 +257,7 @@ def test_balance_and_the_crop_follow_the_scale(scenes, tmp_path, monkeypatch):
     assert all(height <= 64 and width <= 96 for height, width in views) and [64, 96] in views
 
 
-@pytest.mark.parametrize("more, frozen", [([], 3), (["--freeze", "1"], 1), (["--freeze", "0"], 0)])
+@pytest.mark.parametrize("more, frozen", [([], 2), (["--freeze", "3"], 3), (["--freeze", "1"], 1), (["--freeze", "0"], 0)])
 def test_the_first_blocks_of_a_trained_network_stay_as_they_are_and_all_others_learn(scenes, tmp_path, more, frozen):
     assert run(scenes, tmp_path / "first", "--lr", "0.02") == 0
     assert run(scenes, tmp_path / "second", "--lr", "0.02", "--weights", str(tmp_path / "first/best.pt"), *more) == 0
