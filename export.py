@@ -4,7 +4,8 @@
     python export.py runs/NAME/best.pt road.pt2      for PyTorch: torch.export.load("road.pt2").module()
 
 Input `image`: uint8 [N, 3, H, W], RGB as it is decoded, for every N, and every H and W from 32 on. The normalisation is inside,
-and so is the scale of the training: the file enlarges the images and brings the scores back to their size.
+and so is the scale of the training: the file enlarges the images and brings the scores back to their size. (Networks of
+scales below 1 are refused.)
 Output `scores`: float32 [N, C, H, W]. The most probable class of a pixel has the largest score; softmax over C gives
 probabilities. Metadata: `classes` (a JSON list of names), `mean` and `std` (JSON lists, of RGB in 0..1), and `sha256` of the
 checkpoint. In a .pt2 file they are one extra file, metadata.json.
@@ -60,7 +61,8 @@ class Deployed(nn.Module):
         image = normalise(image)
         if self.net.image_scale == 1:
             return self.net(image).float()
-        scores = self.net(F.interpolate(image, scale_factor=self.net.image_scale, mode="bilinear"))
+        scores = self.net(F.interpolate(image, scale_factor=self.net.image_scale, mode="bilinear",
+                                        recompute_scale_factor=True))  # by the ratio of the rounded sizes, as on the way back
         return F.interpolate(scores.float(), size=image.shape[2:], mode="bilinear")
 
 

@@ -241,7 +241,8 @@ def score_folder(results: Path, training: Path, space: str | None = None) -> Roa
     if not truths:
         raise InputError(f"{training / 'gt_image_2'}: no ground truth such as um_road_000000.png")
     if not maps:
-        raise InputError(f"{results}: holds no confidence maps")
+        below = next((f"; {results / name} does" for name in ("bev", "confidence") if (results / name).is_dir()), "")
+        raise InputError(f"{results}: holds no confidence maps{below}")
     for name in maps:
         if name not in truths:
             raise InputError(f"{maps[name]}: there is no ground truth of this name in {training / 'gt_image_2'}")

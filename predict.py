@@ -5,8 +5,8 @@
     python predict.py best.pt --kitti DIR              KITTI Road's test images, and submission.zip for its server
 
 The results are in the folder --out: overlay/, mask/ and, with --confidence, confidence/, each with the folders and names of
-the input. Masks are palette PNGs of class ids; confidences are 8-bit grey, 255 times the probability of a class.
-Exit status 1: some pictures could not be read. They are named at the end, all others are done.
+the input (of KITTI Road with the names of its ground truth: um_road_000000.png for um_000000.png). Masks are palette PNGs of class ids; confidences are 8-bit grey, 255 times the probability of a class.
+Exit status 1: some pictures could not be read or were too large. They are named at the end, all others are done.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ OUT = "predictions"
 def predict(options, failed: list[str]):
     """Run the network on every picture, write the results, and print or pack what was asked for.
 
-    A message for each picture that cannot be read is added to `failed`. Raises InputError.
+    A message for each picture that cannot be done is added to `failed`. Raises InputError.
     """
     if options.scores and not options.scores.parent.is_dir():  # better now than after an hour
         raise InputError(f"{options.scores}: there is no folder {options.scores.parent} to write into")
@@ -83,7 +83,7 @@ def predict(options, failed: list[str]):
         archive.unlink(missing_ok=True)  # it would look like this run's
     matrix, pixels, road_measures, rows = 0, 0, RoadMeasures(), []
     own = saved["settings"]["scale"]
-    scale = Scale(saved.get("sizes"), own, options.scale, options.size, max(options.views.factors))
+    scale = Scale(saved.get("sizes"), own, options.scale, options.size, options.views.factors)
     progress = Progress(len(jobs))
 
     def tell(part, parts):
@@ -99,7 +99,12 @@ def predict(options, failed: list[str]):
                 progress.due()
                 continue
             image, label = content
-            views = views_of(image, *scale(job.picture, image), options.views)
+            try:
+                views = views_of(image, *scale(job.picture, image), options.views)
+            except InputError as error:  # it would be too large
+                failed.append(str(error))
+                progress.due()
+                continue
             (first, _), *more = [(view.to(device), mirrored) for view, mirrored in views]
             seen = predict_image(compute, first, net.reach, options.tile, sought, size=image.shape[:2], tell=tell, more=more)
             predicted, confidences = seen.classes.cpu(), dict(zip(sought, seen.confidences.cpu()))
@@ -200,7 +205,7 @@ def pack(archive: Path, maps: list[Path]):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 if some pictures could not be read, 2 if it ended
+    """Run the command line; returns the exit status: 0, 1 if some pictures could not be done, 2 if it ended
     early, 130 if it was stopped."""
     options = parse(argv)
     failed = []

@@ -59,8 +59,8 @@ DEFAULTS = {
     "fc_channels":   ("auto",     256,        4096),       # of fc6 and fc7. auto: as the weights have them, or 512 if those
                                                            # are convolutions alone (start.suited_channels)
     "weights":       ("auto",     "none",     "auto"),     # ImageNet is worth thousands of labels; the demo downloads nothing
-    "freeze":        ("auto",     0,          0),          # blocks of VGG16 that stay as ImageNet left them. auto: 3, for a
-                                                           # road 2 (start.freeze)
+    "freeze":        ("auto",     0,          0),          # blocks of VGG16 that stay as they are. auto: 3, for a road
+                                                           # alone 2, of random weights 0 (start.freeze)
     "dropout":       (0.1,        0.1,        0.5),        # 0.5 suits trained fc6 and fc7. With new ones the scores with and
                                                            # without dropout then disagree
     "skip_scale":    ("auto",     "auto",     "0.01,0.0001"),  # factors on pool4 and pool3 (start.balance)
@@ -81,7 +81,7 @@ DEFAULTS = {
     "seed":          (0,          0,          0),          # of weights, order, views and dropout
     "save_every":    ("auto",     "auto",     "auto"),     # steps between checkpoints. auto: by steps and by their cost
                                                            # (support/saving.py)
-    "recompute":     (False,      False,      False),      # less memory for a third more time (support/memory.py)
+    "recompute":     (False,      False,      False),      # less memory for a quarter more time (support/memory.py)
     "compile":       (False,      False,      False),      # torch.compile; needs a C++ compiler, and minutes to begin with
     "split_seed":    (0,          0,          0),          # of the held-out images: apart from `seed`, so that runs with other
                                                            # seeds are scored on the same images
@@ -102,7 +102,7 @@ def train(run: Run, stop: Stop):
     """The training loop, from the first step (or the one after a checkpoint's) to the last."""
     settings, data, net, optimizer, ranks, out = run.settings, run.data, run.net, run.optimizer, run.ranks, run.out
     step, best, log, loss_sum, spent = run.step, run.best, run.log, run.loss_sum, run.spent
-    steps_per_epoch, total_steps, scale = run.steps_per_epoch, run.total_steps, run.loss_scale
+    steps_per_epoch, total_steps, loss_scale = run.steps_per_epoch, run.total_steps, run.loss_scale
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     print(f"{sum(p.numel() for p in parameters):,} trainable parameters on "
           f"{f'{ranks.size} times {run.device.type}' if ranks.size > 1 else run.device}"
@@ -117,7 +117,7 @@ def train(run: Run, stop: Stop):
         if ranks.first:
             within = spent + time.perf_counter() - started if step > len(log) * steps_per_epoch else 0.0
             saving.last({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                         "best": best, "log": log, "loss_sum": loss_sum, "loss_scale": scale.state(), "spent": within}, out)
+                         "best": best, "log": log, "loss_sum": loss_sum, "loss_scale": loss_scale.state(), "spent": within}, out)
 
     stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):
@@ -139,10 +139,10 @@ def train(run: Run, stop: Stop):
             pixels = ranks.sum((labels != IGNORE).sum())  # the valid pixels of the whole batch
             loss = cross_entropy(scores, labels, pixels, run.class_weights)
             objective = loss * pixels if settings["loss"] == "sum" else loss
-            (ranks.size * objective * scale.value).backward()  # times size, since the processes' gradients are averaged
-            scale.divide(parameters)  # of fp16 alone (support/loss_scale.py)
+            (ranks.size * objective * loss_scale.value).backward()  # times size: the processes' gradients are averaged
+            loss_scale.divide(parameters)  # of fp16 alone (support/loss_scale.py)
             norm = nn.utils.clip_grad_norm_(parameters, settings["clip"] or math.inf)
-            if taken := scale.accepts(norm):
+            if taken := loss_scale.accepts(norm):
                 optimizer.step()
             run.give_back(images.shape)
 

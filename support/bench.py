@@ -4,7 +4,8 @@
 
 The image is 375x1242, as KITTI's, with two classes. The weights are fresh; the time does not depend on them. On a GPU
 (--device cuda) a step takes 8 images of 352x1216. `published` is the authors' network: a border of 100, fp32, a plain
-convolution for fc6, memory as PyTorch asks for it, an update that goes over the weights one tensor after the other.
+convolution for fc6, memory as PyTorch asks for it, an update that goes over the weights one tensor after the other. In it all
+layers learn; in ours two blocks stay as they are, as in train.py for a road.
 `from files` is a step as train.py makes it: PNGs read and decoded anew each time, random views of many sizes, put together
 and copied while the last step is computed. Only checkpoints are left out; they take 2 % at most (support/saving.py).
 

@@ -58,8 +58,9 @@ def choose_jobs(options, saved: dict, road: int | None) -> tuple[list[Job], Call
             warn("predict.py", f"{options.data}: {len(trained)} of these {counted(len(samples), 'image')} have the names of "
                                f"images that the network was trained on, as {Path(trained[0]).name}; their scores are too good")
         if not jobs:
-            raise InputError(f"{options.data}: has no test images, for --split test; they go into a folder test, or test.txt "
-                             "names them")
+            raise InputError(f"{options.data}: has no test images, for --split test; " + (
+                "KITTI Road's have no ground truth: --kitti predicts them" if data.kitti else
+                "they go into a folder test, or test.txt names them"))
     else:
         jobs, data = picture_jobs(options.inputs, options.out), None
     folders = [*options.only, *confidence_folders(options, saved["classes"], road).values(), *["bev"] * bool(options.kitti)]

@@ -18,7 +18,7 @@ from vgg import VGG16
 def recompute(net: VGG16):
     """Keep only the pools from the forward pass, and compute the rest a second time in the backward pass.
 
-    The gradients are the same bit for bit. A training step takes less memory and about a third more time.
+    The gradients are the same bit for bit. A training step takes less memory and about a quarter more time.
     """
     for name in ("block1", "block2", "block3", "block4", "block5", "dense"):
         setattr(net, name, partial(kept_input, getattr(net, name)))

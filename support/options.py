@@ -30,7 +30,7 @@ REAL, SYNTHETIC, PAPER = range(3)  # the columns of the defaults: with --data, w
 FREE_ON_RESUME = {"epochs", "data", "device", "workers", "save_every", "amp", "recompute", "compile"}
 # What --epochs auto comes to:
 GPU_EPOCHS = 60     # KITTI Road: 60 x 231 steps
-CPU_EPOCHS = 14     # on a processor, where 60 epochs of KITTI Road would take 17 hours
+CPU_EPOCHS = 14     # on a processor, where 60 epochs of KITTI Road would take 5 to 14 hours
 LEAST_STEPS = 1200  # small data sets get more epochs, to make as many steps
 # What --scale auto enlarges, and how many times. CamVid's images have 172,800 pixels; on them it was measured
 # (docs/results.md). VOC's have about as many, and are enlarged too; there it was not measured. KITTI's have 465,750, and its
@@ -44,7 +44,8 @@ def resolve_auto(settings: dict, data: DataSet, device: torch.device, weights: d
 
     weights    the content of the weights file that the network begins with, or None
 
-    Five are not decided here. `device` and `workers` are picked anew on each machine (support/device.py, support/batches.py).
+    Some are not decided here. `device` and `workers` are picked anew on each machine (support/device.py, support/batches.py),
+    and `save_every` follows the clock (support/saving.py).
     `weights` is a file to be found or downloaded, `skip_scale` is measured on the network (support/start.py), and `scale`
     depends on sizes that the first process alone has read (`suited_scale`).
     """
@@ -162,7 +163,7 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
     add("fc_channels", "channels of fc6 and fc7: fewer take less memory and time. auto: as many as the weights file has, or "
                        "512 if it has none", type=whole_or_auto, metavar="N")
     add("freeze", "blocks of VGG16, from the first, that stay as the weights have them: faster, less memory. auto: "
-                  f"{FROZEN}, {FROZEN_ROAD} for a road alone, 0 for random weights", metavar="N",
+                  f"{FROZEN} for several classes, {FROZEN_ROAD} for a road alone, 0 for random weights", metavar="N",
         type=matching("auto|[0-3]", "auto, 0, 1, 2 or 3", lambda text: text if text == "auto" else int(text)))
     add("dropout", "share of fc6 and fc7 that is set to zero at random in each training step", metavar="P",
         type=matching(r"0?\.\d+|0", "a number from 0 to 1", float))
@@ -201,7 +202,7 @@ def parse(argv: list[str] | None, defaults: dict[str, tuple], description: str) 
                "GPUs without bf16 (V100, T4); off: in 32 bits, without TF32; auto: bf16 where the hardware has it, else off",
         choices=("auto", "bf16", "fp16", "off"))
     add("workers", "threads that read images; auto: 2, for a GPU one for each core, up to 16", **WORKERS)
-    add("recompute", "compute activations twice instead of keeping them: less memory, a third more time",
+    add("recompute", "compute activations twice instead of keeping them: less memory, a quarter more time",
         action=BooleanOptionalAction)
     add("compile", "compile the network with torch.compile", action=BooleanOptionalAction)
     group.add_argument("--debug", action="store_true", help="show where in the code an error arose")

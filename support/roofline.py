@@ -179,7 +179,8 @@ def table(found: list[Operation]) -> str:
 def page() -> str:
     with torch.device("meta"):  # shapes alone
         net, learning = FCN8s(2), FCN8s(2)
-    freeze(net.vgg, FROZEN_ROAD)  # as train.py does
+    freeze(net.vgg, FROZEN_ROAD)  # as train.py does for a road
+    learnt = sum(p.numel() for p in net.parameters() if p.requires_grad) / 1e6
     parts = []
     for title, batch, size, training in (("A training step, 8 images of 352 x 1216", 8, (352, 1216), True),
                                          ("A training step, 1 image of 352 x 1216", 1, (352, 1216), True),
@@ -192,7 +193,7 @@ def page() -> str:
         parts.append(f"## {title}\n\nAt least {1000 * seconds:.2f} ms, at most {batch / seconds:,.0f} images a second and "
                      f"{flop / COMPUTE / seconds:.0%} of the rate.\n{memory / seconds:.0%} of the time goes to operations that "
                      f"the memory limits.{all_learn}\n\n{table(found)}\n")
-    return TEXT.format(compute=COMPUTE / 1e12, memory=MEMORY / 1e12, start=START * 1e6) + "\n" + "\n".join(parts)
+    return TEXT.format(compute=COMPUTE / 1e12, memory=MEMORY / 1e12, start=START * 1e6, learnt=learnt) + "\n" + "\n".join(parts)
 
 
 TEXT = """# What a GPU could reach
@@ -204,7 +205,7 @@ takes {start:.0f} microseconds to start an operation. Each operation takes at le
 
 **What takes more time than its computing needs.** conv1_1 and conv1_2 with their ReLUs and pool1: their maps are as large
 as the image with 64 channels, and there is little to compute for each number. Training computes them forward alone, since
-the first blocks stay as ImageNet left them (`--freeze`). And the update: it moves 132 million
+the first blocks stay as ImageNet left them (`--freeze`). And the update: it moves {learnt:.0f} million
 weights, whatever the batch, so a batch of 1 spends far more of its time on it than a batch of 8. fc6 has three quarters
 of the weights. With one image, moving them takes most of its time; with eight, computing does.
 

@@ -11,6 +11,7 @@ held-out scenes. The same scenes computed at half and twice their size give 84 a
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 from PIL import Image
@@ -27,32 +28,43 @@ class Scale:
     sizes             "smallest", "median" and "largest" (height, width) of the training images, None if nobody knows
     own               the scale of the training
     factor, size      --scale and --size, where they are given
-    largest_view      how many times as large the largest view is (--views)
+    views             how many times as large the views are that are averaged (--views)
+
+    Raises InputError if `size` is too large.
     """
 
     def __init__(self, sizes: dict | None, own: float = 1.0, factor: float | None = None, size: tuple[int, int] | None = None,
-                 largest_view: float = 1.0):
+                 views: Sequence[float] = (1.0,)):
         self.trained = {name: own * max(pair) for name, pair in sizes.items()} if sizes else None
-        self.factor, self.size, self.largest_view, self.far = factor or own, size, largest_view, 0
+        self.factor, self.size, self.views, self.far = factor or own, size, views, 0
+        if size:
+            self.refuse_too_large("--size", *size)
 
     def __call__(self, path: Path, image: np.ndarray) -> tuple[int, int]:
         """Height and width at which the picture uint8 [H, W, 3] is computed. Raises InputError if they are too large."""
         height, width = self.size or scaled_size(image, self.factor)
-        if height * width * self.largest_view ** 2 > MOST:
-            tall, wide = (round(side * self.largest_view) for side in (height, width))
-            raise InputError(f"{path}: would be computed at {tall}x{wide}; at most {MOST:,} pixels are possible, take a "
-                             "smaller --scale, --size or --views")
-        # The longer side, since a picture in portrait format shows things as large as one in landscape format.
-        longer = max(height, width)
-        if self.trained and not self.trained["smallest"] / FAR <= longer <= self.trained["largest"] * FAR:
-            self.far += 1
-            if self.far == 1:
-                limit, how = ((f"at most {self.trained['largest']:.0f}", "larger") if longer > self.trained["largest"] else
-                              (f"at least {self.trained['smallest']:.0f}", "smaller"))
-                warn("predict.py", f"{path}: is computed at {height}x{width}, but in training the longer side had {limit} "
-                                   f"pixels; things appear {how} than there. --scale "
-                                   f"{self.trained['median'] / max(image.shape[:2]):.2g} computes at the size of the training")
+        self.refuse_too_large(path, height, width)
+        for view in sorted({min(self.views), max(self.views)}):
+            # The longer side, since a picture in portrait format shows things as large as one in landscape format.
+            tall, wide = round(height * view), round(width * view)
+            longer = max(tall, wide)
+            if self.trained and not self.trained["smallest"] / FAR <= longer <= self.trained["largest"] * FAR:
+                self.far += 1
+                if self.far == 1:
+                    limit, how = ((f"at most {self.trained['largest']:.0f}", "larger") if longer > self.trained["largest"] else
+                                  (f"at least {self.trained['smallest']:.0f}", "smaller"))
+                    warn("predict.py", f"{path}: is computed at {tall}x{wide}, but in training the longer side had {limit} "
+                                       f"pixels; things appear {how} than there. --scale "
+                                       f"{self.trained['median'] / max(image.shape[:2]):.2g} computes at the size of the training")
+                break
         return height, width
+
+    def refuse_too_large(self, what: Path | str, height: int, width: int):
+        """Raise InputError if the largest view of a picture computed at [height, width] would fill the memory."""
+        tall, wide = (round(side * max(self.views)) for side in (height, width))
+        if tall * wide > MOST:
+            raise InputError(f"{what}: would be computed at {tall}x{wide}; at most {MOST:,} pixels are possible, take a "
+                             "smaller --scale, --size or --views")
 
     def sum_up(self):
         """Say how many pictures the warning was about, if there was more than one."""

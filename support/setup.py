@@ -123,6 +123,8 @@ def prepare(options: dict, defaults: dict[str, tuple], ranks: Ranks, out: Path) 
     resolve_auto(settings, data, device, weights, steps_per_epoch)
     net = restored_network(saved) if saved else begin_network(settings, data, reader, crop, weights, path)
     freeze(net.vgg, settings["freeze"])
+    if settings["freeze"]:
+        print(f"blocks 1 to {settings['freeze']} of VGG16 stay as they are (--freeze)")
     net = net.to(device)  # the weights stay contiguous; the images are channels_last
     optimizer = sgd(net, settings)
     total_steps = settings["epochs"] * steps_per_epoch

@@ -53,6 +53,9 @@ def begin_network(settings: dict, data: DataSet, reader: Reader, crop: tuple[int
     net = new_network(len(data.classes), settings)
     if is_checkpoint(weights):
         print(take_over(net, weights, path, data.classes))
+        scale = weights.get("settings", {}).get("scale", 1.0)
+        if scale != settings["scale"]:
+            print(f"{path}: saw its images at {scale:g} times their size, this network at {settings['scale']:g} (--scale)")
     elif weights is not None:
         print(load_imagenet(net.vgg, weights, path))
     if settings["skip_scale"] != "auto":

@@ -119,7 +119,7 @@ def predict_image(compute: Callable, image: torch.Tensor, reach: float, tile: in
     labels          int64 [1, H, W], class ids or IGNORE; with them the loss is computed too
     class_weights   of the loss, see `cross_entropy`
     size            (H, W) of the result and the labels, if it is not that of the image
-    tell            see `tiled`; with `more`, the parts of all views are counted
+    tell            see `tiled`; with `more`, parts of all views are counted, as if each had as many as the present one
     more            other views of the same picture, (image, whether it is mirrored); the probabilities of all are averaged
     """
     size = tuple(size or image.shape[2:])

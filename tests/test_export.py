@@ -67,7 +67,7 @@ def test_an_exported_file_enlarges_pictures_as_segment_does(tmp_path, ending):
         assert scores.shape == (1, 2, *picture.shape[:2])
         same = (scores[0].argmax(0) == segment(net, picture)).mean()  # the file does not round the enlarged picture to bytes
         net.image_scale = 1.0
-        assert same > 0.97 and (scores[0].argmax(0) == segment(net, picture)).mean() < 0.9 and len(np.unique(scores[0].argmax(0))) == 2
+        assert same > 0.995 and (scores[0].argmax(0) == segment(net, picture)).mean() < 0.9 and len(np.unique(scores[0].argmax(0))) == 2
         net.image_scale = 1.5
 
 

@@ -285,17 +285,19 @@ def test_the_masks_of_a_data_set_are_not_pictures_to_predict(road, tmp_path, ima
     assert files(tmp_path / "out/mask") == {f"{images}/x/a.png", "masks/b.png"}
 
 
-def test_broken_pictures_are_named_at_the_end_and_all_others_are_done(road, tmp_path, capsys):
+def test_broken_pictures_are_named_at_the_end_and_all_others_are_done(road, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("support.scale.MOST", 50 * 40)
     for i in range(12):
-        photo(tmp_path / "in" / f"{i:02}.png")
+        photo(tmp_path / "in" / f"{i:02}.png", (50, 41) if i == 10 else (50, 40))
     (tmp_path / "in/03.png").write_bytes(b"")
     (tmp_path / "in/07.png").write_bytes((tmp_path / "in/08.png").read_bytes()[:200])
     (tmp_path / "in/09.png").write_text("not a picture")
     assert run(road, tmp_path / "in", "--out", tmp_path / "out") == 1
     said = capsys.readouterr()
-    assert "9 of 12 pictures done" in said.out
-    assert all(name in line for name, line in zip(("03.png", "07.png", "09.png"), said.err.splitlines(), strict=True))
-    assert files(tmp_path / "out/mask") == {f"{i:02}.png" for i in range(12) if i not in (3, 7, 9)}
+    assert "8 of 12 pictures done" in said.out
+    broken = ("03.png", "07.png", "09.png", "10.png: would be computed at 41x50")
+    assert all(start in line for start, line in zip(broken, said.err.splitlines(), strict=True))
+    assert files(tmp_path / "out/mask") == {f"{i:02}.png" for i in range(12) if i not in (3, 7, 9, 10)}
 
 
 def test_a_kitti_folder_as_input_means_its_test_images(road, scenes, tmp_path):
@@ -344,6 +346,8 @@ def test_maps_of_the_training_split_can_be_scored_by_metrics_in_both_spaces(road
         assert metrics.main([str(tmp_path / arguments[0]), str(scenes), *arguments[1:]]) == 0
         tables.append(capsys.readouterr().out)
     assert tables[1] == tables[2] != tables[0] and "URBAN" in tables[0]
+    assert metrics.main([str(tmp_path), str(scenes)]) == 2
+    assert f"holds no confidence maps; {tmp_path / 'bev'} does" in capsys.readouterr().err
 
 
 def test_scores_of_the_held_out_images_are_those_that_training_printed(scenes, tmp_path, capsys):

@@ -78,6 +78,25 @@ def test_a_picture_far_from_the_sizes_of_training_is_said_with_the_scale_that_me
     assert said.count("\n") == bool(warned) and re.search(warned, said)
 
 
+@pytest.mark.parametrize("views, warned", [((1.0,), ""), ((0.75, 1.25), ""), ((1.0, 3.0), "computed at 1125x3726.* larger"),
+                                           ((0.1, 1.0), "computed at 38x124.* smaller"), ((0.1, 9.0), "smaller")])
+def test_the_views_that_are_averaged_count_as_sizes_too(capsys, views, warned):
+    scale = Scale(SIZES, views=views)
+    assert scale("a.png", np.zeros((375, 1242, 3), np.uint8)) == (375, 1242)
+    said = capsys.readouterr().err
+    assert said.count("\n") == bool(warned) == scale.far and re.search(warned, said)
+
+
+def test_a_picture_is_too_large_if_its_largest_view_is():
+    image = np.zeros((100, 100, 3), np.uint8)
+    for views, factor in (((1.0,), 200), ((2.0,), 100), ((0.5, 20.0, 1.0), 10)):
+        with pytest.raises(InputError, match="a.png: would be computed at 20000x20000; at most"):
+            Scale(SIZES, factor=factor, views=views)("a.png", image)
+        with pytest.raises(InputError, match="--size: would be computed at 20000x20000"):
+            Scale(SIZES, size=(100 * factor, 100 * factor), views=views)
+    assert Scale(SIZES, factor=100, views=(1.0, 0.5))("a.png", image) == (10000, 10000)
+
+
 def test_many_pictures_of_a_far_size_are_said_once_and_counted_at_the_end(capsys):
     scale = Scale(SIZES)
     for _ in range(5):

@@ -40,6 +40,17 @@ def weights_of(file):
     return torch.load(file, weights_only=True)["model"]
 
 
+def own_of(scenes, folder):
+    """The same scenes as own pictures and masks: class ids instead of KITTI's colours."""
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for file in sorted((scenes / "training/gt_image_2").glob("*_road_*.png")):
+        name = file.name.replace("_road", "")
+        shutil.copy(scenes / "training/image_2" / name, folder / "images" / name)
+        Image.fromarray(read_kitti_label(file)).save(folder / "masks" / name)
+    return folder
+
+
 @pytest.mark.parametrize("pad, stride, amp", [(1, 8, False), (100, 8, False), (1, 32, False), (1, 16, True)])
 def test_a_training_step_lowers_the_loss(pad, stride, amp):
     net = FCN8s(3, pad, stride, width=1 / 16, fc_channels=16).eval()
@@ -102,14 +113,7 @@ def test_the_best_checkpoint_is_that_of_the_best_row_of_the_log(scenes, tmp_path
 
 
 def test_own_pictures_and_masks_are_judged_by_mean_iou(scenes, tmp_path):
-    """The same scenes as class ids instead of KITTI's colours."""
-    for part in ("images", "masks"):
-        (tmp_path / "own" / part).mkdir(parents=True)
-    for file in sorted((scenes / "training/gt_image_2").glob("*_road_*.png")):
-        name = file.name.replace("_road", "")
-        shutil.copy(scenes / "training/image_2" / name, tmp_path / "own/images" / name)
-        Image.fromarray(read_kitti_label(file)).save(tmp_path / "own/masks" / name)
-    assert run(tmp_path / "own", tmp_path / "run", "--epochs", "3", "--lr", "0.05") == 0
+    assert run(own_of(scenes, tmp_path / "own"), tmp_path / "run", "--epochs", "3", "--lr", "0.05") == 0
     best, rows = torch.load(tmp_path / "run/best.pt", weights_only=True), log_of(tmp_path / "run")
     assert best["best"] == max(row["mean_iou"] for row in rows) and not any("MaxF" in name for name in rows[0])
     assert best["settings"]["class_weights"] == "sqrt"  # for mean IoU all classes count alike, the rare ones too
@@ -248,6 +252,14 @@ def test_a_network_trained_at_a_scale_is_scored_and_used_at_that_scale(scenes, t
     assert tables[()] == tables["--scale", "2"] != tables["--scale", "1"]
 
 
+def test_fine_tuning_at_another_scale_is_said(scenes, tmp_path, capsys):
+    assert run(scenes, tmp_path / "first", "--epochs", "1", "--scale", "2") == 0
+    for scale, said in (("1", True), ("2", False)):
+        capsys.readouterr()
+        assert run(scenes, tmp_path / scale, "--epochs", "1", "--scale", scale, "--weights", str(tmp_path / "first/best.pt")) == 0
+        assert ("best.pt: saw its images at 2 times their size, this network at 1" in capsys.readouterr().out) == said
+
+
 def test_balance_and_the_crop_follow_the_scale(scenes, tmp_path, monkeypatch):
     seen, forward = [], VGG16.forward
     monkeypatch.setattr(VGG16, "forward", lambda net, images: seen.append((net.training, *images.shape[2:])) or forward(net, images))
@@ -267,19 +279,22 @@ def test_the_first_blocks_of_a_trained_network_stay_as_they_are_and_all_others_l
     assert kept == {name for name in layers if name.startswith(tuple(f"vgg.conv{i + 1}_" for i in range(frozen)))}
     assert read_tensors(tmp_path / "first/best.pt")["settings"]["freeze"] == 0  # random weights have to learn
     assert read_tensors(tmp_path / "second/best.pt")["settings"]["freeze"] == frozen
+    assert train.main(["--resume", "--out", str(tmp_path / "second"), "--epochs", "3"]) == 0
+    later = weights_of(tmp_path / "second/last.pt")
+    assert {name for name in layers if torch.equal(before[f"{name}.weight"], later[f"{name}.weight"])} == kept
 
 
 def test_a_run_of_an_earlier_version_goes_on_at_the_size_of_its_images(scenes, tmp_path, monkeypatch):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    run(scenes, whole, "--scale", "1")
+    whole, cut, own = tmp_path / "whole", tmp_path / "cut", own_of(scenes, tmp_path / "own")
+    run(own, whole, "--scale", "1")
     kill_at_evaluation(monkeypatch, 2)
     with pytest.raises(SystemExit):
-        run(scenes, cut, "--scale", "1")
+        run(own, cut, "--scale", "1")
     last = read_tensors(cut / "last.pt")
     for name in ("scale", "freeze"):
         del last["settings"][name]
     save_tensors(last, cut / "last.pt")
-    assert train.main(["--resume", "--out", str(cut)]) == 0
+    assert train.main(["--resume", "--data", str(own), "--out", str(cut)]) == 0
     assert log_of(cut) == log_of(whole)
 
 
