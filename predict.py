@@ -5,7 +5,8 @@
     python predict.py best.pt --kitti DIR              KITTI Road's test images, and submission.zip for its server
 
 The results are in the folder --out: overlay/, mask/ and, with --confidence, confidence/, each with the folders and names of
-the input (of KITTI Road with the names of its ground truth: um_road_000000.png for um_000000.png). Masks are palette PNGs of class ids; confidences are 8-bit grey, 255 times the probability of a class.
+the input (of KITTI Road, of the ground truth: um_road_000000.png for um_000000.png). Masks are palette PNGs of class ids;
+confidences are 8-bit grey, 255 times the probability of a class.
 Exit status 1: some pictures could not be read or were too large. They are named at the end, all others are done.
 """
 

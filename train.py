@@ -117,7 +117,8 @@ def train(run: Run, stop: Stop):
         if ranks.first:
             within = spent + time.perf_counter() - started if step > len(log) * steps_per_epoch else 0.0
             saving.last({**run.about, "model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                         "best": best, "log": log, "loss_sum": loss_sum, "loss_scale": loss_scale.state(), "spent": within}, out)
+                         "best": best, "log": log, "loss_sum": loss_sum, "loss_scale": loss_scale.state(),
+                         "spent": within}, out)
 
     stop.listen()
     for epoch in range(len(log) + 1, settings["epochs"] + 1):

@@ -44,20 +44,28 @@ class Scale:
         """Height and width at which the picture uint8 [H, W, 3] is computed. Raises InputError if they are too large."""
         height, width = self.size or scaled_size(image, self.factor)
         self.refuse_too_large(path, height, width)
-        for view in sorted({min(self.views), max(self.views)}):
-            # The longer side, since a picture in portrait format shows things as large as one in landscape format.
-            tall, wide = round(height * view), round(width * view)
-            longer = max(tall, wide)
-            if self.trained and not self.trained["smallest"] / FAR <= longer <= self.trained["largest"] * FAR:
-                self.far += 1
-                if self.far == 1:
-                    limit, how = ((f"at most {self.trained['largest']:.0f}", "larger") if longer > self.trained["largest"] else
-                                  (f"at least {self.trained['smallest']:.0f}", "smaller"))
-                    warn("predict.py", f"{path}: is computed at {tall}x{wide}, but in training the longer side had {limit} "
-                                       f"pixels; things appear {how} than there. --scale "
-                                       f"{self.trained['median'] / max(image.shape[:2]):.2g} computes at the size of the training")
-                break
+        self.warn_if_far(path, image, height, width)
         return height, width
+
+    def warn_if_far(self, path: Path, image: np.ndarray, height: int, width: int):
+        """Warn of the first picture of which a view is far from the sizes of the training, and count all such pictures.
+
+        height, width    at which it is computed
+        """
+        if not self.trained:
+            return
+        smallest, median, largest = (self.trained[name] for name in ("smallest", "median", "largest"))
+        sizes = [(round(height * view), round(width * view)) for view in self.views]
+        # The longer side, since a picture in portrait format shows things as large as one in landscape format.
+        far = [size for size in sizes if not smallest / FAR <= max(size) <= largest * FAR]
+        self.far += bool(far)
+        if far and self.far == 1:
+            tall, wide = far[0]
+            limit, how = ((f"at most {largest:.0f}", "larger") if max(far[0]) > largest else
+                          (f"at least {smallest:.0f}", "smaller"))
+            warn("predict.py", f"{path}: is computed at {tall}x{wide}, but in training the longer side had {limit} pixels; "
+                               f"things appear {how} than there. --scale {median / max(image.shape[:2]):.2g} computes at the "
+                               "size of the training")
 
     def refuse_too_large(self, what: Path | str, height: int, width: int):
         """Raise InputError if the largest view of a picture computed at [height, width] would fill the memory."""
