@@ -53,7 +53,7 @@ def begin_network(settings: dict, data: DataSet, reader: Reader, crop: tuple[int
     net = new_network(len(data.classes), settings)
     if is_checkpoint(weights):
         print(take_over(net, weights, path, data.classes))
-        scale = weights.get("settings", {}).get("scale", 1.0)
+        scale = (weights.get("settings") or {}).get("scale", 1.0)
         if scale != settings["scale"]:
             print(f"{path}: saw its images at {scale:g} times their size, this network at {settings['scale']:g} (--scale)")
     elif weights is not None:
@@ -190,7 +190,7 @@ def freeze(vgg: VGG16, blocks: int):
     """Let blocks 1 ... `blocks` of VGG16 stay as they are: they get no gradient, and none is passed back through them.
 
     Edges and textures are the same on ImageNet as on a street, and a million images have taught them better than a few
-    hundred can. On streets that no training image showed, a third frozen block helped eleven classes and cost KITTI's lane
+    hundred can. A third frozen block helped eleven classes on streets that no training image showed, and cost KITTI's lane
     three points (docs/results.md). The maps of the first two blocks are the largest, so without their backward pass a step
     takes three quarters of the time; without that of three blocks, half. (Girshick 2015, section 4.5, trains VGG16 from
     conv3_1 on for the same reasons.)
