@@ -1,7 +1,7 @@
 # make demo: train on synthetic roads and show where the pictures are. make test: run the test suite.
 # make bench: time it beside the network as published; on a GPU with DEVICE=cuda.
 # make gpu: what one GPU can show, in one report; with a data set too: make gpu DATA=camvid. Where PyTorch is installed already
-#           and there is no network: python -m support.gpu
+#           and there is no network: python -m tools.gpu
 # Each makes a virtual environment first; nothing has to be installed but Python 3.11 or later.
 
 PYTHON ?= python3
@@ -19,10 +19,10 @@ test: $(VENV)/test
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 bench: $(VENV)/run
-	$(VENV)/bin/python -m support.bench --device $(DEVICE) $(ARGS)
+	$(VENV)/bin/python -m tools.bench --device $(DEVICE) $(ARGS)
 
 gpu: $(VENV)/test
-	$(VENV)/bin/python -m support.gpu $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(VENV)/bin/python -m tools.gpu $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)

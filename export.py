@@ -3,22 +3,19 @@
     python export.py runs/NAME/best.pt road.onnx     for ONNX Runtime, OpenVINO, TensorRT and others
     python export.py runs/NAME/best.pt road.pt2      for PyTorch: torch.export.load("road.pt2").module()
 
-Input `image`: uint8 [N, 3, H, W], RGB as it is decoded, for every N, and every H and W from 32 on. The normalisation is inside,
-and so is the scale of the training: the file enlarges the images and brings the scores back to their size. (Networks of
-scales below 1 are refused.)
-Output `scores`: float32 [N, C, H, W]. The most probable class of a pixel has the largest score; softmax over C gives
-probabilities. Metadata: `classes` (a JSON list of names), `mean` and `std` (JSON lists, of RGB in 0..1), and `sha256` of the
-checkpoint. In a .pt2 file they are one extra file, metadata.json.
+Input `image`: uint8 [N, 3, H, W], RGB as it is decoded, for every N, and every H and W from 32 on.
+The normalisation is inside, and so is the scale of the training: the file enlarges the images and
+brings the scores back to their size. (Networks of scales below 1 are refused.) Output `scores`:
+float32 [N, C, H, W]. The most probable class of a pixel has the largest score; softmax over C gives
+probabilities. Metadata: `classes` (a JSON list of names), `mean` and `std` (JSON lists, of RGB in
+0..1), and `sha256` of the checkpoint. In a .pt2 file they are one extra file, metadata.json.
 
-After it is written, the file is read again and compared with the network at three other sizes. A file that disagrees is
-deleted. ONNX needs the packages onnx, onnxscript and onnxruntime, which nothing else here needs. A .pt2 file is written for the
-CPU.
+After it is written, the file is read again and compared with the network at three other sizes. A
+file that disagrees is deleted. ONNX needs the packages onnx, onnxscript and onnxruntime, which
+nothing else here needs. A .pt2 file is written for the CPU.
 """
 
 from __future__ import annotations
-
-if __name__ == "__main__":
-    import support.interrupt  # noqa: F401  for a Ctrl-C while the next lines import PyTorch
 
 import importlib.util
 import json
@@ -37,14 +34,17 @@ from torch.export import Dim
 from torch.fx.experimental import _config as export_config
 
 from fcn import FCN8s
-from support.arguments import Parser
+from support.console import InputError, Parser, explanation, one_line
 from support.device import normalise
-from support.errors import InputError, explanation, one_line
 from support.files import sha256
 from vgg import IMAGE_MEAN, IMAGE_STD
 
 EXAMPLE = (2, 3, 64, 96)  # what the network is exported with
-SHAPES = ((1, 3, 33, 47), (2, 3, 70, 90), (1, 3, 97, 131))  # what the file is compared at: others, and no multiples of 32
+SHAPES = (
+    (1, 3, 33, 47),
+    (2, 3, 70, 90),
+    (1, 3, 97, 131),
+)  # what the file is compared at: others, and no multiples of 32
 AGREES = 1e-3  # largest difference of a score, relative to the largest score
 LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: one ONNX file holds 2 GiB, the graph included
 ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -59,17 +59,25 @@ class Deployed(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         image = normalise(image)
-        if self.net.image_scale == 1:
+        if self.net.resize_factor == 1:
             return self.net(image).float()
-        scores = self.net(F.interpolate(image, scale_factor=self.net.image_scale, mode="bilinear",
-                                        recompute_scale_factor=True))  # by the ratio of the rounded sizes, as on the way back
+        scores = self.net(
+            F.interpolate(
+                image,
+                scale_factor=self.net.resize_factor,
+                mode="bilinear",
+                recompute_scale_factor=True,
+            )
+        )  # by the ratio of the rounded sizes, as on the way back
         return F.interpolate(scores.float(), size=image.shape[2:], mode="bilinear")
 
 
 def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
-    """Write the network of a checkpoint to `out`, by its ending, and compare it. Returns the largest relative difference.
+    """Write the network of a checkpoint to `out`, by its ending, and compare it. Returns the
+    largest relative difference.
 
-    All or nothing: a file that was there before stays until the new one has agreed. Raises InputError.
+    All or nothing: a file that was there before stays until the new one has agreed. Raises
+    InputError.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     writers = {".onnx": write_onnx, ".pt2": write_pt2}
@@ -80,26 +88,44 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
         raise InputError(f"{out}: there is no folder {out.parent}")
     if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
         raise InputError(f"{out}: is the checkpoint itself; choose another name")
-    missing = [name for name in ONNX if not importlib.util.find_spec(name)] if ending == ".onnx" else []
+    missing = (
+        [name for name in ONNX if not importlib.util.find_spec(name)] if ending == ".onnx" else []
+    )
     if missing:
-        raise InputError(f"{out}: writing ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+        raise InputError(
+            f"{out}: writing ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        )
     net = FCN8s.load(checkpoint).float()
-    if net.image_scale < 1:  # to reduce pictures well they have to be filtered, and such a graph does not hold for every size
-        raise InputError(f"{checkpoint}: was trained at {net.image_scale:g} times the size of its images; only networks of "
-                         "scale 1 and more can be exported")
+    if (
+        net.resize_factor < 1
+    ):  # to reduce pictures well they have to be filtered, and such a graph does not hold for every size
+        raise InputError(
+            f"{checkpoint}: was trained at {net.resize_factor:g} times the size of its images; only networks of "
+            "scale 1 and more can be exported"
+        )
     if ending == ".onnx" and sum(p.nbytes for p in net.parameters()) > LARGEST_ONNX:
-        raise InputError(f"{out}: ONNX holds at most 2 GB of weights in one file; write a .pt2 file")
-    metadata = {"classes": json.dumps(net.classes), "mean": json.dumps(IMAGE_MEAN), "std": json.dumps(IMAGE_STD),
-                "sha256": sha256(checkpoint)}
+        raise InputError(
+            f"{out}: ONNX holds at most 2 GB of weights in one file; write a .pt2 file"
+        )
+    metadata = {
+        "classes": json.dumps(net.classes),
+        "mean": json.dumps(IMAGE_MEAN),
+        "std": json.dumps(IMAGE_STD),
+        "sha256": sha256(checkpoint),
+    }
     model = Deployed(net).eval()
     try:
-        with TemporaryDirectory(dir=out.parent, prefix=".export") as folder:  # on the same disk, where a rename is atomic
+        with TemporaryDirectory(
+            dir=out.parent, prefix=".export"
+        ) as folder:  # on the same disk, where a rename is atomic
             written = Path(folder) / f"network{ending}"
             run = writers[ending](model, written, metadata)
             difference = max(compare(model, run, shape) for shape in SHAPES)
             if not difference <= AGREES:  # nan neither
-                raise InputError(f"{out}: its scores differ from those of {checkpoint} by {difference:.1e} of the largest, so "
-                                 "it was deleted; try another release of the packages that wrote it")
+                raise InputError(
+                    f"{out}: its scores differ from those of {checkpoint} by {difference:.1e} of the largest, so "
+                    "it was deleted; try another release of the packages that wrote it"
+                )
             os.replace(written, out)
     except (OSError, RuntimeError) as error:
         raise InputError(f"{out}: cannot be written ({one_line(error, 200)})") from None
@@ -110,22 +136,29 @@ def exported(model: Deployed) -> torch.export.ExportedProgram:
     """The network as a graph that holds for every N, H and W."""
     example = torch.randint(0, 256, EXAMPLE, dtype=torch.uint8)
     free = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
-    # Without the setting, the graph would hold for images that are larger than 32 in both directions.
+    # Without the setting, the graph would hold for images that are larger than 32 in both
+    # directions.
     with torch.no_grad(), export_config.patch(backed_size_oblivious=True):
         return torch.export.export(model, (example,), dynamic_shapes=free)
 
 
 def write_pt2(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable:
-    """Write PyTorch's own format. Returns a function from images to the scores of the file that was written."""
+    """Write PyTorch's own format. Returns a function from images to the scores of the file that was
+    written.
+    """
     torch.export.save(exported(model), out, extra_files={"metadata.json": json.dumps(metadata)})
     return torch.export.load(out).module()
 
 
 def write_onnx(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable:
-    """Write ONNX, the weights in the same file. Returns a function from images to the scores of the file that was written."""
+    """Write ONNX, the weights in the same file. Returns a function from images to the scores of the
+    file that was written.
+    """
     import onnxruntime  # here, since most people export nothing
 
-    program = torch.onnx.export(exported(model), dynamo=True, input_names=["image"], output_names=["scores"], verbose=False)
+    program = torch.onnx.export(
+        exported(model), dynamo=True, input_names=["image"], output_names=["scores"], verbose=False
+    )
     program.model.metadata_props.update(metadata)
     program.save(out, external_data=False)
     session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
@@ -134,8 +167,12 @@ def write_onnx(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable
 
 @torch.no_grad()
 def compare(model: Deployed, run: Callable, shape: tuple[int, int, int, int]) -> float:
-    """The largest difference of a score of random images [N, 3, H, W], relative to the largest score."""
-    image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    """The largest difference of a score of random images [N, 3, H, W], relative to the largest
+    score.
+    """
+    image = torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     wanted, found = model(image), run(image)
     if found.shape != wanted.shape or found.dtype != torch.float32:
         return float("inf")
@@ -143,14 +180,24 @@ def compare(model: Deployed, run: Callable, shape: tuple[int, int, int, int]) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for what cannot be exported (one line on stderr)."""
+    """Run the command line; returns the exit status: 0, or 2 for what cannot be exported (one line
+    on stderr).
+    """
     parser = Parser("export.py", description=__doc__)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="best.pt of a run of train.py")
-    parser.add_argument("out", metavar="OUT", type=Path, help="file to write: NAME.onnx or NAME.pt2")
-    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="best.pt of a run of train.py"
+    )
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="file to write: NAME.onnx or NAME.pt2"
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show where in the code an error arose"
+    )
     options = parser.parse_args(argv)
     try:
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed here
+        logging.getLogger("torch.onnx").setLevel(
+            logging.ERROR
+        )  # it warns of packages that are not needed here
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             difference = export(options.checkpoint, options.out)
@@ -160,8 +207,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"export.py: error: {message}", file=sys.stderr)
         return 2
-    print(f"wrote {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB; at three other sizes the scores differ by at "
-          f"most {difference:.1e} of the largest")
+    print(
+        f"wrote {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB; at three other sizes the scores differ by at "
+        f"most {difference:.1e} of the largest"
+    )
     return 0
 
 

@@ -2,11 +2,12 @@
 
     python vgg.py [HxW]      print the size, channels and grid of every map, for an image of this size, or of 375 x 1242
 
-VGG16 (Simonyan and Zisserman 2015, table 1, column D) classifies images of 224 x 224. Its first dense layer reads the
-whole of pool5, which is 7 x 7 at that size, so the size of the image is fixed. A dense layer that reads a 7 x 7 map is a
-7 x 7 convolution applied at one position. Written as a convolution, it can be applied at every position of a map of any
-size, with the same weights. That turns the classifier into a network that can label every part of an image (Long,
-Shelhamer and Darrell 2015, section 3.1). The last dense layer, which names ImageNet's 1000 classes, is dropped.
+VGG16 (Simonyan and Zisserman 2015, table 1, column D) classifies images of 224 x 224. Its first
+dense layer reads the whole of pool5, which is 7 x 7 at that size, so the size of the image is
+fixed. A dense layer that reads a 7 x 7 map is a 7 x 7 convolution applied at one position. Written
+as a convolution, it can be applied at every position of a map of any size, with the same weights.
+That turns the classifier into a network that can label every part of an image (Long, Shelhamer and
+Darrell 2015, section 3.1). The last dense layer, which names ImageNet's 1000 classes, is dropped.
 """
 
 from __future__ import annotations
@@ -20,23 +21,42 @@ from torch import nn
 
 from support.dense import DenseConv2d
 
-# The input that the ImageNet weights expect: RGB in 0..1, minus this mean, divided by this standard deviation.
+# The input that the ImageNet weights expect: RGB in 0..1, minus this mean, divided by this standard
+# deviation.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, 3, H, W] RGB to float32: 0..1, minus IMAGE_MEAN, over IMAGE_STD.
+
+    Raises ValueError for other tensors: floats do not say whether they go from 0 to 1 or to 255.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"images are {images.dtype} {list(images.shape)}: they must be uint8 [N, 3, H, W]"
+        )
+    # A blocking copy would wait until the GPU has finished all earlier work.
+    numbers = 255 * torch.tensor([IMAGE_MEAN, IMAGE_STD])
+    numbers = numbers.to(images.device, non_blocking=images.is_cuda)
+    mean, deviation = numbers[:, None, :, None, None]
+    return (images.float() - mean) / deviation
 
 
 class Grid(NamedTuple):
     """Where the cells of a map lie in the image: cell i is centred on pixel `stride * i + offset`.
 
-    `reach` is how far a cell sees: no pixel farther than `reach` from its centre has an influence on it. Twice the
-    reach, plus one pixel, is the receptive field.
+    `reach` is how far a cell sees: no pixel farther than `reach` from its centre has an influence
+    on it. Twice the reach, plus one pixel, is the receptive field.
 
-    The same numbers hold for rows and columns, and for every size of image. Pixel 0 has its centre at 0, so the image
-    itself is Grid(1, 0, 0). Offsets and reaches are whole or half pixels, which floats represent exactly.
+    The same numbers hold for rows and columns, and for every size of image. Pixel 0 has its centre
+    at 0, so the image itself is Grid(1, 0, 0). Offsets and reaches are whole or half pixels, which
+    floats represent exactly.
 
-    Output i of a convolution or pool with kernel k, stride s and padding p reads the inputs s*i - p ... s*i - p + k-1.
-    Their middle is s*i + (k-1)/2 - p. A transposed convolution is the same picture with input and output swapped: its
-    input i writes to the outputs s*i - p ... s*i - p + k-1. With m = (k-1)/2 - p, a layer turns Grid(S, O, R) into
+    Output i of a convolution or pool with kernel k, stride s and padding p reads the inputs s*i - p
+    ... s*i - p + k-1. Their middle is s*i + (k-1)/2 - p. A transposed convolution is the same
+    picture with input and output swapped: its input i writes to the outputs s*i - p ... s*i - p +
+    k-1. With m = (k-1)/2 - p, a layer turns Grid(S, O, R) into
 
         convolution or pool      Grid(S*s, O + S*m,   R + S*(k-1)/2)
         transposed convolution   Grid(S/s, O - S/s*m, R + S/s*(k-1)/2)
@@ -53,7 +73,11 @@ class Grid(NamedTuple):
         if isinstance(layer, nn.ConvTranspose2d):
             finer = self.stride // stride
             return Grid(finer, self.offset - finer * (half - padding), self.reach + finer * half)
-        return Grid(self.stride * stride, self.offset + self.stride * (half - padding), self.reach + self.stride * half)
+        return Grid(
+            self.stride * stride,
+            self.offset + self.stride * (half - padding),
+            self.reach + self.stride * half,
+        )
 
 
 IMAGE = Grid(stride=1, offset=0, reach=0)
@@ -61,11 +85,15 @@ IMAGE = Grid(stride=1, offset=0, reach=0)
 
 def geometry(layer: nn.Module) -> tuple[int, int, int]:
     """(kernel, stride, padding) of a layer with square windows."""
-    return tuple(v if isinstance(v, int) else v[0] for v in (layer.kernel_size, layer.stride, layer.padding))
+    return tuple(
+        v if isinstance(v, int) else v[0] for v in (layer.kernel_size, layer.stride, layer.padding)
+    )
 
 
 def size_after(layer: nn.Module, n: int) -> int:
-    """Rows (or columns) of a layer's output for an input of n rows (columns). Pools round up, as in the authors' network."""
+    """Rows (or columns) of a layer's output for an input of n rows (columns). Pools round up, as in
+    the authors' network.
+    """
     kernel, stride, padding = geometry(layer)
     if isinstance(layer, nn.ConvTranspose2d):
         return stride * (n - 1) + kernel - 2 * padding
@@ -73,17 +101,22 @@ def size_after(layer: nn.Module, n: int) -> int:
 
 
 class VGG16(nn.Module):
-    """Normalised images [N, 3, H, W] float, H and W >= 1, to three maps: pool3 [N, 256, h, w] with a cell for 8 x 8 pixels,
-    pool4 [N, 512, h, w] with one for 16 x 16, and fc7 [N, 4096, h, w] with one for 32 x 32.
+    """Normalised images [N, 3, H, W] float, H and W >= 1, to three maps: pool3 [N, 256, h, w] with
+    a cell for 8 x 8 pixels, pool4 [N, 512, h, w] with one for 16 x 16, and fc7 [N, 4096, h, w] with
+    one for 32 x 32.
 
-    pad          padding of conv1_1. VGG16 has 1. The authors of FCN used 100: then pool5 is so large that the 7 x 7
-                 window of fc6, which has no padding in their network, fits even an image of one pixel. From 97 on it
-                 fits every image. With pad=1, fc6 has padding 3 instead, and fc7 has one cell for each cell of pool5
-    width        factor on the channels of the thirteen convolutions (64 ... 512), for tests and small machines
+    pad          padding of conv1_1. VGG16 has 1. The authors of FCN used 100: then pool5 is so
+                 large that the 7 x 7 window of fc6, which has no padding in their network, fits
+                 even an image of one pixel. From 97 on it fits every image. With pad=1, fc6 has
+                 padding 3 instead, and fc7 has one cell for each cell of pool5
+    width        factor on the channels of the thirteen convolutions (64 ... 512), for tests and
+                 small machines
     fc_channels  channels of fc6 and fc7
-    dropout      share of the elements of fc6 and fc7 that training sets to zero (single elements, not whole channels)
+    dropout      share of the elements of fc6 and fc7 that training sets to zero (single elements,
+                 not whole channels)
 
-    `grid` gives the Grid of each layer's output by the layer's name; cell i is centred on this pixel:
+    `grid` gives the Grid of each layer's output by the layer's name; cell i is centred on this
+    pixel:
 
         layer             pad=1         pad=100
         conv1_1, conv1_2   i             i -  99
@@ -94,17 +127,25 @@ class VGG16(nn.Module):
         pool5            32i + 15.5    32i -  83.5
         fc6, fc7         32i + 15.5    32i +  12.5
 
-    New weights are He-normal (He et al. 2015, section 2.2), biases zero. Raises ValueError for a pad that is neither 1 nor at
-    least 97, and for a width or fc_channels that leaves no channel.
+    New weights are He-normal (He et al. 2015, section 2.2), biases zero. Raises ValueError for a
+    pad that is neither 1 nor at least 97, and for a width or fc_channels that leaves no channel.
     """
 
-    def __init__(self, pad: int = 1, width: float = 1.0, fc_channels: int = 4096, dropout: float = 0.5):
+    OUTPUTS = ("pool3", "pool4", "fc7")  # the maps that forward returns, in this order
+
+    def __init__(
+        self, pad: int = 1, width: float = 1.0, fc_channels: int = 4096, dropout: float = 0.5
+    ):
         super().__init__()
         self.dropout = dropout
         if pad != 1 and pad < 97:
-            raise ValueError(f"pad is {pad}: it must be 1 (no border) or at least 97 (fc6 fits the smallest image)")
+            raise ValueError(
+                f"pad is {pad}: it must be 1 (no border) or at least 97 (fc6 fits the smallest image)"
+            )
         if not width > 0 or fc_channels < 1:
-            raise ValueError(f"width is {width} and fc_channels {fc_channels}: both must be positive")
+            raise ValueError(
+                f"width is {width} and fc_channels {fc_channels}: both must be positive"
+            )
         c1, c2, c3, c4 = (max(1, round(width * channels)) for channels in (64, 128, 256, 512))
 
         # In the order of the forward pass, since the grids below are computed in this order.
@@ -132,7 +173,8 @@ class VGG16(nn.Module):
         self.pool5 = nn.MaxPool2d(2, stride=2, ceil_mode=True)
 
         # The dense layers: 4096 x (512*7*7) and 4096 x 4096 weights in the shape of convolutions.
-        # DenseConv2d computes what nn.Conv2d computes, as one matrix product: faster for so large a kernel.
+        # DenseConv2d computes what nn.Conv2d computes, as one matrix product: faster for so large a
+        # kernel.
         self.fc6 = DenseConv2d(c4, fc_channels, kernel_size=7, padding=3 if pad == 1 else 0)
         self.fc7 = DenseConv2d(fc_channels, fc_channels, kernel_size=1)
 
@@ -141,7 +183,8 @@ class VGG16(nn.Module):
         grid = IMAGE
         for name, layer in self.named_children():
             grid = self.grid[name] = grid.after(layer)
-            if isinstance(layer, nn.Conv2d):
+            # On the meta device there is nothing to initialise: weights are about to be loaded.
+            if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
@@ -190,22 +233,32 @@ class VGG16(nn.Module):
 
 
 if __name__ == "__main__":
-    from support.arguments import Parser, matching, parse_size
+    from support.console import Parser, matching, parse_size
 
     parser = Parser("vgg.py", description=__doc__)
-    parser.add_argument("size", metavar="HxW", nargs="?", default=(375, 1242),
-                        type=matching(r"[1-9]\d{0,5}x[1-9]\d{0,5}", "a size, HxW", parse_size), help="default 375x1242")
+    parser.add_argument(
+        "size",
+        metavar="HxW",
+        nargs="?",
+        default=(375, 1242),
+        type=matching(r"[1-9]\d{0,5}x[1-9]\d{0,5}", "a size, HxW", parse_size),
+        help="default 375x1242",
+    )
     size = parser.parse_args().size
     for pad in (1, 100):
         with torch.device("meta"):  # shapes without memory for the weights
             net = VGG16(pad)
         (height, width), channels = size, 3
-        print(f"VGG16(pad={pad}): {sum(p.numel() for p in net.parameters()):,} parameters\n"
-              "layer       kernel stride padding  map [channels, rows, columns]  cell i is centred on      and sees to")
+        print(
+            f"VGG16(pad={pad}): {sum(p.numel() for p in net.parameters()):,} parameters\n"
+            "layer       kernel stride padding  map [channels, rows, columns]  cell i is centred on      and sees to"
+        )
         for name, layer in net.named_children():
             height, width = size_after(layer, height), size_after(layer, width)
             channels = getattr(layer, "out_channels", channels)
             grid, (kernel, stride, padding) = net.grid[name], geometry(layer)
-            print(f"{name:8} {kernel:9} {stride:6} {padding:7}  {f'[{channels}, {height}, {width}]':29}"
-                  f"  pixel {grid.stride:2} i {grid.offset:+6.1f}      {grid.reach:5.1f} pixels away")
+            print(
+                f"{name:8} {kernel:9} {stride:6} {padding:7}  {f'[{channels}, {height}, {width}]':29}"
+                f"  pixel {grid.stride:2} i {grid.offset:+6.1f}      {grid.reach:5.1f} pixels away"
+            )
         print()

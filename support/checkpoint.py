@@ -1,110 +1,108 @@
-"""Checkpoints: what they hold, and how a network or a run comes back from one.
+"""Checkpoints: what they hold, and how they are written and read.
 
-    best.pt    the best network so far by the measure of the held-out images: all that prediction needs
-    last.pt    the newest state of the run: all that --resume needs
-    before.pt  the last.pt before; whatever happens while last.pt is replaced, one of the two is whole
+    best.pt      the best network so far by its score on the validation set
+    last.pt      the newest state of the run, for --resume
+    before.pt    the last.pt before that
 
-All three hold `config` (FCN8s(**config) builds the network), `model` (its state dict), `classes`, `images` (those of the
-training set and the validation set, as paths below the data set), `sizes` (of the training images: smallest, median and
-largest, (height, width) each), `settings` (every option) and `versions`. best.pt adds `epoch`, `best` (the value of the
-measure) and `result` (all measures). last.pt adds `optimizer` (momentum), `step`, `best`, `log` (the rows of log.csv),
-`loss_sum` (the losses of the epoch so far), `spent` (its seconds so far) and `loss_scale` (of fp16, or None).
+Each is one dictionary, written by torch.save. All of them hold the network:
 
-The checkpoint that weights/convert.py makes of the published network has `config`, `model`, `classes` and what prediction needs
-of `settings`.
+    format           FORMAT
+    config           keyword arguments of FCN8s
+    classes          the names of classes 0 ... C-1
+    resize_factor    the network was trained on images resized by this factor
+    model            the state dict
 
-There is no random state in them. The order of the images, the views and the dropout masks follow from the seed, the epoch
-and the step, so a resumed run draws the same numbers as one that never stopped (with the same number of processes).
+train.py adds `settings` (every option), `images` (paths of the training and the validation set,
+below the data set), `sizes` (smallest, median and largest training image, (height, width) each),
+`versions`, `best` (the best score so far) and `epoch`. best.pt also has `result` (all scores);
+last.pt has `optimizer` (momentum), `scaler` (of fp16), `step`, `log` (the rows of log.csv),
+`loss_sum` (the losses of the current epoch so far) and `elapsed` (its seconds so far).
+
+There is no random state: the order of the images, the augmentation and the dropout masks follow
+from the seed, the epoch and the step.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 
-from fcn import FCN8s
-from support.errors import InputError, one_line, warn
-from support.files import read_tensors
-from support.pictures import IMAGE_ENDINGS
+from support.console import InputError
+from support.files import atomic
 
-# What last.pt holds, and of what kind.
-PARTS = {"settings": dict, "config": dict, "classes": list, "images": list, "model": dict, "optimizer": dict, "step": int,
-         "loss_sum": torch.Tensor, "best": float, "log": list}
+FORMAT = 1  # to be raised when a checkpoint changes in a way that older code would misread
+NETWORK = {"config": dict, "classes": list, "resize_factor": float, "model": dict}
 
 
-def load_last(out: Path) -> dict:
-    """The newest whole last.pt of a run. If it is damaged, that is said on stderr, and before.pt is taken.
+def read_tensors(path: str | os.PathLike) -> dict:
+    """The dictionary in a file written by torch.save: tensors by name, or a whole checkpoint.
 
-    The damaged file gets another name, or the next checkpoint would put it in the place of the whole one. Raises InputError
-    if neither is whole.
+    Nothing in the file can run code (`weights_only`). Raises InputError if it is not such a file.
     """
-    if not any((out / name).exists() for name in ("last.pt", "before.pt")):
-        raise InputError(f"{out / 'last.pt'}: the run has no checkpoint yet, it was stopped before the first one; the same "
-                         "command without --resume begins it again")
-    reasons = []
-    for name in ("last.pt", "before.pt"):
-        try:
-            saved = read_tensors(out / name)
-            if not all(isinstance(saved.get(part), kind) for part, kind in PARTS.items()):
-                raise InputError(f"{out / name}: is not a checkpoint of train.py")
-        except InputError as error:
-            reasons.append(str(error))
-            continue
-        for reason in reasons:
-            warn("train.py", f"{reason}; going on from {out / name}")
-            if (out / "last.pt").exists():
-                os.replace(out / "last.pt", out / "damaged.pt")
-        return saved
-    raise InputError(reasons[0] if not (out / "before.pt").exists() else "; ".join(reasons))
-
-
-def state_of(saved: dict) -> dict:
-    """Takes the state dict out of a checkpoint. Earlier versions kept pad and the factors on the skips only in `config`; these
-    are added."""
-    state, config = saved.pop("model"), saved["config"]
-    if isinstance(state, dict) and "_extra_state" not in state:
-        state["_extra_state"] = torch.tensor([config.get("pad", 1), *config.get("skip_scale", (1, 1))], dtype=torch.float64)
-    return state
-
-
-def restored_network(saved: dict) -> FCN8s:
-    """The network of the run to resume. Its weights are taken out of `saved`. Raises InputError if they do not fit."""
     try:
-        net = FCN8s(**saved["config"])
-        net.load_state_dict(state_of(saved))  # half a gigabyte less from here on
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"the checkpoint's weights are not those of its settings ({one_line(error)})") from None
-    return net
+        # torch.load would judge a path by its ending, and warn of bytes that it then refuses.
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # torch.load does not compare checksums: a block that the disk has lost loads as zeros.
+            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
+                raise ValueError
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # a damaged file raises nearly anything
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise
+        raise InputError(
+            f"{path}: is damaged, or not a file of torch.save; fetch or make it again"
+        ) from None
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InputError(f"{path}: holds no dictionary of tensors by name")
+    return content
 
 
-def holds_network(path: Path) -> bool:
-    """Whether there is a whole checkpoint at this path."""
-    try:
-        return "model" in read_tensors(path)
-    except InputError:
-        return False
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """The content of a checkpoint, with tensors on the CPU; see above for what it holds.
 
-
-def load_network(path: Path) -> tuple[FCN8s, dict]:
-    """The network of a checkpoint, on the CPU in training mode, and what else the checkpoint holds. Raises InputError."""
+    The types of what belongs to the network are checked; whether the weights fit the configuration
+    is for FCN8s.from_checkpoint to say. Raises InputError.
+    """
+    path = Path(path)
     if path.is_dir():
-        raise InputError(f"{path}: is a folder, no checkpoint; did you mean {path / 'best.pt'}?")
-    if path.suffix.lower() in IMAGE_ENDINGS:
-        raise InputError(f"{path}: is a picture; the checkpoint comes first, such as runs/NAME/best.pt")
+        inside = next((name for name in ("best.pt", "last.pt") if (path / name).is_file()), "")
+        hint = f"did you mean {path / inside}?" if inside else "a checkpoint is a file best.pt"
+        raise InputError(f"{path}: is a folder; {hint}")
     saved = read_tensors(path)
-    try:
-        if len(saved["classes"]) != saved["config"]["num_classes"]:
-            raise KeyError
-        # another program's file has none, and those of earlier versions have no scale
-        saved["settings"] = {"task": "road", "split_seed": 0, "scale": 1.0, **saved.get("settings", {})}
-        with torch.device("meta"):  # no memory for weights that are about to be replaced
-            net = FCN8s(**saved["config"])
-        net.load_state_dict(state_of(saved), assign=True)  # and kept nowhere else: bf16 may take its place
-    except (KeyError, IndexError):
-        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt, with `config`, `model` and the "
-                         "names of all `classes`") from None
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: the weights are not those of its own settings ({one_line(error)})") from None
-    return net, saved
+    if "format" not in saved:
+        raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
+    if saved["format"] != FORMAT:
+        raise InputError(
+            f"{path}: is a checkpoint of format {saved['format']!r:.20}, this version reads "
+            f"{FORMAT}; use the version that wrote it, or train again"
+        )
+    for name, kind in NETWORK.items():
+        if not isinstance(saved.get(name), kind):
+            raise InputError(f"{path}: is damaged: {name} is missing or no {kind.__name__}")
+    classes = saved["classes"]
+    if not all(isinstance(name, str) for name in classes) or (
+        len(classes) != saved["config"].get("num_classes")
+    ):
+        raise InputError(f"{path}: is damaged: classes are not the names of num_classes classes")
+    if not 0 < saved["resize_factor"] < 100:
+        raise InputError(f"{path}: is damaged: resize_factor is {saved['resize_factor']}")
+    return saved
+
+
+def write_checkpoint(content: dict, path: str | os.PathLike, before: Path | None = None):
+    """Write a dictionary with `read_checkpoint`'s content; the same content gives the same bytes.
+
+    before    name under which the file that it replaces is kept, see `atomic`
+
+    Raises InputError if the file cannot be written.
+    """
+    with atomic(Path(path), before) as file:  # torch.save would write a path's name into the bytes
+        torch.save({"format": FORMAT, **content}, file)

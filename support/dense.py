@@ -1,9 +1,10 @@
 """The dense layers fc6 and fc7, computed as one matrix product.
 
-A convolution is a matrix product. Each row of the first matrix is the window that one position sees; the second matrix
-holds the weights. A library's convolution is made for small kernels and large maps. fc6 is the reverse: 102 million
-weights meet a few hundred positions (468 for an image of 375 x 1242). There one plain product is 2 to 4 times as fast on a
-processor. A GPU computes it as one product too. Whether that is faster there has not been measured; `make gpu` measures it.
+A convolution is a matrix product. Each row of the first matrix is the window that one position
+sees; the second matrix holds the weights. A library's convolution is made for small kernels and
+large maps. fc6 is the reverse: 102 million weights meet a few hundred positions (468 for an image
+of 375 x 1242). There one plain product is 2 to 4 times as fast on a processor. A GPU computes it as
+one product too. Whether that is faster there has not been measured; `make gpu` measures it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ PART = 512  # output channels whose weights are converted to bf16 at a time, see
 
 
 class DenseConv2d(nn.Conv2d):
-    """What nn.Conv2d of stride 1 computes: [N, C, H, W] to [N, O, H', W']. Same parameters, same results."""
+    """What nn.Conv2d of stride 1 computes: [N, C, H, W] to [N, O, H', W']. Same parameters, same
+    results.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_tracing() or torch.compiler.is_exporting() or isinstance(x, torch.fx.Proxy):
@@ -25,26 +28,30 @@ class DenseConv2d(nn.Conv2d):
             return super().forward(x)
         k, p = self.kernel_size[0], self.padding[0]
         padded = F.pad(x, (p, p, p, p)) if p else x
-        windows = padded.unfold(2, k, 1).unfold(3, k, 1)        # [N, C, H', W', k, k]
-        rows = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)                     # [N, H', W', C*k*k]
-        # Product can be differentiated once, by backward() alone: a training step needs no more. A GPU has the memory that it
-        # saves, and is faster at one large product than at eight.
+        windows = padded.unfold(2, k, 1).unfold(3, k, 1)  # [N, C, H', W', k, k]
+        rows = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)  # [N, H', W', C*k*k]
+        # Product can be differentiated once, by backward() alone: a training step needs no more. A
+        # GPU has the memory that it saves, and is faster at one large product than at eight.
         saves_memory = self.training and torch.is_grad_enabled() and x.device.type == "cpu"
         if not saves_memory and x.device.type == "cpu" and x.dtype == torch.float32:
-            # As a convolution with a kernel of 1 x 1, oneDNN computes the product. F.linear leaves it to MKL, which takes 2.2
-            # times as long in fp32 on AMD's processors, and a whole prediction then 1.3 times.
-            return F.conv2d(rows.permute(0, 3, 1, 2), self.weight.flatten(1)[:, :, None, None], self.bias)
+            # As a convolution with a kernel of 1 x 1, oneDNN computes the product. F.linear leaves
+            # it to MKL, which takes 2.2 times as long in fp32 on AMD's processors, and a whole
+            # prediction then 1.3 times.
+            return F.conv2d(
+                rows.permute(0, 3, 1, 2), self.weight.flatten(1)[:, :, None, None], self.bias
+            )
         product = Product.apply if saves_memory else F.linear
         flat = product(rows.flatten(0, 2), self.weight.flatten(1), self.bias)
         return flat.unflatten(0, rows.shape[:3]).permute(0, 3, 1, 2)
 
 
 class Product(torch.autograd.Function):
-    """rows [P, I] times the transpose of weight [O, I], plus bias [O], gives [P, O]: F.linear, with its own backward pass.
+    """rows [P, I] times the transpose of weight [O, I], plus bias [O], gives [P, O]: F.linear, with
+    its own backward pass.
 
-    With bf16 rows and fp32 weights, only PART rows of the weight are converted to bf16 at a time. So no bf16 copy of fc6's
-    weight is kept from the forward pass to the backward pass, and none is made of its gradient. That lowers the peak memory
-    of a training step by 0.4 GB.
+    With bf16 rows and fp32 weights, only PART rows of the weight are converted to bf16 at a time.
+    So no bf16 copy of fc6's weight is kept from the forward pass to the backward pass, and none is
+    made of its gradient. That lowers the peak memory of a training step by 0.4 GB.
     """
 
     @staticmethod
@@ -61,8 +68,13 @@ class Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         rows, weight = ctx.saved_tensors
-        grad_rows, grad_weight = torch.zeros_like(rows, dtype=weight.dtype), torch.empty_like(weight)
+        grad_rows, grad_weight = (
+            torch.zeros_like(rows, dtype=weight.dtype),
+            torch.empty_like(weight),
+        )
         for part, out, g in zip(weight.split(PART), grad_weight.split(PART), grad.split(PART, 1)):
-            grad_rows += g @ part.to(rows.dtype)  # output = rows @ weight.T, hence d loss / d rows = grad @ weight
-            out.copy_(g.t() @ rows)               # and d loss / d weight = grad.T @ rows
+            grad_rows += g @ part.to(
+                rows.dtype
+            )  # output = rows @ weight.T, hence d loss / d rows = grad @ weight
+            out.copy_(g.t() @ rows)  # and d loss / d weight = grad.T @ rows
         return grad_rows.to(rows.dtype), grad_weight, grad.sum(0, dtype=weight.dtype)

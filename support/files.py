@@ -1,8 +1,4 @@
-"""Writing files all or nothing, and reading tensors without running code.
-
-A file is written beside its place under another name, and renamed when it is complete. A rename within one folder is
-atomic, so under the file's own name there is only ever a whole file.
-"""
+"""Files are written whole or not at all. No PyTorch here."""
 
 from __future__ import annotations
 
@@ -10,93 +6,104 @@ import csv
 import hashlib
 import io
 import os
-import warnings
-import zipfile
-from contextlib import suppress
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
+from PIL import Image
 
-from support.errors import InputError, one_line
+from support.console import InputError, one_line
 
 
-def read_tensors(path) -> dict:
-    """The dictionary in a file written by torch.save: tensors by name, or a whole checkpoint.
+@contextmanager
+def atomic(
+    path: Path, before: Path | None = None, durable: bool = True
+) -> Iterator[io.BufferedWriter]:
+    """Within it, a binary file to write to; afterwards, and only if nothing was raised, `path`.
 
-    Nothing in the file can run code (weights_only). Raises InputError, naming the file, if it is not such a file.
+    The bytes go to a new file beside `path`, which is renamed once it is complete. A rename within
+    a folder is atomic, so `path` is whole at every moment. Raises InputError if the file cannot be
+    written; what was there before is then still there.
+
+    before     name under which the file that was at `path` is kept; between the two renames only
+               that one is there
+    durable    flush to the disk before the rename, so that the file survives a power cut
     """
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        # An open file, since torch.load would go by the ending of a path; and no warnings about bytes that it then refuses.
-        with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # PyTorch does not compare the checksums in the file: a block that the disk has lost would load as zeros.
-            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
-                raise ValueError
-            file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # a cut, foreign or crafted file raises nearly anything: zip, pickle, struct, runtime errors
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise  # nothing is wrong with the file
-        raise InputError(f"{path}: is not a whole file of torch.save with tensors and numbers alone; "
-                         "fetch or make it again") from None
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{path}: holds no dictionary of tensors by name")
-    return content
-
-
-def save_tensors(content: dict, path: Path, before: Path | None = None):
-    """Write a dictionary that read_tensors reads, all or nothing. The same content gives the same bytes.
-
-    The file is on the disk (fsync) before it gets its name. The file that it replaces is kept under the name `before`, if
-    that is given; between the two renames only that one is there. Raises InputError if the file cannot be written; what was
-    there is then still there, under one name or the other.
-    """
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")  # in the same folder, where a rename is atomic
-    try:
-        with open(beside, "wb") as file:  # an open file, since torch.save would write the name of a path into the bytes
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        # "x" fails where the name is taken, also by a link to somebody else's file.
+        with open(beside, "xb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         if before and path.exists():
             os.replace(path, before)
         os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        if durable:
+            sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch.save turns a full disk into a RuntimeError.
         error = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise InputError(f"{path}: cannot be written ({one_line(error, 200)}); make room there; what was written before is "
-                         "whole") from None
+        if not isinstance(error, OSError) and "write" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or one_line(error, 200)
+        raise InputError(
+            f"{path}: cannot be written ({reason}); make room there, or choose another place; what "
+            "was written before is whole"
+        ) from None
     finally:
         with suppress(OSError):
             beside.unlink()
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex. Raises OSError."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def is_unfinished(name: str) -> bool:
+    """Whether a file of this name is what a kill has left of `atomic`."""
+    return bool(re.fullmatch(r".+\.[0-9a-f]{8}\.part", name))
+
+
+def sync_folder(folder: Path):
+    """Bring a folder's names to the disk: a rename survives a power cut only then."""
+    with suppress(OSError):  # Windows opens no folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str):
-    """Write a text file, all or nothing. Raises InputError."""
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        with open(beside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:  # any file name
-            file.write(text)
-        os.replace(beside, path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    """Write a text file in UTF-8, see `atomic`. File names in it may hold any bytes."""
+    with atomic(path) as file:
+        file.write(text.encode("utf-8", errors="surrogateescape"))
 
 
 def write_csv(path: Path, rows: list[dict]):
-    """Write rows as a CSV file with a header of all their names, all or nothing. Raises InputError."""
+    """Write rows as a CSV file with a header of all their keys, see `atomic`."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def save_png(picture: Image.Image, path: Path, **options):
+    """Write a picture as PNG, see `atomic`; its folder is made if it is not there.
+
+    options    of Pillow's writer
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent}: cannot be made ({error.strerror})") from None
+    with atomic(path, durable=False) as file:
+        # Level 1 takes a third of the time of Pillow's default, and a few per cent more space.
+        picture.save(file, "PNG", compress_level=1, **options)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

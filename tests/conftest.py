@@ -1,4 +1,6 @@
-"""What tests share: hypothesis without its clock (machines differ), where the real files are, and small data and networks."""
+"""What tests share: hypothesis without its clock (machines differ), where the real files are, and
+small data and networks.
+"""
 
 import csv
 import itertools
@@ -20,11 +22,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcn import FCN8s
-from support import roads
-from support.errors import InputError
-from support.files import read_tensors, save_tensors
-from support.int8 import refuse_without_int8
-from support.start import load_imagenet
+from support.checkpoint import read_tensors, save_tensors
+from support.console import InputError
+from support.datasets import synthetic as roads
+from support.inference.int8 import refuse_without_int8
+from support.training.initialise import load_imagenet
 
 settings.register_profile("project", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("project")
@@ -40,8 +42,11 @@ def same_chance_for_every_test():
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """command("vgg.py", ...) runs a script as `python vgg.py ...` does, and one of support/ as `python -m` does: (exit status,
-    standard output, standard error). In this process, since a new one would take seconds to import PyTorch."""
+    """command("vgg.py", ...) runs a script as `python vgg.py ...` does, and one of support/ as
+    `python -m` does: (exit status, standard output, standard error). In this process, since a new
+    one would take seconds to import PyTorch.
+    """
+
     def run(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         monkeypatch.setattr(sys, "excepthook", sys.excepthook)
@@ -49,19 +54,27 @@ def command(monkeypatch, capsys):
         status = 0
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # that the module is imported already
-                if script.startswith("support/"):
-                    runpy.run_module(script.removesuffix(".py").replace("/", "."), run_name="__main__", alter_sys=True)
+                warnings.simplefilter(
+                    "ignore", RuntimeWarning
+                )  # that the module is imported already
+                if script.startswith(("support/", "tools/")):
+                    runpy.run_module(
+                        script.removesuffix(".py").replace("/", "."),
+                        run_name="__main__",
+                        alter_sys=True,
+                    )
                 else:
                     runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
             status = end.code or 0
         return status, *capsys.readouterr()
+
     return run
 
 
-# Runs programs in processes of their own, each a fork of one that has imported PyTorch and train.py, and computed nothing: a
-# fork is sound as long as there are no other threads. Each line of input is a program, or the process to wait for.
+# Runs programs in processes of their own, each a fork of one that has imported PyTorch and
+# train.py, and computed nothing: a fork is sound as long as there are no other threads. Each line
+# of input is a program, or the process to wait for.
 FORKER = """
 import json, os, sys, traceback
 sys.path.insert(0, sys.argv[1])
@@ -97,7 +110,14 @@ class Fork:
 
     def __init__(self, ask, program, arguments, said, env):
         self.ask, self.file = ask, said
-        self.process = ask({"program": program, "arguments": list(map(str, arguments)), "said": str(said), "env": env})
+        self.process = ask(
+            {
+                "program": program,
+                "arguments": list(map(str, arguments)),
+                "said": str(said),
+                "env": env,
+            }
+        )
 
     def wait(self):
         """Its exit status; minus the number of the signal that has ended it."""
@@ -114,8 +134,13 @@ def fork(tmp_path_factory):
     if not hasattr(os, "fork"):
         pytest.skip("needs processes that can be forked")
     folder, lock, number = tmp_path_factory.mktemp("forks"), threading.Lock(), itertools.count()
-    with subprocess.Popen([sys.executable, "-c", FORKER, str(ROOT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKER, str(ROOT)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
         assert process.stdout.readline() == "ready\n"
 
         def ask(task):
@@ -124,19 +149,35 @@ def fork(tmp_path_factory):
                 process.stdin.flush()
                 return int(process.stdout.readline())
 
-        yield lambda program, *arguments, **env: Fork(ask, program, arguments, folder / str(next(number)), env)
+        yield lambda program, *arguments, **env: Fork(
+            ask, program, arguments, folder / str(next(number)), env
+        )
         process.stdin.close()
 
 
 @pytest.fixture(scope="session")
 def two_forks(fork):
-    """two_forks(program, *arguments) begins a program in two processes that find each other, as torchrun does. Gives both."""
+    """two_forks(program, *arguments) begins a program in two processes that find each other, as
+    torchrun does. Gives both.
+    """
+
     def begin(program, *arguments):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        return [fork(program, *arguments, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1",
-                     MASTER_PORT=str(port)) for rank in (0, 1)]
+        return [
+            fork(
+                program,
+                *arguments,
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
+            for rank in (0, 1)
+        ]
+
     return begin
 
 
@@ -156,7 +197,9 @@ def kitti_sample():
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Twelve small synthetic scenes in KITTI Road's layout. Modules that need others have a fixture of the same name."""
+    """Twelve small synthetic scenes in KITTI Road's layout. Modules that need others have a fixture
+    of the same name.
+    """
     folder = tmp_path_factory.mktemp("data") / "scenes"
     roads.write(folder, train=12, test=0, height=32, width=64)
     return folder
@@ -173,7 +216,9 @@ def kitti(root, um=4, umm=3, uu=5, size=(6, 9)):
     rng = np.random.default_rng(0)
     for category, count in (("um", um), ("umm", umm), ("uu", uu)):
         for i in range(count):
-            picture(root / f"training/image_2/{category}_{i:06d}.png", rng.integers(0, 256, (*size, 3)))
+            picture(
+                root / f"training/image_2/{category}_{i:06d}.png", rng.integers(0, 256, (*size, 3))
+            )
             for task in ("road", "lane") if category == "um" else ("road",):
                 colours = np.array([ROAD, NOT_ROAD, NOT_VALID])[rng.integers(0, 3, size)]
                 picture(root / f"training/gt_image_2/{category}_{task}_{i:06d}.png", colours)
@@ -225,15 +270,25 @@ def same(a, b):
 
 
 def saved(path, net, classes=("sky", "road", "car")):
-    save_tensors({"config": net.config, "classes": list(classes), "settings": {"task": "road", "split_seed": 0},
-                  "model": net.state_dict()}, path)
+    save_tensors(
+        {
+            "config": net.config,
+            "classes": list(classes),
+            "settings": {"task": "road", "split_seed": 0},
+            "model": net.state_dict(),
+        },
+        path,
+    )
     return path
 
 
 # ---- runs ----
 
+
 def kill_at_evaluation(monkeypatch, number):
-    """Let the next run in this process end at its evaluation of this number, as if it were killed: it raises SystemExit."""
+    """Let the next run in this process end at its evaluation of this number, as if it were killed:
+    it raises SystemExit.
+    """
     import train
 
     evaluate, calls = train.evaluate, []
@@ -253,4 +308,7 @@ TIMES = {"seconds", "evaluation_seconds", "data_wait"}  # columns of the log tha
 
 def log_of(out):
     with open(out / "log.csv", newline="") as file:
-        return [{name: float(value) for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+        return [
+            {name: float(value) for name, value in row.items() if name not in TIMES}
+            for row in csv.DictReader(file)
+        ]

@@ -10,19 +10,25 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import read_kitti_label
-from support import roads
-from support.birdseye import bird_cells, bird_view, homography, read_calibration
-from support.errors import InputError
+from kitti import bird_cells, bird_view, homography, read_calibration
+from support.console import InputError
+from support.datasets import synthetic as roads
 from support.labels import IGNORE
 
 
 def project(matrices, x, z):
-    """The 1-based image point of the ground point (x, 0, z), step by step and without a matrix inverse."""
-    rotation = [matrices["Tr_cam_to_road"][4 * i:4 * i + 3] for i in range(3)]
+    """The 1-based image point of the ground point (x, 0, z), step by step and without a matrix
+    inverse.
+    """
+    rotation = [matrices["Tr_cam_to_road"][4 * i : 4 * i + 3] for i in range(3)]
     shift = [matrices["Tr_cam_to_road"][4 * i + 3] for i in range(3)]
     ground = [x - shift[0], 0 - shift[1], z - shift[2]]
-    camera = [sum(rotation[i][j] * ground[i] for i in range(3)) for j in range(3)]  # a rotation's inverse: its transpose
-    rectified = [sum(matrices["R0_rect"][3 * i + j] * camera[j] for j in range(3)) for i in range(3)] + [1.0]
+    camera = [
+        sum(rotation[i][j] * ground[i] for i in range(3)) for j in range(3)
+    ]  # a rotation's inverse: its transpose
+    rectified = [
+        sum(matrices["R0_rect"][3 * i + j] * camera[j] for j in range(3)) for i in range(3)
+    ] + [1.0]
     u, v, w = (sum(matrices["P2"][4 * i + j] * rectified[j] for j in range(4)) for i in range(3))
     return u / w, v / w
 
@@ -40,13 +46,21 @@ def test_real_calibration_projects_ground_points_where_arithmetic_by_hand_does(k
                 continue  # on the edge of a pixel, where rounding decides
             seen = 1 <= u <= width and 1 <= v <= height
             outside += not seen
-            assert cells[row, column] == ((math.floor(v) - 1) * width + math.floor(u) - 1 if seen else -1)
+            assert cells[row, column] == (
+                (math.floor(v) - 1) * width + math.floor(u) - 1 if seen else -1
+            )
     assert outside > 5, "near the camera the picture does not cover the corners"
 
 
-def test_a_real_road_seen_from_above_keeps_its_width_and_uncovered_cells_are_not_valid(kitti_sample):
-    truth = torch.from_numpy(read_kitti_label(kitti_sample / "training/gt_image_2/um_road_000000.png"))
-    above = bird_view(truth, bird_cells(kitti_sample / "training/calib/um_000000.txt", *truth.shape), IGNORE)
+def test_a_real_road_seen_from_above_keeps_its_width_and_uncovered_cells_are_not_valid(
+    kitti_sample,
+):
+    truth = torch.from_numpy(
+        read_kitti_label(kitti_sample / "training/gt_image_2/um_road_000000.png")
+    )
+    above = bird_view(
+        truth, bird_cells(kitti_sample / "training/calib/um_000000.txt", *truth.shape), IGNORE
+    )
     assert above.dtype == truth.dtype and set(above.unique().tolist()) == {0, 1, IGNORE}
     widths = (above[200:700] == 1).sum(1) * 0.05
     assert 5 < widths.median() < 12, "two lanes are some eight metres wide, near and far alike"
@@ -65,10 +79,16 @@ def test_a_picture_from_above_has_the_colours_of_the_pixels_it_is_seen_at(kitti_
 
 
 def test_truth_of_synthetic_scenes_from_above_is_the_road_they_were_drawn_from(tmp_path):
-    """Calibration and picture come from one geometry: what is road in the picture is road on the ground."""
+    """Calibration and picture come from one geometry: what is road in the picture is road on the
+    ground.
+    """
     roads.write(tmp_path / "s", train=3, test=0, height=375, width=1242)
-    truth = torch.from_numpy(read_kitti_label(tmp_path / "s/training/gt_image_2/um_road_000000.png"))
-    above = bird_view(truth, bird_cells(tmp_path / "s/training/calib/um_000000.txt", *truth.shape), IGNORE)
+    truth = torch.from_numpy(
+        read_kitti_label(tmp_path / "s/training/gt_image_2/um_road_000000.png")
+    )
+    above = bird_view(
+        truth, bird_cells(tmp_path / "s/training/calib/um_000000.txt", *truth.shape), IGNORE
+    )
     plan = roads.survey(0, "um")
     x, z = np.meshgrid(-10 + 0.05 * (np.arange(400) + 0.5), 46 - 0.05 * (np.arange(800) + 0.5))
     inside, judged = plan.inside(x, z), above.numpy()
@@ -78,12 +98,21 @@ def test_truth_of_synthetic_scenes_from_above_is_the_road_they_were_drawn_from(t
     assert (judged == 1)[sure & (inside < 0)].mean() < 0.01
 
 
-@pytest.mark.parametrize("text, said", [
-    ("", "P2 is missing"), ("P2: 1 2 3\n", "P2 is missing or not 12"), ("P2: a b\n", "NAME: NUMBERS"),
-    ("P2 1 2 3\n", "NAME: NUMBERS"), (None, "no such calibration"),
-    ("P2:" + " 1" * 12 + "\nR0_rect:" + " 1" * 9 + "\nTr_cam_to_road:" + " 0" * 12, "cannot be inverted"),
-    ("P2:" + " nan" * 12, "P2 is missing or not 12 numbers"),
-])
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("", "P2 is missing"),
+        ("P2: 1 2 3\n", "P2 is missing or not 12"),
+        ("P2: a b\n", "NAME: NUMBERS"),
+        ("P2 1 2 3\n", "NAME: NUMBERS"),
+        (None, "no such calibration"),
+        (
+            "P2:" + " 1" * 12 + "\nR0_rect:" + " 1" * 9 + "\nTr_cam_to_road:" + " 0" * 12,
+            "cannot be inverted",
+        ),
+        ("P2:" + " nan" * 12, "P2 is missing or not 12 numbers"),
+    ],
+)
 def test_a_calibration_that_cannot_be_used_is_named(tmp_path, text, said):
     path = tmp_path / "um_000000.txt"
     if text is not None:

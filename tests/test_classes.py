@@ -1,4 +1,6 @@
-"""classes.txt and masks: ids are lines, colours are colours, and what is neither is counted, never trained on."""
+"""classes.txt and masks: ids are lines, colours are colours, and what is neither is counted, never
+trained on.
+"""
 
 from collections import Counter
 
@@ -9,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from support.classes import MANY, mask_reader, read_classes
-from support.errors import InputError
+from support.console import InputError
+from support.datasets.classes import MANY, mask_reader, read_classes
+from support.datasets.images import read_mask
 from support.labels import IGNORE
-from support.pictures import read_mask
 
 
 def written(folder, text):
@@ -20,21 +22,44 @@ def written(folder, text):
     return folder / "classes.txt"
 
 
-@pytest.mark.parametrize("text, says", [
-    ("drivable\n\nliving\n", "line 2 is empty.*delete it"), ("\nroad\n", "line 1 is empty"), ("a\n \t\nb", "line 2 is empty"),
-    ("road\n# old names\nsky\n", "line 2 is a comment.*delete it"), ("#road\nsky\n", "line 1 is a comment"),
-    ("0 drivable\n1 living\n", "line 1 begins with a number.*write the names alone"), ("road\n1: sky\n", "line 2 begins with a number"),
-    ("0,road\n1,sky\n", "line 1 begins with a number"), ("0\n1\n", "line 1 begins with a number"), ("7", "line 1 begins with"),
-    ("128 64 128 Road\n", "line 1 begins with a colour.*NAME R G B"),
-    ("road #804080\nsky #000000\n", "line 1 writes its colour in another way.*write road 128 64 128$"),
-    ("a road (128, 64, 128)\n", "line 1 writes its colour in another way.*write a road 128 64 128$"), ("x [1,2,3]", "line 1 writes.*write x 1 2 3$"),
-    ("road 128 64 128 255\n", "line 1 ends in four numbers"), ("sky 2\nroad 0\ncar 1\n", "every line ends in a number.*names alone"),
-    ("name,r,g,b\nroad,1,2,3\n", "line 1 is a header"), ("Name\nroad\nsky\n", "line 1 is a header"), ("road,sky,car\n", ".*has a comma"),
-    ("a\0b\0\nc\0", "cannot be read as text in UTF-8 .it holds zero bytes.*save it as UTF-8"),
-    ("road 128 64 128\nsky\n", "line 2 has no colour"), ("road\nsky 1 2 3\n", "line 1 has no colour"),
-    ("road 1 2 256\n", "line 1 has the colour 1 2 256"), ("road 1 2 3\nsky 1 2 3\n", "line 2 gives the colour 1 2 3 to another"),
-])
-def test_a_line_that_would_shift_the_ids_or_is_no_colour_is_refused_with_the_mend(tmp_path, text, says):
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("drivable\n\nliving\n", "line 2 is empty.*delete it"),
+        ("\nroad\n", "line 1 is empty"),
+        ("a\n \t\nb", "line 2 is empty"),
+        ("road\n# old names\nsky\n", "line 2 is a comment.*delete it"),
+        ("#road\nsky\n", "line 1 is a comment"),
+        ("0 drivable\n1 living\n", "line 1 begins with a number.*write the names alone"),
+        ("road\n1: sky\n", "line 2 begins with a number"),
+        ("0,road\n1,sky\n", "line 1 begins with a number"),
+        ("0\n1\n", "line 1 begins with a number"),
+        ("7", "line 1 begins with"),
+        ("128 64 128 Road\n", "line 1 begins with a colour.*NAME R G B"),
+        (
+            "road #804080\nsky #000000\n",
+            "line 1 writes its colour in another way.*write road 128 64 128$",
+        ),
+        (
+            "a road (128, 64, 128)\n",
+            "line 1 writes its colour in another way.*write a road 128 64 128$",
+        ),
+        ("x [1,2,3]", "line 1 writes.*write x 1 2 3$"),
+        ("road 128 64 128 255\n", "line 1 ends in four numbers"),
+        ("sky 2\nroad 0\ncar 1\n", "every line ends in a number.*names alone"),
+        ("name,r,g,b\nroad,1,2,3\n", "line 1 is a header"),
+        ("Name\nroad\nsky\n", "line 1 is a header"),
+        ("road,sky,car\n", ".*has a comma"),
+        ("a\0b\0\nc\0", "cannot be read as text in UTF-8 .it holds zero bytes.*save it as UTF-8"),
+        ("road 128 64 128\nsky\n", "line 2 has no colour"),
+        ("road\nsky 1 2 3\n", "line 1 has no colour"),
+        ("road 1 2 256\n", "line 1 has the colour 1 2 256"),
+        ("road 1 2 3\nsky 1 2 3\n", "line 2 gives the colour 1 2 3 to another"),
+    ],
+)
+def test_a_line_that_would_shift_the_ids_or_is_no_colour_is_refused_with_the_mend(
+    tmp_path, text, says
+):
     with pytest.raises(InputError, match=f"classes.txt: {says}"):
         read_classes(written(tmp_path, text))
 
@@ -44,17 +69,32 @@ def test_numbered_names_are_names(tmp_path):
 
 
 def test_names_may_hold_spaces_and_digits_and_blank_lines_may_follow_them(tmp_path):
-    names, colours = read_classes(written(tmp_path, "\ufeffroad 2\n2-wheeler\nC#\n weg und straße \n\n\n"))
+    names, colours = read_classes(
+        written(tmp_path, "\ufeffroad 2\n2-wheeler\nC#\n weg und straße \n\n\n")
+    )
     assert names == ["road 2", "2-wheeler", "C#", "weg und straße"] and not colours
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 2**24 - 1)), min_size=1, max_size=12,
-                unique_by=lambda line: line[1]), st.sampled_from([" ", "\t", ", ", ";"]))
-def test_names_with_colours_give_each_name_one_id_in_the_order_of_the_lines(tmp_path_factory, lines, between):
-    text = "\n".join(between.join([name, *map(str, (c >> 16, c >> 8 & 255, c & 255))]) for name, c in lines)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.integers(0, 2**24 - 1)),
+        min_size=1,
+        max_size=12,
+        unique_by=lambda line: line[1],
+    ),
+    st.sampled_from([" ", "\t", ", ", ";"]),
+)
+def test_names_with_colours_give_each_name_one_id_in_the_order_of_the_lines(
+    tmp_path_factory, lines, between
+):
+    text = "\n".join(
+        between.join([name, *map(str, (c >> 16, c >> 8 & 255, c & 255))]) for name, c in lines
+    )
     names, colours = read_classes(written(tmp_path_factory.mktemp("c"), text))
     assert names == list(dict.fromkeys(name for name, _ in lines))
-    assert {colour: names[i] for colour, i in colours.items()} == {colour: name for name, colour in lines}
+    assert {colour: names[i] for colour, i in colours.items()} == {
+        colour: name for name, colour in lines
+    }
 
 
 COLOURS = {"road": (128, 64, 128), "sky": (0, 0, 255), "car": (255, 255, 255)}
@@ -64,7 +104,10 @@ TEXT = "road 128 64 128\nsky 0 0 255\ncar 255 255 255\nsky 9 9 9\n"
 @pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
 def test_a_mask_of_colours_gives_the_ids_of_its_names_and_counts_other_colours(tmp_path, mode):
     """Sky has two colours; (1, 2, 3) is nobody's."""
-    pixels = np.array([[COLOURS["road"], COLOURS["sky"], (9, 9, 9)], [COLOURS["car"], (1, 2, 3), (1, 2, 3)]], np.uint8)
+    pixels = np.array(
+        [[COLOURS["road"], COLOURS["sky"], (9, 9, 9)], [COLOURS["car"], (1, 2, 3), (1, 2, 3)]],
+        np.uint8,
+    )
     image = Image.fromarray(pixels)
     (image.quantize() if mode == "P" else image.convert(mode)).save(tmp_path / "m.png")
     assert Image.open(tmp_path / "m.png").mode == mode
@@ -91,7 +134,9 @@ def test_masks_of_ids_and_of_colours_give_the_same_labels(tmp_path_factory, clas
     names = [f"c{i}" for i in range(classes)]
     text = "\n".join(f"{name} {' '.join(map(str, colours[i]))}" for i, name in enumerate(names))
     by_id = mask_reader(names, {})(picture(folder / "ids.png", ids))
-    by_colour = mask_reader(*read_classes(written(folder, text)))(picture(folder / "colours.png", colours[ids]))
+    by_colour = mask_reader(*read_classes(written(folder, text)))(
+        picture(folder / "colours.png", colours[ids])
+    )
     assert by_id.tolist() == by_colour.tolist() == np.where(ids < classes, ids, IGNORE).tolist()
 
 
@@ -107,7 +152,11 @@ def test_a_photo_for_a_mask_does_not_fill_the_memory_with_its_colours(tmp_path):
     noise[:100] = (250, 170, 30)  # and one colour that somebody has forgotten
     strays = Counter()
     assert (mask_reader(["a"], {0: 0})(picture(tmp_path / "m.png", noise), strays) == IGNORE).all()
-    assert len(strays) == MANY + 1 and sum(strays.values()) == 40_000 and strays[250, 170, 30] == 20_000
+    assert (
+        len(strays) == MANY + 1
+        and sum(strays.values()) == 40_000
+        and strays[250, 170, 30] == 20_000
+    )
 
 
 def test_values_of_16_bits_that_no_colour_has_are_refused_in_masks_of_colours(tmp_path):

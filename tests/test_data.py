@@ -1,4 +1,6 @@
-"""Finding and reading data sets: every layout, the split, labels that are never bent, and what is said of a broken one."""
+"""Finding and reading data sets: every layout, the split, labels that are never bent, and what is
+said of a broken one.
+"""
 
 import zlib
 
@@ -11,11 +13,10 @@ from PIL import Image
 
 import data
 from data import find
-from support import split
-from support.errors import InputError
+from support.console import InputError
+from support.datasets import folders as split
+from support.datasets.images import Reader, read_mask, read_picture
 from support.labels import IGNORE
-from support.pictures import read_picture, read_mask
-from support.reader import Reader
 
 
 def masks(folder, stems, ids=4, size=(5, 7)):
@@ -27,6 +28,7 @@ def masks(folder, stems, ids=4, size=(5, 7)):
 
 
 # ---- KITTI Road ----
+
 
 @pytest.mark.parametrize("task, images", [("road", 12), ("lane", 4)])
 def test_each_kitti_image_comes_once_and_with_the_truth_of_the_task_alone(tmp_path, task, images):
@@ -55,12 +57,20 @@ def test_real_kitti_labels_hold_the_counts_of_their_colours(kitti_sample):
     assert [(label == v).sum() for v in (0, 1, IGNORE)] == [388113, 69165, 8472]
 
 
-@given(counts=st.lists(st.integers(0, 100), min_size=3, max_size=3).filter(lambda c: sum(c) >= 2),
-       seed=st.integers(0, 99), turn=st.integers(0, 50))
-def test_the_split_holds_out_each_category_in_proportion_whatever_the_order_and_folder(counts, seed, turn):
+@given(
+    counts=st.lists(st.integers(0, 100), min_size=3, max_size=3).filter(lambda c: sum(c) >= 2),
+    seed=st.integers(0, 99),
+    turn=st.integers(0, 50),
+)
+def test_the_split_holds_out_each_category_in_proportion_whatever_the_order_and_folder(
+    counts, seed, turn
+):
     def samples(root):
-        return [data.Sample(root / f"{g}_{i}.png", root / "gt", g)
-                for g, n in zip(("um", "umm", "uu"), counts) for i in range(n)]
+        return [
+            data.Sample(root / f"{g}_{i}.png", root / "gt", g)
+            for g, n in zip(("um", "umm", "uu"), counts)
+            for i in range(n)
+        ]
 
     here, there = (samples(data.Path(root)) for root in ("/here", "/elsewhere"))
     train, val = split.hold_out(here, seed)
@@ -69,24 +79,29 @@ def test_the_split_holds_out_each_category_in_proportion_whatever_the_order_and_
     for group, count in zip(("um", "umm", "uu"), counts):
         held = sum(s.group == group for s in val)
         assert abs(held - split.HELD_OUT * count) <= 0.5 or (held == 1 == len(val))
-    moved = there[turn % len(there):] + there[:turn % len(there)]
+    moved = there[turn % len(there) :] + there[: turn % len(there)]
     assert {s.image.name for s in split.hold_out(moved, seed)[1]} == {s.image.name for s in val}
 
 
 def test_another_split_seed_holds_out_other_images(tmp_path):
     root = kitti(tmp_path, um=20, umm=0, uu=0)
-    splits = {tuple(sorted(s.image.name for s in find(root, "road", seed).val)) for seed in range(5)}
+    splits = {
+        tuple(sorted(s.image.name for s in find(root, "road", seed).val)) for seed in range(5)
+    }
     assert len(splits) > 1
 
 
 # ---- images and masks ----
+
 
 def test_classes_and_split_of_images_and_masks_come_from_the_folder(tmp_path):
     masks(tmp_path / "train", ["a", "b"])
     masks(tmp_path / "val", ["c"])
     (tmp_path / "classes.txt").write_text("road\nsky\nweg und straße\n\n", encoding="utf-8")
     found = find(tmp_path)
-    assert [s.image.stem for s in found.train] == ["a", "b"] and [s.image.stem for s in found.val] == ["c"]
+    assert [s.image.stem for s in found.train] == ["a", "b"] and [
+        s.image.stem for s in found.val
+    ] == ["c"]
     assert found.classes == ["road", "sky", "weg und straße"]
     label = found.read_label(picture(tmp_path / "m.png", [[0, 1, 2, 3, 254, 255]]))
     assert label.tolist() == [[0, 1, 2, IGNORE, IGNORE, IGNORE]] and label.dtype == np.uint8
@@ -113,7 +128,9 @@ def test_grey_and_palette_masks_give_the_stored_ids(tmp_path, mode):
 
 def test_grey_masks_of_four_bits_are_refused_since_their_ids_would_be_stretched(tmp_path):
     Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8)).save(tmp_path / "m.png", bits=4)
-    if Image.open(tmp_path / "m.png").tile[0][3] != "L;4":  # Pillow writes 4 bits for palettes alone
+    if (
+        Image.open(tmp_path / "m.png").tile[0][3] != "L;4"
+    ):  # Pillow writes 4 bits for palettes alone
         data_bytes = bytearray((tmp_path / "m.png").read_bytes())
         data_bytes[24] = 4  # the bit depth in the header; its checksum follows
         data_bytes[29:33] = zlib.crc32(bytes(data_bytes[12:29])).to_bytes(4, "big")
@@ -127,18 +144,30 @@ def test_camvid_has_eleven_classes_and_ignores_the_unlabelled():
     if not folder.is_dir():
         pytest.skip(f"needs CamVid in {folder}")
     found = find(folder)
-    assert (len(found.train), len(found.val), len(found.classes)) == (367, 101, 11) and found.classes[3] == "road"
+    assert (len(found.train), len(found.val), len(found.classes)) == (
+        367,
+        101,
+        11,
+    ) and found.classes[3] == "road"
     label = found.read_label(found.val[0].label)
     assert set(np.unique(label)) <= {*range(11), IGNORE} and (label == IGNORE).any()
 
 
 # ---- some of the classes ----
 
+
 @given(st.data())
 def test_classes_that_are_not_kept_become_background_and_ignored_pixels_stay_so(draw):
-    classes = [f"c{i}" for i in range(draw.draw(st.integers(1, 6)))] + draw.draw(st.sampled_from([[], ["background"]]))
+    classes = [f"c{i}" for i in range(draw.draw(st.integers(1, 6)))] + draw.draw(
+        st.sampled_from([[], ["background"]])
+    )
     names = draw.draw(st.lists(st.sampled_from(classes), min_size=1, max_size=4))
-    label = np.array(draw.draw(st.lists(st.sampled_from([*range(len(classes)), IGNORE]), min_size=1, max_size=20)), np.uint8)
+    label = np.array(
+        draw.draw(
+            st.lists(st.sampled_from([*range(len(classes)), IGNORE]), min_size=1, max_size=20)
+        ),
+        np.uint8,
+    )
     all_of_them = data.DataSet("here", classes, [], [], lambda path: label)
     if set(names) == {"background"}:
         with pytest.raises(InputError, match="told from the background"):
@@ -167,8 +196,11 @@ def test_one_kept_class_is_scored_as_the_road_is(tmp_path):
 
 # ---- PASCAL VOC ----
 
+
 def voc(root, **lists):
-    """A small PASCAL VOC tree; masks are palette PNGs with a border of 255, the stems with an x have theirs from SBD."""
+    """A small PASCAL VOC tree; masks are palette PNGs with a border of 255, the stems with an x
+    have theirs from SBD.
+    """
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     for name, stems in lists.items():
         (root / f"ImageSets/Segmentation/{name}.txt").write_text("\n".join(stems) + "\n")
@@ -185,7 +217,12 @@ def voc(root, **lists):
 
 
 def test_voc_is_read_with_its_own_split_palette_masks_and_border(tmp_path):
-    root = voc(tmp_path, train=["2007_1", "2007_2"], val=["2007_3"], trainval=["2007_1", "2007_2", "2007_3"])
+    root = voc(
+        tmp_path,
+        train=["2007_1", "2007_2"],
+        val=["2007_3"],
+        trainval=["2007_1", "2007_2", "2007_3"],
+    )
     found = find(root)
     assert [s.image.name for s in found.train] == ["2007_1.jpg", "2007_2.jpg"]
     assert [s.label.name for s in found.val] == ["2007_3.png"]
@@ -199,7 +236,10 @@ def test_masks_of_sbd_join_those_of_voc_where_the_list_names_them(tmp_path):
     root = voc(tmp_path, train=["1"], val=["3"], trainaug=["1", "2x"])
     picture(root / "SegmentationClassAug/1.png", [[0]])  # VOC's own mask of an image comes first
     found = find(root)
-    assert [s.label.parent.name for s in found.train] == ["SegmentationClass", "SegmentationClassAug"]
+    assert [s.label.parent.name for s in found.train] == [
+        "SegmentationClass",
+        "SegmentationClassAug",
+    ]
     assert "2 training (trainaug)" in found.summary
     lists = root / "ImageSets/Segmentation"
     (lists / "trainaug.txt").rename(lists / "train_aug.txt")
@@ -208,9 +248,29 @@ def test_masks_of_sbd_join_those_of_voc_where_the_list_names_them(tmp_path):
 
 def test_the_classes_of_voc_are_in_its_own_order_and_can_be_chosen_among(tmp_path):
     root = voc(tmp_path, train=["1"], val=["2"])
-    assert find(root).classes == ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
-                                  "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-                                  "train", "tvmonitor"]
+    assert find(root).classes == [
+        "background",
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ]
     found = find(root, classes="person")
     assert found.read_label(found.val[0].label)[1].tolist() == [255, 0, 1, 0, 255]
 
@@ -221,16 +281,37 @@ def test_a_list_of_voc_may_have_a_byte_order_mark_and_name_an_image_twice(tmp_pa
     assert [s.image.stem for s in find(root).train] == ["1"]
 
 
-@pytest.mark.parametrize("spoilt, says", [
-    (lambda root: (root / "ImageSets/Segmentation/val.txt").unlink(), "val.txt: cannot be read"),
-    (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text(""), "val.txt: names no images"),
-    (lambda root: (root / "ImageSets/Segmentation/val.txt").write_bytes(b"\xff"), "val.txt: cannot be read.*not text"),
-    (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("../1"), "val.txt: names '../1'"),
-    (lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("1"), "1 of its images is in val.txt too, as 1"),
-    (lambda root: (root / "JPEGImages/2.jpg").unlink(), "names '2', but there is no '2.jpg'"),
-    (lambda root: (root / "SegmentationClass/2.png").unlink(), "names '2', but there is no '2.png'"),
-    (lambda root: picture(root / "SegmentationClass/2.png", [[21]]), "2.png: has the class 21"),
-])
+@pytest.mark.parametrize(
+    "spoilt, says",
+    [
+        (
+            lambda root: (root / "ImageSets/Segmentation/val.txt").unlink(),
+            "val.txt: cannot be read",
+        ),
+        (
+            lambda root: (root / "ImageSets/Segmentation/val.txt").write_text(""),
+            "val.txt: names no images",
+        ),
+        (
+            lambda root: (root / "ImageSets/Segmentation/val.txt").write_bytes(b"\xff"),
+            "val.txt: cannot be read.*not text",
+        ),
+        (
+            lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("../1"),
+            "val.txt: names '../1'",
+        ),
+        (
+            lambda root: (root / "ImageSets/Segmentation/val.txt").write_text("1"),
+            "1 of its images is in val.txt too, as 1",
+        ),
+        (lambda root: (root / "JPEGImages/2.jpg").unlink(), "names '2', but there is no '2.jpg'"),
+        (
+            lambda root: (root / "SegmentationClass/2.png").unlink(),
+            "names '2', but there is no '2.png'",
+        ),
+        (lambda root: picture(root / "SegmentationClass/2.png", [[21]]), "2.png: has the class 21"),
+    ],
+)
 def test_what_is_amiss_in_a_voc_tree_is_named(tmp_path, spoilt, says):
     root = voc(tmp_path, train=["1"], val=["2"])
     spoilt(root)
@@ -243,14 +324,28 @@ def test_own_data_in_the_layout_of_voc_has_the_classes_of_its_own_list(tmp_path)
     root = voc(tmp_path, train=["1"], val=["2"])
     (root / "classes.txt").write_text("background 0 1 2\nroad 45 46 47\n")
     found = find(root)
-    assert found.classes == ["background", "road"] and found.road == 1 and "named in classes.txt" in found.summary
-    assert found.read_label(found.val[0].label)[1].tolist() == [255, 0, 1, 255, 255]  # id 20 has no name
+    assert (
+        found.classes == ["background", "road"]
+        and found.road == 1
+        and "named in classes.txt" in found.summary
+    )
+    assert found.read_label(found.val[0].label)[1].tolist() == [
+        255,
+        0,
+        1,
+        255,
+        255,
+    ]  # id 20 has no name
 
 
-@pytest.mark.parametrize("given, meant", [("training/image_2", ""), ("training", ""), ("training/gt_image_2", "")])
+@pytest.mark.parametrize(
+    "given, meant", [("training/image_2", ""), ("training", ""), ("training/gt_image_2", "")]
+)
 def test_a_folder_one_or_two_levels_too_low_is_said(tmp_path, given, meant):
     kitti(tmp_path / "road")
-    with pytest.raises(InputError, match=f"{given}: no data set found here; did you mean {tmp_path / 'road'}.$"):
+    with pytest.raises(
+        InputError, match=f"{given}: no data set found here; did you mean {tmp_path / 'road'}.$"
+    ):
         find(tmp_path / "road" / given)
 
 
@@ -271,6 +366,7 @@ def test_one_class_beside_background_is_scored_as_the_road_is(tmp_path, name):
 
 
 # ---- what cannot be used ----
+
 
 def spoil(root, how):
     if how == "mask missing":
@@ -328,10 +424,28 @@ def spoil(root, how):
     return "none"  # no such folder
 
 
-@pytest.mark.parametrize("how", ["mask missing", "image missing", "two of a stem", "lossy mask", "no pictures",
-                                 "one image", "nothing known", "kitti truth missing", "kitti image missing",
-                                 "no class", "class twice", "no text", "no folder", "lane", "val beside images",
-                                 "ids with gaps", "a level too low"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "mask missing",
+        "image missing",
+        "two of a stem",
+        "lossy mask",
+        "no pictures",
+        "one image",
+        "nothing known",
+        "kitti truth missing",
+        "kitti image missing",
+        "no class",
+        "class twice",
+        "no text",
+        "no folder",
+        "lane",
+        "val beside images",
+        "ids with gaps",
+        "a level too low",
+    ],
+)
 def test_a_folder_that_cannot_be_used_is_one_line_that_names_the_file(tmp_path, how):
     named = spoil(tmp_path, how)
     with pytest.raises(InputError, match=named) as error:

@@ -7,17 +7,33 @@ from hypothesis import strategies as st
 from support.dense import PART, DenseConv2d
 
 
-@given(n=st.integers(1, 2), height=st.integers(1, 12), width=st.integers(1, 12), kernel=st.sampled_from([(1, 0), (7, 3)]))
+@given(
+    n=st.integers(1, 2),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    kernel=st.sampled_from([(1, 0), (7, 3)]),
+)
 def test_in_evaluation_in_fp32_too(n, height, width, kernel):
-    layer, x = DenseConv2d(5, 6, kernel[0], padding=kernel[1]).eval(), torch.randn(n, 5, height, width)
+    layer, x = (
+        DenseConv2d(5, 6, kernel[0], padding=kernel[1]).eval(),
+        torch.randn(n, 5, height, width),
+    )
     exact = torch.nn.Conv2d.forward(layer.double(), x.double())
     torch.testing.assert_close(layer.float()(x), exact.float(), rtol=1e-4, atol=1e-5)
 
 
-@given(n=st.integers(1, 2), height=st.integers(1, 12), width=st.integers(1, 12), kernel=st.sampled_from([(1, 0), (7, 3), (7, 0)]),
-       outputs=st.sampled_from([1, 4, PART, PART + 3]), bf16=st.booleans())
+@given(
+    n=st.integers(1, 2),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    kernel=st.sampled_from([(1, 0), (7, 3), (7, 0)]),
+    outputs=st.sampled_from([1, 4, PART, PART + 3]),
+    bf16=st.booleans(),
+)
 @settings(max_examples=40)
-def test_a_dense_layer_computes_the_convolution_of_its_weights_and_its_gradients(n, height, width, kernel, outputs, bf16):
+def test_a_dense_layer_computes_the_convolution_of_its_weights_and_its_gradients(
+    n, height, width, kernel, outputs, bf16
+):
     """In fp64; in bf16 as near as that is: three digits."""
     size, padding = kernel
     if min(height, width) + 2 * padding < size:
@@ -38,7 +54,12 @@ def test_a_dense_layer_computes_the_convolution_of_its_weights_and_its_gradients
     (expected * wanted).sum().backward()
     assert layer.weight.grad.dtype == layer.weight.dtype
     tolerance = 2e-2 if bf16 else 1e-12
-    for got, exact in ((output, expected), (inputs.grad, plain.grad), (layer.weight.grad, conv.weight.grad)):
+    for got, exact in (
+        (output, expected),
+        (inputs.grad, plain.grad),
+        (layer.weight.grad, conv.weight.grad),
+    ):
         assert (got.double() - exact).norm() <= tolerance * exact.norm()
-    # The gradient of a bias is the sum of all of `wanted`, which may cancel: it is as near as its terms are.
+    # The gradient of a bias is the sum of all of `wanted`, which may cancel: it is as near as its
+    # terms are.
     assert (layer.bias.grad.double() - conv.bias.grad).norm() <= tolerance * wanted.norm()

@@ -10,16 +10,28 @@ import torch
 from conftest import small
 
 from support import device as module
-from support.device import autocast_for, on_device, pick_device, prepare_prediction, suited_amp
-from support.errors import InputError
-from support.memory import keep_memory
+from support.console import InputError
+from support.device import (
+    autocast_for,
+    keep_memory,
+    on_device,
+    pick_device,
+    prepare_prediction,
+    suited_amp,
+)
 
 MPS = torch.device("mps")
 
 
 def test_apples_gpu_is_taken_by_name_alone(monkeypatch):
     zeros = torch.zeros
-    monkeypatch.setattr(torch, "zeros", lambda *size, device=None: zeros(*size) if str(device) == "mps" else zeros(*size, device=device))
+    monkeypatch.setattr(
+        torch,
+        "zeros",
+        lambda *size, device=None: (
+            zeros(*size) if str(device) == "mps" else zeros(*size, device=device)
+        ),
+    )
     assert pick_device("mps") == MPS
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("auto").type in ("cpu", "cuda")
@@ -38,12 +50,18 @@ def test_apples_gpu_computes_in_fp32_without_streams_of_cuda(monkeypatch):
     for name in ("Stream", "current_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda *args: pytest.fail("a stream of CUDA"))
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pytest.fail("pinned memory"))
-    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("settings for the memory of a processor"))
+    monkeypatch.setattr(
+        "ctypes.CDLL", lambda name: pytest.fail("settings for the memory of a processor")
+    )
     to = torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, place, *more: tensor if place == MPS else to(tensor, place, *more))
+    monkeypatch.setattr(
+        torch.Tensor,
+        "to",
+        lambda tensor, place, *more: tensor if place == MPS else to(tensor, place, *more),
+    )
     monkeypatch.setattr(module, "normalise", lambda images: images.float())
     batch = torch.ones(1, 3, 4, 5, dtype=torch.uint8), torch.zeros(1, 4, 5, dtype=torch.uint8)
-    (images, labels), = on_device([batch], MPS)
+    ((images, labels),) = on_device([batch], MPS)
     assert images.dtype == torch.float32 and labels.dtype == torch.int64
     assert suited_amp("auto", MPS) == "off" and suited_amp("bf16", MPS) == "bf16"
     with autocast_for("off", MPS)():
@@ -63,8 +81,11 @@ def test_what_reading_a_network_took_goes_back_to_the_system_after_the_first_pic
         return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
     give_back = keep_memory(torch.device("cpu"))
-    if not Path("/proc/self/status").exists() or not hasattr(ctypes.CDLL(None), "malloc_trim") or any(
-            name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+    if (
+        not Path("/proc/self/status").exists()
+        or not hasattr(ctypes.CDLL(None), "malloc_trim")
+        or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
+    ):
         pytest.skip("needs Linux's usual C library, with its usual settings")
     pieces = [torch.ones(2**18) for _ in range(200)]  # 200 MiB, in pieces that the process keeps
     held = resident()

@@ -13,14 +13,21 @@ from test_vgg import reference as vgg_reference
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcn import FCN8s, bilinear_kernel, cross_entropy, fuse
+from support.device import recompute
 from support.labels import IGNORE
-from support.memory import recompute
 
 SIZES = st.integers(1, 200)
 
 
 @settings(max_examples=60)
-@given(n=st.integers(1, 3), height=SIZES, width=SIZES, classes=st.integers(1, 24), pad=PADS, stride=STRIDES)
+@given(
+    n=st.integers(1, 3),
+    height=SIZES,
+    width=SIZES,
+    classes=st.integers(1, 24),
+    pad=PADS,
+    stride=STRIDES,
+)
 @example(n=1, height=1, width=1, classes=2, pad=1, stride=8)
 @example(n=1, height=1, width=1, classes=2, pad=97, stride=8)
 @example(n=1, height=375, width=1242, classes=2, pad=1, stride=8)
@@ -32,6 +39,7 @@ def test_output_shape_equals_input_shape(n, height, width, classes, pad, stride)
 
 def test_a_kitti_image_takes_no_more_operations_than_its_layers_have_weights_times_positions():
     """The published network takes 618.7 GFLOP for it. Counted without doing them."""
+
     def operations(pad):
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             assert FCN8s(2, pad=pad)(torch.empty(1, 3, 375, 1242)).shape == (1, 2, 375, 1242)
@@ -39,21 +47,35 @@ def test_a_kitti_image_takes_no_more_operations_than_its_layers_have_weights_tim
 
     assert operations(100) == pytest.approx(618.7e9, rel=1e-4)
     assert operations(1) <= 405.2e9
-    # By hand: two operations for each weight at each position of the map that a layer computes, and of the transposed
-    # convolutions at each of the map that they read. Those have C x C kernels of which C are used: the only surplus.
+    # By hand: two operations for each weight at each position of the map that a layer computes, and
+    # of the transposed convolutions at each of the map that they read. Those have C x C kernels of
+    # which C are used: the only surplus.
     sizes = [(375, 1242)]
     while len(sizes) < 6:
         sizes.append(tuple(math.ceil(side / 2) for side in sizes[-1]))
     cells = [height * width for height, width in sizes]
-    channels = [[3, 64, 64], [64, 128, 128], [128, 256, 256, 256], [256, 512, 512, 512], [512, 512, 512, 512]]
-    least = sum(9 * a * b * count for block, count in zip(channels, cells)
-                for a, b in zip(block[:-1], block[1:], strict=True))
-    least += (49 * 512 * 4096 + 4096 * 4096 + 4096 * 2) * cells[5] + 512 * 2 * cells[4] + 256 * 2 * cells[3]
+    channels = [
+        [3, 64, 64],
+        [64, 128, 128],
+        [128, 256, 256, 256],
+        [256, 512, 512, 512],
+        [512, 512, 512, 512],
+    ]
+    least = sum(
+        9 * a * b * count
+        for block, count in zip(channels, cells)
+        for a, b in zip(block[:-1], block[1:], strict=True)
+    )
+    least += (
+        (49 * 512 * 4096 + 4096 * 4096 + 4096 * 2) * cells[5]
+        + 512 * 2 * cells[4]
+        + 256 * 2 * cells[3]
+    )
     least += 2 * (16 * cells[5] + 16 * cells[4] + 256 * cells[3])
     assert operations(1) / (2 * least) == pytest.approx(1, abs=2e-4)
 
 
-@given(seed=st.integers(0, 2 ** 31), height=st.integers(1, 70), width=st.integers(1, 70), pad=PADS)
+@given(seed=st.integers(0, 2**31), height=st.integers(1, 70), width=st.integers(1, 70), pad=PADS)
 @settings(max_examples=15)
 def test_recomputing_activations_gives_the_same_gradients(seed, height, width, pad):
     """Bit for bit, with dropout too."""
@@ -86,12 +108,19 @@ def test_the_network_compiles_as_one_graph_with_the_same_gradients(again):
         cross_entropy(model(image), labels).backward()
         return [p.grad for p in net.parameters() if p.requires_grad]
 
-    plain, compiled = gradients(net), gradients(torch.compile(net, backend="aot_eager", fullgraph=True))
+    plain, compiled = (
+        gradients(net),
+        gradients(torch.compile(net, backend="aot_eager", fullgraph=True)),
+    )
     assert any(gradient.any() for gradient in plain)
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(plain, compiled, strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(plain, compiled, strict=True)
+    )
 
 
-@pytest.mark.parametrize("pad, crops", [(1, (0, 0, 0)), (100, (5, 9, 31)), (97, (5, 9, 28)), (120, (5, 9, 51))])
+@pytest.mark.parametrize(
+    "pad, crops", [(1, (0, 0, 0)), (100, (5, 9, 31)), (97, (5, 9, 28)), (120, (5, 9, 51))]
+)
 def test_crops_are_those_of_the_authors_network(pad, crops):
     net = small(pad=pad)
     assert (net.crop_pool4, net.crop_pool3, net.crop_image) == crops
@@ -108,23 +137,28 @@ def test_crops_of_the_authors_network_fit_every_size(height, width):
     with torch.no_grad():
         pool3, pool4, fc7 = net.vgg(x)
         a = net.upscore2(net.score_fr(fc7))
-        b = net.score_pool4(pool4)[:, :, 5:5 + a.shape[2], 5:5 + a.shape[3]]
+        b = net.score_pool4(pool4)[:, :, 5 : 5 + a.shape[2], 5 : 5 + a.shape[3]]
         c = net.upscore_pool4(a + b)
-        d = net.score_pool3(pool3)[:, :, 9:9 + c.shape[2], 9:9 + c.shape[3]]
-        e = net.upscore8(c + d)[:, :, 31:31 + height, 31:31 + width]
+        d = net.score_pool3(pool3)[:, :, 9 : 9 + c.shape[2], 9 : 9 + c.shape[3]]
+        e = net.upscore8(c + d)[:, :, 31 : 31 + height, 31 : 31 + width]
         assert b.shape == a.shape and d.shape == c.shape and e.shape[2:] == x.shape[2:]
         torch.testing.assert_close(net(x), e)
 
 
 def paint(net, layer, cell):
     """Scores when nothing but one cell of one score map is painted, at an image of 256 x 320."""
+
     def hook(module, inputs, output):
         blank = torch.zeros_like(output)
         if module is getattr(net, layer):
             blank[:, :, cell[0], cell[1]] = 1
         return blank
 
-    handles = [m.register_forward_hook(hook) for name, m in net.named_children() if name.startswith("score")]
+    handles = [
+        m.register_forward_hook(hook)
+        for name, m in net.named_children()
+        if name.startswith("score")
+    ]
     with torch.no_grad():
         output = net(torch.zeros(1, 3, 256, 320))[0, 0]
     for handle in handles:
@@ -133,9 +167,17 @@ def paint(net, layer, cell):
 
 
 @pytest.mark.parametrize("pad", [1, 100])
-@pytest.mark.parametrize("layer, map_name, stride", [
-    ("score_fr", "fc7", 8), ("score_pool4", "pool4", 8), ("score_pool3", "pool3", 8),
-    ("score_fr", "fc7", 16), ("score_pool4", "pool4", 16), ("score_fr", "fc7", 32)])
+@pytest.mark.parametrize(
+    "layer, map_name, stride",
+    [
+        ("score_fr", "fc7", 8),
+        ("score_pool4", "pool4", 8),
+        ("score_pool3", "pool3", 8),
+        ("score_fr", "fc7", 16),
+        ("score_pool4", "pool4", 16),
+        ("score_fr", "fc7", 32),
+    ],
+)
 def test_a_painted_cell_appears_where_the_arithmetic_says(pad, layer, map_name, stride):
     net = small(pad=pad, stride=stride)
     grid = net.vgg.grid[map_name]
@@ -147,16 +189,24 @@ def test_a_painted_cell_appears_where_the_arithmetic_says(pad, layer, map_name, 
     for weights, c in ((rows, cell[0]), (columns, cell[1])):
         centre = (weights * torch.arange(len(weights))).sum() / weights.sum()
         assert centre.item() == pytest.approx(grid.stride * c + grid.offset, abs=1e-3)
-        torch.testing.assert_close(weights[weights > 0], weights[weights > 0].flip(0))  # as far to either side
+        torch.testing.assert_close(
+            weights[weights > 0], weights[weights > 0].flip(0)
+        )  # as far to either side
 
 
 @given(stride=st.integers(1, 16).map(lambda n: 2 * n), size=st.integers(3, 9))
 def test_the_bilinear_kernel_interpolates_as_torch_does(stride, size):
     x = torch.randn(1, 1, size, size)
-    ours = F.conv_transpose2d(x, bilinear_kernel(2 * stride)[None, None], stride=stride, padding=stride // 2)
+    ours = F.conv_transpose2d(
+        x, bilinear_kernel(2 * stride)[None, None], stride=stride, padding=stride // 2
+    )
     theirs = F.interpolate(x, scale_factor=stride, mode="bilinear", align_corners=False)
-    inside = slice(stride, -stride)  # beyond the border torch repeats the last cell, a convolution sees zeros
-    torch.testing.assert_close(ours[..., inside, inside], theirs[..., inside, inside], rtol=1e-4, atol=1e-5)
+    inside = slice(
+        stride, -stride
+    )  # beyond the border torch repeats the last cell, a convolution sees zeros
+    torch.testing.assert_close(
+        ours[..., inside, inside], theirs[..., inside, inside], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_bilinear_kernel_of_four_is_the_one_on_paper():
@@ -168,9 +218,14 @@ def test_the_bilinear_kernel_of_four_is_the_one_on_paper():
 
 @given(h=st.integers(1, 9), w=st.integers(1, 9), more=st.integers(0, 9), crop=st.integers(0, 5))
 def test_fusing_adds_cell_j_to_cell_j_plus_crop(h, w, more, crop):
-    """Without a border the coarse map may have a row or column more, with one the fine map has as many as it likes."""
+    """Without a border the coarse map may have a row or column more, with one the fine map has as
+    many as it likes.
+    """
     more = more if crop else -(more % 2)
-    coarse, fine = torch.randn(1, 2, h, w), torch.randn(1, 2, max(h + more, 1) + crop, max(w + more, 1) + crop)
+    coarse, fine = (
+        torch.randn(1, 2, h, w),
+        torch.randn(1, 2, max(h + more, 1) + crop, max(w + more, 1) + crop),
+    )
     fused = fuse(coarse, fine, crop)
     assert fused.shape[2:] == (min(h, fine.shape[2] - crop), min(w, fine.shape[3] - crop))
     y, x = fused.shape[2] - 1, fused.shape[3] - 1
@@ -178,8 +233,9 @@ def test_fusing_adds_cell_j_to_cell_j_plus_crop(h, w, more, crop):
 
 
 def test_full_network_against_an_independent_reference():
-    """134 M parameters at 224 x 288, no layer of ours in the reference: interpolation instead of the transposed
-    convolutions, which are the same away from the border."""
+    """134 M parameters at 224 x 288, no layer of ours in the reference: interpolation instead of
+    the transposed convolutions, which are the same away from the border.
+    """
     net = randomise_scores(FCN8s(2)).eval()
     named = dict(net.named_parameters())
     assert sum(p.numel() for name, p in named.items() if "upscore" not in name) == 134_270_278
@@ -191,14 +247,20 @@ def test_full_network_against_an_independent_reference():
 
     def up(t, factor):
         # Zeros around, as a transposed convolution sees them.
-        t = F.interpolate(F.pad(t, (1, 1, 1, 1)), scale_factor=factor, mode="bilinear", align_corners=False)
+        t = F.interpolate(
+            F.pad(t, (1, 1, 1, 1)), scale_factor=factor, mode="bilinear", align_corners=False
+        )
         return t[:, :, factor:-factor, factor:-factor]
 
     with torch.no_grad():
         ours = net(x)
-        hidden = F.conv2d(vgg_reference(state, x), state["fc6.weight"], state["fc6.bias"], padding=3).clamp(min=0)
+        hidden = F.conv2d(
+            vgg_reference(state, x), state["fc6.weight"], state["fc6.bias"], padding=3
+        ).clamp(min=0)
         hidden = F.conv2d(hidden, state["fc7.weight"], state["fc7.bias"]).clamp(min=0)
-        theirs = up(score("score_fr", hidden), 2) + score("score_pool4", vgg_reference(state, x, "pool4"))
+        theirs = up(score("score_fr", hidden), 2) + score(
+            "score_pool4", vgg_reference(state, x, "pool4")
+        )
         theirs = up(up(theirs, 2) + score("score_pool3", vgg_reference(state, x, "pool3")), 8)
     assert ours.std() > 1
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * ours.std().item())
@@ -207,7 +269,9 @@ def test_full_network_against_an_independent_reference():
 def test_parameters_for_21_classes_are_the_published_number():
     with torch.device("meta"):
         net = FCN8s(21)
-    assert sum(p.numel() for name, p in net.named_parameters() if "upscore" not in name) == 134_362_751
+    assert (
+        sum(p.numel() for name, p in net.named_parameters() if "upscore" not in name) == 134_362_751
+    )
 
 
 @given(pad=PADS, stride=STRIDES)
@@ -220,7 +284,9 @@ def test_upsampling_is_fixed_by_default_and_learns_on_request():
         net = randomise_scores(small(learn_upsampling=learn))
         net(torch.randn(1, 3, 64, 64)).pow(2).sum().backward()
         for name, p in net.named_parameters():
-            assert (p.grad is not None and p.grad.abs().sum() > 0) == ("upscore" not in name or learn), name
+            assert (p.grad is not None and p.grad.abs().sum() > 0) == (
+                "upscore" not in name or learn
+            ), name
 
 
 def test_skip_scale_multiplies_the_pools_before_they_are_scored():
@@ -250,10 +316,13 @@ def test_settings_that_make_no_network_are_refused(settings):
 
 # ---- loss ----
 
+
 @given(st.data())
 def test_loss_is_the_mean_over_valid_pixels_alone(data):
     classes = data.draw(st.integers(1, 5))
-    labels = np.array(data.draw(st.lists(st.sampled_from([*range(classes), IGNORE]), min_size=12, max_size=12)))
+    labels = np.array(
+        data.draw(st.lists(st.sampled_from([*range(classes), IGNORE]), min_size=12, max_size=12))
+    )
     scores = torch.randn(2, classes, 2, 3, dtype=torch.double)
     flat = scores.permute(0, 2, 3, 1).reshape(-1, classes).numpy()
     terms = [np.log(np.exp(s).sum()) - s[t] for s, t in zip(flat, labels) if t != IGNORE]
@@ -261,14 +330,21 @@ def test_loss_is_the_mean_over_valid_pixels_alone(data):
     assert value.item() == pytest.approx(np.mean(terms) if terms else 0.0, rel=1e-5, abs=1e-6)
 
 
-@given(st.integers(1, 6), st.integers(0, 2 ** 31))
+@given(st.integers(1, 6), st.integers(0, 2**31))
 def test_with_class_weights_each_pixel_counts_by_its_class(classes, seed):
     rng = np.random.default_rng(seed)
     labels, weights = rng.choice([*range(classes), IGNORE], (1, 4, 5)), rng.uniform(0.1, 5, classes)
     scores = torch.from_numpy(rng.normal(size=(1, classes, 4, 5)))
-    value = cross_entropy(scores, torch.from_numpy(labels).long(), class_weights=torch.from_numpy(weights).float())
+    value = cross_entropy(
+        scores, torch.from_numpy(labels).long(), class_weights=torch.from_numpy(weights).float()
+    )
     log = scores[0].permute(1, 2, 0).log_softmax(-1).numpy()
-    terms = [-weights[labels[0, y, x]] * log[y, x, labels[0, y, x]] for y in range(4) for x in range(5) if labels[0, y, x] != IGNORE]
+    terms = [
+        -weights[labels[0, y, x]] * log[y, x, labels[0, y, x]]
+        for y in range(4)
+        for x in range(5)
+        if labels[0, y, x] != IGNORE
+    ]
     assert value.item() == pytest.approx(np.mean(terms) if terms else 0.0, rel=1e-5, abs=1e-6)
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from support.errors import InputError
-from support.files import read_tensors
+from support.checkpoint import read_tensors
+from support.console import InputError
 
 
 class Attack:
@@ -12,7 +12,9 @@ class Attack:
         return print, ("this must not run",)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x8a foreign bytes", "pickle", "list"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 cut", b"\x80\x8a foreign bytes", "pickle", "list"]
+)
 def test_a_file_that_is_no_state_dict_is_one_line_and_runs_nothing(tmp_path, content, capsys):
     file = tmp_path / "w.pth"
     if isinstance(content, bytes):

@@ -1,4 +1,6 @@
-"""8-bit integers: each layer computes what the arithmetic says, the network sees what it saw, and nothing slow runs in silence."""
+"""8-bit integers: each layer computes what the arithmetic says, the network sees what it saw, and
+nothing slow runs in silence.
+"""
 
 import math
 
@@ -14,28 +16,50 @@ from torch import nn
 
 import predict
 import train
-from support import int8
+from support.checkpoint import read_tensors, save_tensors
+from support.console import InputError
 from support.device import normalise
-from support.errors import InputError
-from support.files import read_tensors, save_tensors
-from support.int8 import IMAGE_STEP, IMAGE_ZERO, Int8Conv2d, Int8Dense, Int8VGG16, Largest, refuse_without_int8, to_int8
-
+from support.inference import int8
+from support.inference.int8 import (
+    IMAGE_STEP,
+    IMAGE_ZERO,
+    Int8Conv2d,
+    Int8Dense,
+    Int8VGG16,
+    Largest,
+    refuse_without_int8,
+    to_int8,
+)
 
 
 def random_bytes(shape, seed):
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, np.uint8)).to(memory_format=torch.channels_last)
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, np.uint8)).to(
+        memory_format=torch.channels_last
+    )
 
 
 @needs_int8
-@given(channels=st.integers(1, 40), out=st.integers(1, 40), height=st.integers(1, 20), width=st.integers(1, 20),
-       kernel=st.sampled_from([1, 3, 7]), zero=st.sampled_from([0, IMAGE_ZERO]), images=st.integers(1, 2), seed=st.integers(0, 99))
-def test_a_layer_is_the_convolution_of_whole_numbers_and_one_rounding(channels, out, height, width, kernel, zero, images, seed):
+@given(
+    channels=st.integers(1, 40),
+    out=st.integers(1, 40),
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    kernel=st.sampled_from([1, 3, 7]),
+    zero=st.sampled_from([0, IMAGE_ZERO]),
+    images=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_a_layer_is_the_convolution_of_whole_numbers_and_one_rounding(
+    channels, out, height, width, kernel, zero, images, seed
+):
     torch.manual_seed(seed)
     layer, before = nn.Conv2d(channels, out, kernel, padding=kernel // 2), 0.03
     x = random_bytes((images, channels, height, width), seed)
     steps = layer.weight.detach().abs().amax((1, 2, 3)) / 127
     whole = (layer.weight.detach() / steps[:, None, None, None]).round()
-    sums = F.conv2d(x.double() - zero, whole.double(), padding=kernel // 2)  # exact; the padding stands for 0
+    sums = F.conv2d(
+        x.double() - zero, whole.double(), padding=kernel // 2
+    )  # exact; the padding stands for 0
     numbers = F.relu(sums * before * steps[:, None, None] + layer.bias.detach()[:, None, None])
     after = max(numbers.max().item(), 1e-3) / 255
     for kind in [Int8Conv2d] + [Int8Dense] * (kernel == 1):
@@ -90,36 +114,112 @@ def test_the_largest_numbers_are_those_of_all_images_and_the_network_is_left_as_
         for image in images:
             net(image)
     seen = [F.relu(net.vgg.conv1_1(image)).max().item() for image in images]
-    assert largest["conv1_1"] == max(seen) and set(largest) == {name for name, layer in net.vgg.named_children() if isinstance(layer, nn.Conv2d)}
+    assert largest["conv1_1"] == max(seen) and set(largest) == {
+        name for name, layer in net.vgg.named_children() if isinstance(layer, nn.Conv2d)
+    }
     assert not any(layer._forward_hooks for layer in net.vgg.children())
 
 
 @needs_int8
 def test_a_run_leaves_what_int8_needs_and_both_predict_nearly_the_same(scenes, tmp_path, capsys):
-    assert train.main(["--data", str(scenes), "--out", str(tmp_path / "run"), "--width", "0.125", "--fc-channels", "32", "--crop", "none",
-                       "--weights", "none", "--epochs", "8", "--lr", "0.02", "--device", "cpu"]) == 0
+    assert (
+        train.main(
+            [
+                "--data",
+                str(scenes),
+                "--out",
+                str(tmp_path / "run"),
+                "--width",
+                "0.125",
+                "--fc-channels",
+                "32",
+                "--crop",
+                "none",
+                "--weights",
+                "none",
+                "--epochs",
+                "8",
+                "--lr",
+                "0.02",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     best = tmp_path / "run/best.pt"
     content = read_tensors(best)
-    assert len(content["largest"]) == 15 and all(0 < value < math.inf for value in content["largest"].values())
+    assert len(content["largest"]) == 15 and all(
+        0 < value < math.inf for value in content["largest"].values()
+    )
     masks = {}
     del content["largest"]
     save_tensors(content, tmp_path / "earlier.pt")
-    for name, path, amp in (("off", best, "off"), ("int8", best, "int8"), ("earlier", tmp_path / "earlier.pt", "int8")):
+    for name, path, amp in (
+        ("off", best, "off"),
+        ("int8", best, "int8"),
+        ("earlier", tmp_path / "earlier.pt", "int8"),
+    ):
         capsys.readouterr()
-        assert predict.main([str(path), "--data", str(scenes), "--out", str(tmp_path / name), "--amp", amp, "--device", "cpu"]) == 0
+        assert (
+            predict.main(
+                [
+                    str(path),
+                    "--data",
+                    str(scenes),
+                    "--out",
+                    str(tmp_path / name),
+                    "--amp",
+                    amp,
+                    "--device",
+                    "cpu",
+                ]
+            )
+            == 0
+        )
         assert ("found on" in capsys.readouterr().out) == (name == "earlier")
-        masks[name] = np.stack([np.asarray(Image.open(file)) for file in sorted((tmp_path / name / "mask").iterdir())])
+        masks[name] = np.stack(
+            [np.asarray(Image.open(file)) for file in sorted((tmp_path / name / "mask").iterdir())]
+        )
     assert 0.05 < masks["off"].mean() < 0.95  # it sees both classes
     for name in ("int8", "earlier"):
         assert (masks[name] == masks["off"]).mean() > 0.97
 
 
-def test_where_there_is_no_int8_one_line_says_so_and_nothing_is_begun(tmp_path, monkeypatch, capsys):
-    path, photo = saved(tmp_path / "net.pt", small(3)), picture(tmp_path / "a.png", np.zeros((40, 50, 3)))
+def test_where_there_is_no_int8_one_line_says_so_and_nothing_is_begun(
+    tmp_path, monkeypatch, capsys
+):
+    path, photo = (
+        saved(tmp_path / "net.pt", small(3)),
+        picture(tmp_path / "a.png", np.zeros((40, 50, 3))),
+    )
     flags = int8.Path.read_text
-    monkeypatch.setattr(int8.Path, "read_text", lambda file, *more, **options: "flags: avx2" if str(file) == "/proc/cpuinfo" else flags(file, *more, **options))
-    assert predict.main([str(path), str(photo), "--out", str(tmp_path / "out"), "--amp", "int8", "--device", "cpu"]) == 2
-    assert "--amp int8: this processor has no instructions for it (VNNI)" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    monkeypatch.setattr(
+        int8.Path,
+        "read_text",
+        lambda file, *more, **options: (
+            "flags: avx2" if str(file) == "/proc/cpuinfo" else flags(file, *more, **options)
+        ),
+    )
+    assert (
+        predict.main(
+            [
+                str(path),
+                str(photo),
+                "--out",
+                str(tmp_path / "out"),
+                "--amp",
+                "int8",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 2
+    )
+    assert (
+        "--amp int8: this processor has no instructions for it (VNNI)" in capsys.readouterr().err
+        and not (tmp_path / "out").exists()
+    )
     with pytest.raises(InputError, match="is for processors, not for cuda"):
         refuse_without_int8(torch.device("cuda"))
     with pytest.raises(InputError, match="VNNI"):

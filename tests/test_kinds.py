@@ -1,4 +1,6 @@
-"""Every kind of data set that people have goes from its folder to pictures by the commands of the README."""
+"""Every kind of data set that people have goes from its folder to pictures by the commands of the
+README.
+"""
 
 import numpy as np
 import pytest
@@ -8,24 +10,43 @@ from PIL import Image
 import data
 import predict
 import train
-from support.files import read_tensors
+from support.checkpoint import read_tensors
+from support.datasets.images import read_mask
 from support.labels import IGNORE
-from support.pictures import read_mask
 
-TINY = ["--epochs", "1", "--width", "0.03125", "--fc-channels", "8", "--weights", "none", "--workers", "0", "--device", "cpu",
-        "--amp", "off"]
+TINY = [
+    "--epochs",
+    "1",
+    "--width",
+    "0.03125",
+    "--fc-channels",
+    "8",
+    "--weights",
+    "none",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--amp",
+    "off",
+]
 NAMES, COLOURS = ["road", "sky", "car"], np.array([(128, 64, 128), (70, 130, 180), (0, 0, 142)])
 
 
 def scene(i, size=(24, 40)):
     """An image, and its ids in three bands."""
     ids = np.repeat(np.arange(size[0]) * 3 // size[0], size[1]).reshape(size)
-    return (60 * ids[..., None] + np.random.default_rng(i).integers(0, 60, (*size, 3))).astype(np.uint8), ids.astype(np.uint8)
+    return (60 * ids[..., None] + np.random.default_rng(i).integers(0, 60, (*size, 3))).astype(
+        np.uint8
+    ), ids.astype(np.uint8)
 
 
 def named(root, colours=False):
     root.mkdir(parents=True, exist_ok=True)
-    lines = [f"{name} {' '.join(map(str, colour))}" if colours else name for name, colour in zip(NAMES, COLOURS.tolist())]
+    lines = [
+        f"{name} {' '.join(map(str, colour))}" if colours else name
+        for name, colour in zip(NAMES, COLOURS.tolist())
+    ]
     (root / "classes.txt").write_text("\n".join(lines) + "\n")
 
 
@@ -43,7 +64,10 @@ def cityscapes(root):
     for i, part in enumerate(["train"] * 4 + ["val"] * 2):
         image, ids = scene(i)
         picture(root / f"leftImg8bit/{part}/town{i % 2}/town{i % 2}_{i}_leftImg8bit.png", image)
-        picture(root / f"gtFine/{part}/town{i % 2}/town{i % 2}_{i}_gtFine_labelIds.png", np.array([7, 23, 26])[ids])
+        picture(
+            root / f"gtFine/{part}/town{i % 2}/town{i % 2}_{i}_gtFine_labelIds.png",
+            np.array([7, 23, 26])[ids],
+        )
     return []
 
 
@@ -69,7 +93,9 @@ def listed(root):
 
 
 def telephone(root):
-    """Held upright: stored lying, with a tag. Half of the masks are drawn upright, half as the photo is stored."""
+    """Held upright: stored lying, with a tag. Half of the masks are drawn upright, half as the
+    photo is stored.
+    """
     named(root)
     for i in range(6):
         image, ids = scene(i, (40, 24))
@@ -89,27 +115,67 @@ def test_every_kind_of_data_set_goes_from_its_folder_to_pictures(tmp_path, capsy
     checked, wrong = capsys.readouterr()
     assert Image.open(tmp_path / "sheet.png").width > 900 and not wrong
     for name in NAMES:
-        line, = [line for line in checked.splitlines() if line.split()[1:2] == [name]]
-        assert 32 < float(line.split()[2]) < 36 and line.split()[4] == "6"  # a third of the pixels, in all six images
-    found = data.find(root, images=(options or [0, "auto"])[1], masks=(options or [0, 0, 0, "auto"])[3])
-    assert len(found.train + found.val) == 6 and len({s.image for s in found.train + found.val}) == 6
+        (line,) = [line for line in checked.splitlines() if line.split()[1:2] == [name]]
+        assert (
+            32 < float(line.split()[2]) < 36 and line.split()[4] == "6"
+        )  # a third of the pixels, in all six images
+    found = data.find(
+        root, images=(options or [0, "auto"])[1], masks=(options or [0, 0, 0, "auto"])[3]
+    )
+    assert (
+        len(found.train + found.val) == 6 and len({s.image for s in found.train + found.val}) == 6
+    )
     for sample in found.train + found.val:
-        assert set(np.unique(found.read_label(sample.label))) <= {*range(len(found.classes)), IGNORE}
+        assert set(np.unique(found.read_label(sample.label))) <= {
+            *range(len(found.classes)),
+            IGNORE,
+        }
 
     assert train.main(["--data", str(root), *options, "--out", str(run), *TINY]) == 0
     assert train.main(["--resume", "--out", str(run)]) == 0
-    assert predict.main([str(run / "best.pt"), "--data", str(root), "--out", str(tmp_path / "scored"), "--device", "cpu", "--amp", "off",
-                         "--scores", str(tmp_path / "scores.csv")]) == 0
-    assert "mean IoU" in capsys.readouterr().out and (tmp_path / "scores.csv").read_text().count("\n") == len(found.val) + 1
+    assert (
+        predict.main(
+            [
+                str(run / "best.pt"),
+                "--data",
+                str(root),
+                "--out",
+                str(tmp_path / "scored"),
+                "--device",
+                "cpu",
+                "--amp",
+                "off",
+                "--scores",
+                str(tmp_path / "scores.csv"),
+            ]
+        )
+        == 0
+    )
+    assert (
+        "mean IoU" in capsys.readouterr().out
+        and (tmp_path / "scores.csv").read_text().count("\n") == len(found.val) + 1
+    )
     photo = found.val[0].image
-    assert predict.main([str(run / "best.pt"), str(photo), "--out", str(tmp_path / "seen"), "--device", "cpu"]) == 0
+    assert (
+        predict.main(
+            [str(run / "best.pt"), str(photo), "--out", str(tmp_path / "seen"), "--device", "cpu"]
+        )
+        == 0
+    )
     mask = read_mask(tmp_path / "seen/mask" / f"{photo.stem}.png")
-    assert mask.shape == ((40, 24) if make is telephone else (24, 40)) and mask.max() < len(found.classes)
+    assert mask.shape == ((40, 24) if make is telephone else (24, 40)) and mask.max() < len(
+        found.classes
+    )
     assert read_tensors(run / "best.pt")["sizes"]["largest"] == mask.shape
 
 
 def snippet(i):
-    return (ROOT / "docs/data.md").read_text(encoding="utf-8").split("```python\n")[1 + i].split("```")[0]
+    return (
+        (ROOT / "docs/data.md")
+        .read_text(encoding="utf-8")
+        .split("```python\n")[1 + i]
+        .split("```")[0]
+    )
 
 
 def test_the_lines_that_turn_photos_upright_make_a_data_set_of_them(tmp_path, monkeypatch):
@@ -119,17 +185,24 @@ def test_the_lines_that_turn_photos_upright_make_a_data_set_of_them(tmp_path, mo
         exif = Image.Exif()
         exif[0x0112] = orientation
         (tmp_path / "streets/images").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.rot90(image, {3: 2, 6: 1, 8: 3}.get(orientation, 0)).copy()).save(f"streets/images/{i}.jpg", exif=exif)
+        Image.fromarray(np.rot90(image, {3: 2, 6: 1, 8: 3}.get(orientation, 0)).copy()).save(
+            f"streets/images/{i}.jpg", exif=exif
+        )
         picture(tmp_path / f"streets/masks/{i}.png", ids)
     assert data.main(["streets"]) == 2
     exec(snippet(0), {})
     assert data.main(["streets"]) == 0
     for i in range(4):
         wanted, _ = scene(i)
-        assert np.abs(np.asarray(Image.open(f"streets/images/{i}.jpg")).astype(float) - wanted).mean() < 20
+        assert (
+            np.abs(np.asarray(Image.open(f"streets/images/{i}.jpg")).astype(float) - wanted).mean()
+            < 20
+        )
 
 
-def test_the_lines_that_shrink_a_data_set_keep_its_ids_its_colours_and_which_way_up_it_is(tmp_path, monkeypatch):
+def test_the_lines_that_shrink_a_data_set_keep_its_ids_its_colours_and_which_way_up_it_is(
+    tmp_path, monkeypatch
+):
     code = snippet(1)
     monkeypatch.chdir(tmp_path)
     image, ids = scene(0, (900, 1500))

@@ -1,4 +1,6 @@
-"""FCN-8s in programs of one's own: weights that define it, one call to load and to use it, and the manners of an nn.Module."""
+"""FCN-8s in programs of one's own: weights that define it, one call to load and to use it, and the
+manners of an nn.Module.
+"""
 
 import copy
 import io
@@ -18,10 +20,10 @@ from PIL import Image
 from torch.export import Dim
 
 from fcn import FCN8s, cross_entropy
+from support.checkpoint import read_tensors, save_tensors
+from support.console import InputError
 from support.device import normalise
-from support.errors import InputError
-from support.files import read_tensors, save_tensors
-from support.segment import segment
+from support.inference.segment import segment
 
 IMAGE = torch.randn(2, 3, 45, 70, generator=torch.Generator().manual_seed(0))
 CLASSES = ["sky", "road", "car"]
@@ -29,9 +31,14 @@ CLASSES = ["sky", "road", "car"]
 
 # ---- weights that define the network ----
 
+
 @settings(max_examples=40)
-@given(pads=st.tuples(PADS, PADS), strides=st.tuples(STRIDES, STRIDES), classes=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-       scale=st.tuples(st.floats(1e-5, 10), st.floats(1e-5, 10)))
+@given(
+    pads=st.tuples(PADS, PADS),
+    strides=st.tuples(STRIDES, STRIDES),
+    classes=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    scale=st.tuples(st.floats(1e-5, 10), st.floats(1e-5, 10)),
+)
 def test_a_strict_load_gives_the_same_scores_or_raises(pads, strides, classes, scale):
     net = randomise_scores(small(classes[0], pads[0], strides[0], skip_scale=scale))
     other = small(classes[1], pads[1], strides[1])
@@ -45,7 +52,9 @@ def test_a_strict_load_gives_the_same_scores_or_raises(pads, strides, classes, s
 
 
 def test_weights_of_another_border_are_refused_with_the_mend():
-    with pytest.raises(RuntimeError, match=r"pad=100, this one has pad=1; build it with FCN8s\(\*\*config\)"):
+    with pytest.raises(
+        RuntimeError, match=r"pad=100, this one has pad=1; build it with FCN8s\(\*\*config\)"
+    ):
         small(pad=1).load_state_dict(small(pad=100).state_dict())
 
 
@@ -77,8 +86,20 @@ def test_load_says_in_one_line_what_is_no_checkpoint(tmp_path):
 
 # ---- one call to use it ----
 
-@pytest.mark.parametrize("mode, size", [("RGB", (50, 40)), ("L", (50, 40)), ("RGBA", (50, 40)), ("P", (50, 40)), ("1", (50, 40)),
-                                        ("array", (50, 40)), ("array", (1, 1)), ("RGB", (700, 560))])
+
+@pytest.mark.parametrize(
+    "mode, size",
+    [
+        ("RGB", (50, 40)),
+        ("L", (50, 40)),
+        ("RGBA", (50, 40)),
+        ("P", (50, 40)),
+        ("1", (50, 40)),
+        ("array", (50, 40)),
+        ("array", (1, 1)),
+        ("RGB", (700, 560)),
+    ],
+)
 def test_segment_gives_the_classes_and_confidences_of_the_scores_for_any_picture(mode, size):
     net = lively(1, 8)
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
@@ -88,7 +109,9 @@ def test_segment_gives_the_classes_and_confidences_of_the_scores_for_any_picture
     shown = pixels if mode == "array" else np.asarray(picture.convert("RGB"))
     with torch.no_grad():
         scores = net(normalise(torch.tensor(shown).permute(2, 0, 1)[None]))[0]
-    assert mask.dtype == confidence.dtype == np.uint8 and mask.shape == confidence.shape == size[::-1]
+    assert (
+        mask.dtype == confidence.dtype == np.uint8 and mask.shape == confidence.shape == size[::-1]
+    )
     assert (mask != scores.argmax(0).numpy()).mean() < 1e-3  # in tiles a tie may fall either way
     assert np.abs(confidence - 255 * scores.softmax(0)[1].numpy()).max() < 1.01
     assert np.array_equal(segment(net, picture, tile=600), mask)
@@ -109,7 +132,9 @@ def test_threads_may_segment_with_one_network_and_so_may_inference_mode():
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda picture: segment(net, picture), pictures))
     with torch.inference_mode():
-        assert all(np.array_equal(segment(net, picture), mask) for picture, mask in zip(pictures, together))
+        assert all(
+            np.array_equal(segment(net, picture), mask) for picture, mask in zip(pictures, together)
+        )
 
 
 def test_pictures_mean_the_same_after_an_export():
@@ -135,11 +160,18 @@ def test_a_state_dict_of_shapes_alone_loads_into_a_network_of_shapes_alone():
         other.load_state_dict(net.state_dict())
 
 
-@pytest.mark.parametrize("picture, confidence, says", [
-    (np.zeros((4, 5, 3), np.float32), None, "float32"), (np.zeros((4, 5), np.uint8), None, r"\[4, 5\]"),
-    (np.zeros((3, 4, 5), np.uint8), None, r"\[3, 4, 5\]"), (np.zeros((4, 5, 3), np.uint8), "bus", "no class 'bus'"),
-    (np.zeros((4, 5, 3), np.uint8), 2, "no class 2"), (np.zeros((4, 5, 3), np.uint8), -1, "no class -1"),
-    (np.zeros((0, 5, 3), np.uint8), None, r"\[0, 5, 3\]")])
+@pytest.mark.parametrize(
+    "picture, confidence, says",
+    [
+        (np.zeros((4, 5, 3), np.float32), None, "float32"),
+        (np.zeros((4, 5), np.uint8), None, r"\[4, 5\]"),
+        (np.zeros((3, 4, 5), np.uint8), None, r"\[3, 4, 5\]"),
+        (np.zeros((4, 5, 3), np.uint8), "bus", "no class 'bus'"),
+        (np.zeros((4, 5, 3), np.uint8), 2, "no class 2"),
+        (np.zeros((4, 5, 3), np.uint8), -1, "no class -1"),
+        (np.zeros((0, 5, 3), np.uint8), None, r"\[0, 5, 3\]"),
+    ],
+)
 def test_segment_refuses_what_it_would_misread(picture, confidence, says):
     with pytest.raises(ValueError, match=says):
         segment(small(), picture, confidence)
@@ -147,11 +179,16 @@ def test_segment_refuses_what_it_would_misread(picture, confidence, says):
 
 # ---- an nn.Module ----
 
+
 def test_copies_and_pickles_compute_the_same_and_are_apart():
     net = lively(1, 8)
     net.classes = ["a", "b"]
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert torch.equal(other(IMAGE), net(IMAGE)) and other.classes == net.classes and other.config == net.config
+        assert (
+            torch.equal(other(IMAGE), net(IMAGE))
+            and other.classes == net.classes
+            and other.config == net.config
+        )
         other.score_fr.weight.data += 1
         assert not torch.equal(other(IMAGE), net(IMAGE))
 
@@ -195,7 +232,7 @@ def test_functional_gradients_are_those_of_backward(training):
 def test_a_gradient_can_be_differentiated_again_in_evaluation_mode():
     net = lively(1, 8).double()
     image = IMAGE[:1, :, :20, :30].double().requires_grad_()
-    gradient, = torch.autograd.grad(net(image).pow(2).sum(), image, create_graph=True)
+    (gradient,) = torch.autograd.grad(net(image).pow(2).sum(), image, create_graph=True)
     gradient.pow(2).sum().backward()
     step = torch.randn_like(image) * 1e-6
 
@@ -203,19 +240,25 @@ def test_a_gradient_can_be_differentiated_again_in_evaluation_mode():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(net(x).pow(2).sum(), x)[0].pow(2).sum()
 
-    assert (image.grad * step).sum().item() == pytest.approx(((size(image + step) - size(image - step)) / 2).item(), rel=1e-3)
+    assert (image.grad * step).sum().item() == pytest.approx(
+        ((size(image + step) - size(image - step)) / 2).item(), rel=1e-3
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("training", [False, True])
 def test_every_layer_takes_backward_hooks_and_shows_its_own_output_to_forward_hooks(training):
-    """As programs do that explain a network. An activation that works in place would change what the hooks were given."""
+    """As programs do that explain a network. An activation that works in place would change what
+    the hooks were given.
+    """
     net = lively(1, 8).train(training)
     seen, outputs = [], {}
     layers = {name: layer for name, layer in net.named_modules() if not list(layer.children())}
     for name, layer in layers.items():
         layer.register_full_backward_hook(lambda module, into, out, name=name: seen.append(name))
-        layer.register_forward_hook(lambda module, args, out, name=name: outputs.update({name: (args[0], out)}))
+        layer.register_forward_hook(
+            lambda module, args, out, name=name: outputs.update({name: (args[0], out)})
+        )
     net(IMAGE).sum().backward()
     assert sorted(seen) == sorted(layers)
     for name, layer in layers.items():
@@ -227,17 +270,23 @@ def test_every_layer_takes_backward_hooks_and_shows_its_own_output_to_forward_ho
 def test_evaluation_compiles_as_one_graph():
     net = lively(1, 8)
     with torch.no_grad():
-        torch.testing.assert_close(torch.compile(net, backend="aot_eager", fullgraph=True)(IMAGE), net(IMAGE))
+        torch.testing.assert_close(
+            torch.compile(net, backend="aot_eager", fullgraph=True)(IMAGE), net(IMAGE)
+        )
 
 
 @pytest.mark.parametrize("pad", [1, 100])
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_an_exported_network_holds_for_every_size(pad, stride):
     net = lively(pad, stride)
-    program = torch.export.export(net, (IMAGE,), dynamic_shapes={"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}).module()
+    program = torch.export.export(
+        net, (IMAGE,), dynamic_shapes={"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+    ).module()
     for size in ((1, 33, 47), (3, 64, 96), (1, 97, 131), (1, 200, 333), (2, 128, 34)):
         image = torch.randn(size[0], 3, *size[1:])
-        torch.testing.assert_close(program(image), net(image), rtol=0, atol=1e-5 * net(image).abs().max().item())
+        torch.testing.assert_close(
+            program(image), net(image), rtol=0, atol=1e-5 * net(image).abs().max().item()
+        )
 
 
 def test_the_network_is_traced_symbolically():
@@ -264,6 +313,7 @@ weight = torch.ones(1, requires_grad=True)
 
 # ---- in other folders ----
 
+
 def test_importing_changes_nothing_for_the_rest_of_a_program(tmp_path):
     said = """
 import warnings
@@ -276,8 +326,13 @@ read_picture(predict.Path("a.png"))
 assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)[-len(before[1]):]) == before, before
 assert not any(f[2] is Image.DecompressionBombWarning for f in warnings.filters)
 """
-    run = subprocess.run([sys.executable, "-c", said], cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True,
-                         text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", said],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
 
 

@@ -1,4 +1,6 @@
-"""Files as they come: what a file is inside counts, not its name; and a picture and its mask are the same way up."""
+"""Files as they come: what a file is inside counts, not its name; and a picture and its mask are
+the same way up.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from support import pictures
-from support.errors import InputError
-from support.labels import IGNORE
-from support.pictures import LARGEST, Room, read_mask, read_picture
-from support.reader import Reader
-from support.samples import Sample
+from support.console import InputError
+from support.datasets import images as pictures
+from support.datasets.images import LARGEST, Reader, Room, read_mask, read_picture
+from support.labels import IGNORE, Sample
 
 ORIENTATION = 0x0112
 
 
 def turned(path, pixels, orientation, **save):
-    """A picture as a camera stores it that was held in this way: upright only once its tag is followed."""
+    """A picture as a camera stores it that was held in this way: upright only once its tag is
+    followed.
+    """
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,25 +37,46 @@ def test_a_mask_is_a_png_by_its_content_whatever_its_name(tmp_path, kind):
         read_mask(tmp_path / "m.png")
 
 
-@pytest.mark.parametrize("kind, ending", [("JPEG", "png"), ("PNG", "jpg"), ("WEBP", "jpg"), ("BMP", "jpeg"), ("TIFF", "png")])
+@pytest.mark.parametrize(
+    "kind, ending",
+    [("JPEG", "png"), ("PNG", "jpg"), ("WEBP", "jpg"), ("BMP", "jpeg"), ("TIFF", "png")],
+)
 def test_a_photo_is_read_by_its_content_whatever_its_name(tmp_path, kind, ending):
     Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / f"p.{ending}", format=kind)
-    assert np.abs(read_picture(tmp_path / f"p.{ending}").pixels.astype(int) - (10, 20, 30)).max() <= 3
+    assert (
+        np.abs(read_picture(tmp_path / f"p.{ending}").pixels.astype(int) - (10, 20, 30)).max() <= 3
+    )
 
 
-@pytest.mark.parametrize("content", [
-    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", b"8BPS\x00\x01" + bytes(60), b"SIMPLE  =" + bytes(80),
-    b"%PDF-1.4\n", b"\x00\x00\x00\x18ftypheic" + bytes(40), b"\x00\x00\x01\x00\x01\x00" + bytes(40), b"qoif" + bytes(20),
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
+        b"8BPS\x00\x01" + bytes(60),
+        b"SIMPLE  =" + bytes(80),
+        b"%PDF-1.4\n",
+        b"\x00\x00\x00\x18ftypheic" + bytes(40),
+        b"\x00\x00\x01\x00\x01\x00" + bytes(40),
+        b"qoif" + bytes(20),
+    ],
+)
 def test_what_only_rarer_decoders_open_does_not_reach_them(tmp_path, monkeypatch, content):
     """PostScript, Photoshop, FITS, PDF, HEIC, icons, QOI, each under the name of a photo."""
-    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **more: pytest.fail("ran an interpreter of PostScript"))
+    monkeypatch.setattr(
+        "PIL.EpsImagePlugin.Ghostscript",
+        lambda *args, **more: pytest.fail("ran an interpreter of PostScript"),
+    )
     (tmp_path / "photo.png").write_bytes(content)
-    with pytest.raises(InputError, match="photo.png: cannot be read as a picture .it is none of PNG, JPEG"):
+    with pytest.raises(
+        InputError, match="photo.png: cannot be read as a picture .it is none of PNG, JPEG"
+    ):
         read_picture(tmp_path / "photo.png").pixels
 
 
-@pytest.mark.parametrize("name, says", [("a.heic", "save it as JPEG"), ("a.mp4", "it is a video; make pictures of it first")])
+@pytest.mark.parametrize(
+    "name, says",
+    [("a.heic", "save it as JPEG"), ("a.mp4", "it is a video; make pictures of it first")],
+)
 def test_what_telephones_write_gets_the_mend(tmp_path, name, says):
     (tmp_path / name).write_bytes(bytes(99))
     with pytest.raises(InputError, match=says):
@@ -86,12 +109,16 @@ def test_a_picture_larger_than_all_the_room_waits_until_it_is_alone_and_is_then_
     assert room.left == 50
 
 
-def test_many_threads_read_all_pictures_though_few_fit_at_once_and_each_has_its_room(tmp_path, monkeypatch):
+def test_many_threads_read_all_pictures_though_few_fit_at_once_and_each_has_its_room(
+    tmp_path, monkeypatch
+):
     files = [picture(tmp_path / f"{i}.png", np.full((10, 10, 3), i)) for i in range(30)]
     room, as_rgb, taken = Room(250), pictures.as_rgb, []  # two and a half of them
 
     def watched(image):
-        taken.append(room.total - room.left)  # this picture's room is taken until its pixels are there
+        taken.append(
+            room.total - room.left
+        )  # this picture's room is taken until its pixels are there
         return as_rgb(image)
 
     monkeypatch.setattr(pictures, "ROOM", room)
@@ -102,7 +129,9 @@ def test_many_threads_read_all_pictures_though_few_fit_at_once_and_each_has_its_
     assert len(taken) == 30 and set(taken) <= {100, 200}
 
 
-def test_scripts_open_pictures_of_200_million_pixels_and_programs_that_import_keep_pillows_limit(tmp_path, monkeypatch):
+def test_scripts_open_pictures_of_200_million_pixels_and_programs_that_import_keep_pillows_limit(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1234)
     read_picture(picture(tmp_path / "a.png", np.zeros((2, 2, 3))))
     assert Image.MAX_IMAGE_PIXELS == 1234
@@ -112,19 +141,31 @@ def test_scripts_open_pictures_of_200_million_pixels_and_programs_that_import_ke
 
 # ---- which way up ----
 
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("drawn", ["upright", "as stored"])
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_a_picture_and_its_mask_are_turned_alike_or_refused_if_nobody_can_tell(tmp_path, orientation, drawn, ending):
+def test_a_picture_and_its_mask_are_turned_alike_or_refused_if_nobody_can_tell(
+    tmp_path, orientation, drawn, ending
+):
     rng = np.random.default_rng(orientation)
     stored, label = rng.integers(0, 256, (4, 6, 3), np.uint8), rng.integers(0, 3, (4, 6), np.uint8)
     image = turned(tmp_path / f"i.{ending}", stored, orientation)
-    upright = np.asarray(ImageOps.exif_transpose(Image.open(turned(tmp_path / "u.png", stored, orientation))))
-    label_upright = np.asarray(ImageOps.exif_transpose(Image.open(turned(tmp_path / "l.png", label, orientation))))
-    sample = Sample(image, picture(tmp_path / "m.png", label_upright if drawn == "upright" else label), "")
+    upright = np.asarray(
+        ImageOps.exif_transpose(Image.open(turned(tmp_path / "u.png", stored, orientation)))
+    )
+    label_upright = np.asarray(
+        ImageOps.exif_transpose(Image.open(turned(tmp_path / "l.png", label, orientation)))
+    )
+    sample = Sample(
+        image, picture(tmp_path / "m.png", label_upright if drawn == "upright" else label), ""
+    )
     reader = Reader(lambda path, strays: read_mask(path))
     if orientation in (2, 3, 4):  # height and width stay as they are
-        with pytest.raises(InputError, match=r"i.\w+: its EXIF tag turns it \(orientation .\), its mask .*m.png has no such tag.*save"):
+        with pytest.raises(
+            InputError,
+            match=r"i.\w+: its EXIF tag turns it \(orientation .\), its mask .*m.png has no such tag.*save",
+        ):
             reader(sample)
     else:
         pixels, ids = reader(sample)
@@ -132,7 +173,11 @@ def test_a_picture_and_its_mask_are_turned_alike_or_refused_if_nobody_can_tell(t
 
 
 def test_a_square_picture_with_a_tag_is_refused_since_its_mask_may_lie_either_way(tmp_path):
-    sample = Sample(turned(tmp_path / "i.jpg", np.zeros((5, 5, 3), np.uint8), 6), picture(tmp_path / "m.png", np.zeros((5, 5))), "")
+    sample = Sample(
+        turned(tmp_path / "i.jpg", np.zeros((5, 5, 3), np.uint8), 6),
+        picture(tmp_path / "m.png", np.zeros((5, 5))),
+        "",
+    )
     with pytest.raises(InputError, match="i.jpg: its EXIF tag turns it .orientation 6."):
         Reader(lambda path, strays: read_mask(path))(sample)
 
@@ -147,14 +192,21 @@ def test_a_damaged_exif_tag_leaves_the_picture_as_it_is_stored(tmp_path_factory,
     path = tmp_path_factory.mktemp("exif") / "p.png"
     Image.new("RGB", (6, 4), (10, 20, 30)).save(path, exif=b"Exif\x00\x00" + garbage)
     seen = read_picture(path)
-    assert sorted(seen.pixels.shape[:2]) == [4, 6] and (seen.pixels == (10, 20, 30)).all() and seen.orientation in range(1, 9)
+    assert (
+        sorted(seen.pixels.shape[:2]) == [4, 6]
+        and (seen.pixels == (10, 20, 30)).all()
+        and seen.orientation in range(1, 9)
+    )
 
 
 # ---- frames ----
 
+
 @pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.webp"])
 def test_the_frames_of_a_file_are_counted_and_the_first_is_read(tmp_path, name):
-    frames = [Image.new("RGB", (6, 4), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))]
+    frames = [
+        Image.new("RGB", (6, 4), colour) for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    ]
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     seen = read_picture(tmp_path / name)
     assert seen.frames == 3 and seen.pixels[0, 0].argmax() == 0
@@ -163,8 +215,13 @@ def test_the_frames_of_a_file_are_counted_and_the_first_is_read(tmp_path, name):
 
 
 def test_the_preview_in_a_telephones_jpeg_is_no_frame(tmp_path):
-    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (3, 2))])
-    assert Image.open(tmp_path / "a.jpg").n_frames == 2 and read_picture(tmp_path / "a.jpg").frames == 1
+    Image.new("RGB", (6, 4)).save(
+        tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[Image.new("RGB", (3, 2))]
+    )
+    assert (
+        Image.open(tmp_path / "a.jpg").n_frames == 2
+        and read_picture(tmp_path / "a.jpg").frames == 1
+    )
 
 
 def test_ignored_ids_stay_ignored_when_a_mask_is_turned(tmp_path):

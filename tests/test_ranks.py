@@ -1,4 +1,6 @@
-"""Two processes on the CPU do what one does: the same steps, the same counts, one writer, and they stop and resume together."""
+"""Two processes on the CPU do what one does: the same steps, the same counts, one writer, and they
+stop and resume together.
+"""
 
 import os
 import shutil
@@ -17,15 +19,40 @@ from PIL import Image
 import train
 from data import find, read_kitti_label
 from fcn import FCN8s, cross_entropy
-from support.batches import training_batches
-from support.files import read_tensors
+from support.checkpoint import read_tensors
 from support.labels import IGNORE
-from support.ranks import Ranks
+from support.training.batches import training_batches
+from support.training.distributed import Ranks
 
-TINY = ["--width", "0.0625", "--fc-channels", "16", "--crop", "16x32", "--weights", "none", "--workers", "0", "--device", "cpu",
-        "--amp", "off", "--dropout", "0", "--batch-size", "4", "--epochs", "2", "--lr", "0.02", "--save-every", "2"]
+TINY = [
+    "--width",
+    "0.0625",
+    "--fc-channels",
+    "16",
+    "--crop",
+    "16x32",
+    "--weights",
+    "none",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    "--amp",
+    "off",
+    "--dropout",
+    "0",
+    "--batch-size",
+    "4",
+    "--epochs",
+    "2",
+    "--lr",
+    "0.02",
+    "--save-every",
+    "2",
+]
 
-# What runs twice: train.py. At the step `at` SIGTERM reaches one process only, and not the one that writes.
+# What runs twice: train.py. At the step `at` SIGTERM reaches one process only, and not the one that
+# writes.
 SCRIPT = """
 import os, signal, sys
 at, *argv = sys.argv[1:]
@@ -50,8 +77,10 @@ class Share(Ranks):
 
 @pytest.fixture(scope="module")
 def two(scenes, two_forks, tmp_path_factory):
-    """A folder with two runs in two processes, `whole`, which torchrun has started, and `cut`; of the latter the statuses and
-    what it printed until and after the cut. They train on `streets`: the scenes with sky, which makes three classes."""
+    """A folder with two runs in two processes, `whole`, which torchrun has started, and `cut`; of
+    the latter the statuses and what it printed until and after the cut. They train on `streets`:
+    the scenes with sky, which makes three classes.
+    """
     folder = tmp_path_factory.mktemp("ranks")
     streets = folder / "streets"
     for part in ("images", "masks"):
@@ -66,9 +95,25 @@ def two(scenes, two_forks, tmp_path_factory):
         both = two_forks(SCRIPT, at, "--out", folder / "cut", *argv)
         return [process.wait() for process in both], both[0].said + both[1].said
 
-    with subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py",
-                           "--data", streets, "--out", folder / "whole", *TINY], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as whole:  # as the forks have it; meanwhile, since starting takes long
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            ROOT / "train.py",
+            "--data",
+            streets,
+            "--out",
+            folder / "whole",
+            *TINY,
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as whole:  # as the forks have it; meanwhile, since starting takes long
         runs = cut(4, "--data", streets, *TINY), cut(0, "--resume")
         error = whole.communicate()[1]
     assert whole.returncode == 0, error[-3000:]
@@ -76,8 +121,9 @@ def two(scenes, two_forks, tmp_path_factory):
 
 
 def test_two_processes_take_the_steps_of_one_with_the_same_batch(two, tmp_path):
-    """Nine images in batches of four: in the last there is none for the second process. All see the images enlarged, though
-    the first process alone has measured how large they are."""
+    """Nine images in batches of four: in the last there is none for the second process. All see the
+    images enlarged, though the first process alone has measured how large they are.
+    """
     out, *_ = two
     assert train.main(["--data", str(out / "streets"), "--out", str(tmp_path), *TINY]) == 0
     assert read_tensors(tmp_path / "last.pt")["settings"]["scale"] == 1.5
@@ -85,8 +131,13 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(two, tmp_path):
         for name in ("epoch", "step", "lr"):
             assert ours[name] == alone[name]
         assert ours["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
-        assert ours == pytest.approx(alone, abs=5e-3)  # of classes near a tie rounding may turn a few
-    a, b = (torch.load(folder / "last.pt", weights_only=True)["model"] for folder in (out / "whole", tmp_path))
+        assert ours == pytest.approx(
+            alone, abs=5e-3
+        )  # of classes near a tie rounding may turn a few
+    a, b = (
+        torch.load(folder / "last.pt", weights_only=True)["model"]
+        for folder in (out / "whole", tmp_path)
+    )
     assert all(torch.allclose(a[name], b[name], rtol=1e-2, atol=1e-4) for name in a)
 
 
@@ -94,18 +145,26 @@ def test_two_processes_stop_together_and_resume_to_the_same_weights(two):
     out, (stopped, _), (ended, printed) = two
     assert stopped == [143, 143] and ended == [0, 0]
     assert log_of(out / "cut") == log_of(out / "whole")
-    a, b = (torch.load(out / name / "last.pt", weights_only=True)["model"] for name in ("cut", "whole"))
+    a, b = (
+        torch.load(out / name / "last.pt", weights_only=True)["model"] for name in ("cut", "whole")
+    )
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert printed.count("going on after step 4") == printed.count("best network") == 1  # one speaks
+    assert (
+        printed.count("going on after step 4") == printed.count("best network") == 1
+    )  # one speaks
 
 
-def test_a_process_whose_machine_is_lost_ends_the_others_after_a_while_and_they_say_so(scenes, two_forks, tmp_path):
-    """The second process stands still at its third step, as if its machine were cut off. The first waits two seconds."""
+def test_a_process_whose_machine_is_lost_ends_the_others_after_a_while_and_they_say_so(
+    scenes, two_forks, tmp_path
+):
+    """The second process stands still at its third step, as if its machine were cut off. The first
+    waits two seconds.
+    """
     script = """
 import os, signal, sys
 from datetime import timedelta
-import support.ranks
-support.ranks.PROMPT = timedelta(seconds=2)
+import support.training.distributed
+support.training.distributed.PROMPT = timedelta(seconds=2)
 import train
 function, calls = train.cross_entropy, []
 def lost(*args):
@@ -131,28 +190,46 @@ def test_fewer_images_in_a_batch_than_processes_are_refused(scenes, tmp_path, mo
     assert "--batch-size 4" in error and "8 processes" in error and not (tmp_path / "run").exists()
 
 
-@given(st.integers(1, 30), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 3))
-def test_each_image_is_used_once_per_epoch_and_every_process_takes_every_step(count, size, batch_size, done, epoch):
+@given(
+    st.integers(1, 30), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 3)
+)
+def test_each_image_is_used_once_per_epoch_and_every_process_takes_every_step(
+    count, size, batch_size, done, epoch
+):
     """For any numbers of images, processes and images in a batch, from any step on."""
-    settings = {"seed": 3, "batch_size": batch_size, "augment": True, "colours": True, "flip": "yes", "scale": 1.0}
+    settings = {
+        "seed": 3,
+        "batch_size": batch_size,
+        "augment": True,
+        "colours": True,
+        "flip": "yes",
+        "scale": 1.0,
+    }
 
     def reader(i):
         return np.full((8, 8, 3), i, np.uint8), np.full((8, 8), i, np.uint8)
 
     def labels_of(ranks):
-        return [labels for _, labels in training_batches(reader, list(range(count)), epoch, None, settings, ranks, 0, done=done)]
+        return [
+            labels
+            for _, labels in training_batches(
+                reader, list(range(count)), epoch, None, settings, ranks, 0, done=done
+            )
+        ]
 
     alone = labels_of(Share(0, 1))
     shares = [labels_of(Share(rank, size)) for rank in range(size)]
     assert all(len(share) == len(alone) for share in shares)
-    used = [[[int(label.min()) for label in batch] for batch in share] for share in [alone, *shares]]  # the rest is filled
+    used = [
+        [[int(label.min()) for label in batch] for batch in share] for share in [alone, *shares]
+    ]  # the rest is filled
     for whole, *parts in zip(*used, strict=True):
         assert sorted(i for part in parts for i in part if i != IGNORE) == sorted(whole)
     if not done:
         assert sorted(i for whole in used[0] for i in whole) == list(range(count))
 
 
-@given(st.integers(1, 4), st.integers(0, 2 ** 31))
+@given(st.integers(1, 4), st.integers(0, 2**31))
 def test_gradients_of_the_shares_of_a_batch_add_up_to_those_of_the_batch(size, seed):
     generator = torch.Generator().manual_seed(seed)
     net = FCN8s(3, width=1 / 32, fc_channels=4, dropout=0).double()

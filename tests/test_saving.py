@@ -1,4 +1,6 @@
-"""Checkpoints come often enough, cost little, and lie on the disk in their order: on a fake clock, with disks of any speed."""
+"""Checkpoints come often enough, cost little, and lie on the disk in their order: on a fake clock,
+with disks of any speed.
+"""
 
 import math
 import threading
@@ -8,16 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support import saving
-from support.errors import InputError
-from support.files import read_tensors, save_tensors
-from support.saving import SECONDS, STEPS, TIMES, Saving
+from support.checkpoint import read_tensors, save_tensors
+from support.console import InputError
+from support.training import run_dir as saving
+from support.training.run_dir import SECONDS, STEPS, TIMES, Saving
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def steps_of(monkeypatch, every, step_takes, save_takes, steps, epoch=None):
-    """(name and time of each file that was begun to be written, the time of the whole run), with a best.pt each `epoch` steps."""
+    """(name and time of each file that was begun to be written, the time of the whole run), with a
+    best.pt each `epoch` steps.
+    """
     now, written = [0.0], []
 
     def save(content, path, before):
@@ -44,14 +48,25 @@ def steps_of(monkeypatch, every, step_takes, save_takes, steps, epoch=None):
 
 
 @given(step_takes=st.floats(0.005, 20), save_takes=st.floats(0.01, 30))
-def test_checkpoints_take_a_fiftieth_of_the_time_at_most_and_come_as_often_as_that_allows(step_takes, save_takes):
+def test_checkpoints_take_a_fiftieth_of_the_time_at_most_and_come_as_often_as_that_allows(
+    step_takes, save_takes
+):
     with pytest.MonkeyPatch.context() as monkeypatch:
         written, took = steps_of(monkeypatch, "auto", step_takes, save_takes, 6000)
     times = [0.0] + [at for _, at in written]
-    assert (len(written) - 1) * save_takes <= took / TIMES  # before the first one nobody knows what it costs
+    assert (
+        len(written) - 1
+    ) * save_takes <= took / TIMES  # before the first one nobody knows what it costs
     longest = max(b - a for a, b in zip(times, times[1:])) if len(times) > 1 else took
-    # As soon as 500 steps are full, or five minutes, unless the last one was too costly; then at the next such moment.
-    assert longest <= max(min(STEPS * step_takes, SECONDS), TIMES * save_takes) + save_takes + min(STEPS * step_takes, SECONDS) + step_takes
+    # As soon as 500 steps are full, or five minutes, unless the last one was too costly; then at
+    # the next such moment.
+    assert (
+        longest
+        <= max(min(STEPS * step_takes, SECONDS), TIMES * save_takes)
+        + save_takes
+        + min(STEPS * step_takes, SECONDS)
+        + step_takes
+    )
 
 
 @given(every=st.integers(1, 700), step_takes=st.floats(0.005, 1), save_takes=st.floats(0.01, 30))
@@ -64,21 +79,28 @@ def test_what_a_person_asks_for_is_done_whatever_it_costs(every, step_takes, sav
 def test_a_slow_machine_loses_five_minutes_at_most(monkeypatch):
     written, _ = steps_of(monkeypatch, "auto", 7.0, 1.0, 1000)
     times = [0.0] + [at for _, at in written]
-    assert max(b - a for a, b in zip(times, times[1:])) <= SECONDS + 7 + 1 + 1e-6 and len(written) > 20
+    assert (
+        max(b - a for a, b in zip(times, times[1:])) <= SECONDS + 7 + 1 + 1e-6 and len(written) > 20
+    )
 
 
 @given(step_takes=st.floats(0.005, 1), save_takes=st.floats(0.01, 30), epoch=st.integers(10, 400))
-def test_a_network_that_improves_in_every_short_epoch_costs_a_few_per_cent(step_takes, save_takes, epoch):
+def test_a_network_that_improves_in_every_short_epoch_costs_a_few_per_cent(
+    step_takes, save_takes, epoch
+):
     with pytest.MonkeyPatch.context() as monkeypatch:
         written, took = steps_of(monkeypatch, "auto", step_takes, save_takes, 6000, epoch)
     best = [at for name, at in written if name == "best.pt"]
     lasts = sum(name == "last.pt" for name, _ in written)
-    # One on its own account for 50 times its duration, one with each last.pt, the first, and the one at the end.
+    # One on its own account for 50 times its duration, one with each last.pt, the first, and the
+    # one at the end.
     assert (len(best) - lasts - 2) * save_takes <= took / TIMES
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])
-def test_the_best_network_is_on_the_disk_before_the_checkpoint_that_counts_with_it_and_at_the_end(tmp_path, device):
+def test_the_best_network_is_on_the_disk_before_the_checkpoint_that_counts_with_it_and_at_the_end(
+    tmp_path, device
+):
     files = Saving("auto", device)
     weights = torch.zeros(3)
     for value in (1, 2):  # the second comes a moment after the first
@@ -98,7 +120,9 @@ def test_the_best_network_is_on_the_disk_before_the_checkpoint_that_counts_with_
     assert read_tensors(tmp_path / "best.pt")["epoch"] == 3
 
 
-def test_a_run_on_a_gpu_goes_on_while_its_checkpoint_is_written_and_writes_one_after_the_other(tmp_path, monkeypatch):
+def test_a_run_on_a_gpu_goes_on_while_its_checkpoint_is_written_and_writes_one_after_the_other(
+    tmp_path, monkeypatch
+):
     disk, begun, order = threading.Event(), threading.Event(), []
 
     def slow(content, path, before):
@@ -116,7 +140,9 @@ def test_a_run_on_a_gpu_goes_on_while_its_checkpoint_is_written_and_writes_one_a
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])
-def test_the_best_network_is_written_although_the_checkpoint_before_it_could_not_be(tmp_path, monkeypatch, device):
+def test_the_best_network_is_written_although_the_checkpoint_before_it_could_not_be(
+    tmp_path, monkeypatch, device
+):
     def full(content, path, before):
         if path.name == "last.pt":
             raise InputError(f"{path}: cannot be written (no space left)")

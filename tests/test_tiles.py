@@ -1,4 +1,6 @@
-"""Images of any size, tile by tile: the scores are those of the whole image, and no part is larger than the tile."""
+"""Images of any size, tile by tile: the scores are those of the whole image, and no part is larger
+than the tile.
+"""
 
 import pytest
 import torch
@@ -7,14 +9,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fcn import cross_entropy
+from support.inference.predictor import halo_for, predict_image, tiled
 from support.labels import IGNORE
-from support.tiles import halo_for, predict_image, tiled
 
 
 @settings(max_examples=4)
-@given(more=st.integers(1, 150), width=st.integers(600, 800), tile=st.integers(640, 720), pad=PADS, stride=STRIDES)
-@example(more=1, width=3000, tile=544, pad=1, stride=8)      # a strip of a hundred rows
-@example(more=150, width=721, tile=720, pad=1, stride=8)     # seams in both directions
+@given(
+    more=st.integers(1, 150),
+    width=st.integers(600, 800),
+    tile=st.integers(640, 720),
+    pad=PADS,
+    stride=STRIDES,
+)
+@example(more=1, width=3000, tile=544, pad=1, stride=8)  # a strip of a hundred rows
+@example(more=150, width=721, tile=720, pad=1, stride=8)  # seams in both directions
 @example(more=150, width=721, tile=720, pad=100, stride=8)
 def test_an_image_in_tiles_has_the_scores_of_the_whole_image(more, width, tile, pad, stride):
     net = lively(pad, stride)
@@ -72,7 +80,9 @@ def test_classes_confidence_and_loss_of_a_tiled_image_are_those_of_its_scores():
     image, labels = torch.randn(1, 3, 700, 580), torch.randint(0, 2, (1, 700, 580))
     labels[:, :90] = IGNORE
     assert len(list(tiled(net, image, net.reach, 600))) > 1
-    classes, (other, confidence), value = predict_image(net, image, net.reach, 600, sought=(0, 1), labels=labels)
+    classes, (other, confidence), value = predict_image(
+        net, image, net.reach, 600, sought=(0, 1), labels=labels
+    )
     scores = net(image)
     assert (classes != scores[0].argmax(0)).sum() <= 3  # a tie may fall either way
     assert (confidence - 255 * scores[0].softmax(0)[1]).abs().max() <= 0.5 + 1e-4

@@ -1,4 +1,6 @@
-"""VGG16: the same function as the classification network, its grids, and the weights that it begins with."""
+"""VGG16: the same function as the classification network, its grids, and the weights that it begins
+with.
+"""
 
 import pytest
 import torch
@@ -8,12 +10,34 @@ from hypothesis import strategies as st
 
 from vgg import VGG16, Grid
 
-LAYERS = ["conv1_1", "conv1_2", "pool1", "conv2_1", "conv2_2", "pool2", "conv3_1", "conv3_2", "conv3_3", "pool3",
-          "conv4_1", "conv4_2", "conv4_3", "pool4", "conv5_1", "conv5_2", "conv5_3", "pool5", "fc6", "fc7"]
+LAYERS = [
+    "conv1_1",
+    "conv1_2",
+    "pool1",
+    "conv2_1",
+    "conv2_2",
+    "pool2",
+    "conv3_1",
+    "conv3_2",
+    "conv3_3",
+    "pool3",
+    "conv4_1",
+    "conv4_2",
+    "conv4_3",
+    "pool4",
+    "conv5_1",
+    "conv5_2",
+    "conv5_3",
+    "pool5",
+    "fc6",
+    "fc7",
+]
 
 
 def reference(state, x, stop=None):
-    """VGG16 up to layer `stop` as the table of the paper says it, on a plain dict of weights. Even sizes only."""
+    """VGG16 up to layer `stop` as the table of the paper says it, on a plain dict of weights. Even
+    sizes only.
+    """
     for name in LAYERS[:-2]:
         if name.startswith("pool"):
             x = x.unfold(2, 2, 2).unfold(3, 2, 2).amax(dim=(4, 5))
@@ -25,16 +49,23 @@ def reference(state, x, stop=None):
 
 
 def test_full_network_computes_what_the_dense_layers_of_the_classifier_compute():
-    # At 224 x 224 pool5 is 7 x 7, and the 7 x 7 window of fc6 fits once: at the centre of our padded map.
+    # At 224 x 224 pool5 is 7 x 7, and the 7 x 7 window of fc6 fits once: at the centre of our
+    # padded map.
     net = VGG16().eval()
-    assert sum(p.numel() for p in net.parameters()) == 134_260_544  # 138,357,544 less the 1000 classes' 4,097,000
+    assert (
+        sum(p.numel() for p in net.parameters()) == 134_260_544
+    )  # 138,357,544 less the 1000 classes' 4,097,000
     state = net.state_dict()
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         pool3, pool4, fc7 = net(x)
         flat = reference(state, x).flatten(1)
-        hidden = F.linear(flat, state["fc6.weight"].view(4096, 25088), state["fc6.bias"]).clamp(min=0)
-        wanted = F.linear(hidden, state["fc7.weight"].view(4096, 4096), state["fc7.bias"]).clamp(min=0)
+        hidden = F.linear(flat, state["fc6.weight"].view(4096, 25088), state["fc6.bias"]).clamp(
+            min=0
+        )
+        wanted = F.linear(hidden, state["fc7.weight"].view(4096, 4096), state["fc7.bias"]).clamp(
+            min=0
+        )
     torch.testing.assert_close(fc7[:, :, 3, 3], wanted, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(pool3, reference(state, x, "pool3"), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(pool4, reference(state, x, "pool4"), rtol=1e-3, atol=1e-4)
@@ -53,7 +84,9 @@ def test_every_pool_keeps_the_last_row(height, width, pad):
             n = (n + 1) // 2
         return n
 
-    pool3, pool4, fc7 = VGG16(pad, width=1 / 64, fc_channels=2).eval()(torch.zeros(1, 3, height, width))
+    pool3, pool4, fc7 = VGG16(pad, width=1 / 64, fc_channels=2).eval()(
+        torch.zeros(1, 3, height, width)
+    )
     assert pool3.shape[2:] == (halved(height, 3), halved(width, 3))
     assert pool4.shape[2:] == (halved(height, 4), halved(width, 4))
     lost = 0 if pad == 1 else 6
@@ -66,27 +99,43 @@ def test_grids_are_those_of_the_reference_arithmetic():
     assert [border[f"pool{i}"][:2] for i in (3, 4, 5)] == [(8, -95.5), (16, -91.5), (32, -83.5)]
     assert border["fc7"][:2] == (32, 12.5)
     none = VGG16(width=1 / 64, fc_channels=1).grid
-    assert [none[f"pool{i}"] for i in (3, 4, 5)] == [Grid(8, 3.5, 21.5), Grid(16, 7.5, 49.5), Grid(32, 15.5, 105.5)]
-    assert none["fc7"] == Grid(32, 15.5, 201.5)  # the 404 pixels that a neuron of fc6 is known to see
+    assert [none[f"pool{i}"] for i in (3, 4, 5)] == [
+        Grid(8, 3.5, 21.5),
+        Grid(16, 7.5, 49.5),
+        Grid(32, 15.5, 105.5),
+    ]
+    assert none["fc7"] == Grid(
+        32, 15.5, 201.5
+    )  # the 404 pixels that a neuron of fc6 is known to see
 
 
 @pytest.mark.parametrize("pad", [1, 100])
 @pytest.mark.parametrize("name, index", [("pool3", 0), ("pool4", 1), ("fc7", 2)])
 def test_a_cell_sees_the_image_around_the_pixel_that_its_grid_names(pad, name, index):
-    """The pixels that move one cell are a square; its centre is the pixel stride * i + offset, its half side the reach."""
+    """The pixels that move one cell are a square; its centre is the pixel stride * i + offset, its
+    half side the reach.
+    """
     net = VGG16(pad, width=1 / 64, fc_channels=1).double()
     for p in net.parameters():
         p.data.fill_(0.5)  # all positive: no pixel in reach can cancel, no ReLU can close
-    x = torch.linspace(1, 2, 640 * 640, dtype=torch.double).view(1, 1, 640, 640).repeat(1, 3, 1, 1).requires_grad_()
+    x = (
+        torch.linspace(1, 2, 640 * 640, dtype=torch.double)
+        .view(1, 1, 640, 640)
+        .repeat(1, 3, 1, 1)
+        .requires_grad_()
+    )
     net.eval()
     cells = net(x)[index]
     row, column = cells.shape[2] // 2, cells.shape[3] // 2 + 1
-    # A max pool passes one of its inputs on; all of them in turn are what the cell can see. Average pools see at once.
+    # A max pool passes one of its inputs on; all of them in turn are what the cell can see. Average
+    # pools see at once.
     for i in range(1, 6):
         setattr(net, f"pool{i}", torch.nn.AvgPool2d(2, 2, ceil_mode=True))
     net(x)[index][0, 0, row, column].backward()
     rows, columns = (x.grad[0, 0].abs().sum(d).nonzero().flatten() for d in (1, 0))
-    assert 0 < rows[0] and rows[-1] < 639 and 0 < columns[0] and columns[-1] < 639, "the image must not cut the square"
+    assert 0 < rows[0] and rows[-1] < 639 and 0 < columns[0] and columns[-1] < 639, (
+        "the image must not cut the square"
+    )
     stride, offset, reach = net.grid[name]
     assert (rows[-1] - rows[0]).item() == (columns[-1] - columns[0]).item() == 2 * reach
     assert (rows[0] + rows[-1]).item() / 2 == stride * row + offset
@@ -104,7 +153,9 @@ def test_fresh_weights_keep_the_size_of_the_signal_and_none_is_zero():
     assert 0.05 < fc7.pow(2).mean().sqrt() < 20
 
 
-@pytest.mark.parametrize("settings", [{"pad": 0}, {"pad": 2}, {"pad": 96}, {"width": 0}, {"fc_channels": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"pad": 0}, {"pad": 2}, {"pad": 96}, {"width": 0}, {"fc_channels": 0}]
+)
 def test_settings_that_make_no_network_are_refused(settings):
     with pytest.raises(ValueError):
         VGG16(**{"width": 1 / 64, "fc_channels": 1, **settings})

@@ -1,0 +1,223 @@
+"""What a script says and is told: errors in one line, command lines, progress. No PyTorch here."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+
+class InputError(Exception):
+    """Something that the user gave cannot be used.
+
+    The message is one line: what is wrong, in which file or option, and what to do about it.
+    """
+
+    def __str__(self):
+        # The name of a file may hold control characters; a terminal must not obey them.
+        return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda c: repr(c[0])[1:-1], super().__str__())
+
+
+def one_line(error: BaseException, length: int | None = None) -> str:
+    """First line of an error's message, cut to `length` characters, or the name of its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:length]
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: "1 image", "2 images", "2 classes"."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
+
+
+def shortened(names: list[str], most: int = 3) -> str:
+    """The first `most` names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def warn(script: str, message: str):
+    """Print a one-line warning to standard error."""
+    print(f"{script}: warning: {message}", file=sys.stderr)
+
+
+def explanation(error: BaseException, needs_less: str) -> str:
+    """One line for an error that the user can fix; "" for any other error.
+
+    needs_less    what to do if the error says that memory has run out
+    """
+    if isinstance(error, (InputError, OSError)):
+        return str(error)
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return f"--compile: {one_line(error)}; leave it out, or install a C++ compiler"
+    if out_of_memory(error):
+        return f"out of memory: {needs_less} ({one_line(error)})"
+    return ""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out. PyTorch raises several kinds of errors for that."""
+    said = "out of memory|can't allocate|not enough memory|ALLOC_FAILED|size calculation overflowed"
+    return isinstance(error, MemoryError) or bool(re.search(said, str(error)))
+
+
+def closed_pipe():
+    """Call on BrokenPipeError: the reader of standard output, such as `head`, has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# ---- command lines ----
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, without the usage, and exit status 2.
+
+    script    name of the file, for messages
+    stray     what to say before an argument that belongs to no option
+    """
+
+    def __init__(self, script: str, stray: str = "unrecognized arguments", **more):
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **more
+        )
+        self.script, self.stray = script, stray
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A file name that the terminal cannot show must not end a run.
+            sys.stdout.reconfigure(errors="backslashreplace")
+
+    def error(self, message):
+        if message.startswith("unrecognized arguments: "):
+            arguments = message.partition(": ")[2]
+            what = "not an option" if arguments.startswith("-") else self.stray
+            message = f"{what}: {arguments}"
+        self.exit(2, f"{self.script}: error: {message}\n")
+
+
+def option(default, help: str, convert: Callable | None = None, **more):
+    """A dataclass field that is also a command-line option: see `add_options`.
+
+    convert    argparse's `type`: from text to a value
+    more       further keywords of add_argument, such as choices and metavar
+    """
+    keywords = {"help": help, **({"type": convert} if convert else {}), **more}
+    return dataclasses.field(default=default, metadata=keywords)
+
+
+def add_options(parser: argparse.ArgumentParser, config: type):
+    """Give `parser` one option for each `option` field of a dataclass; its help ends in the default.
+
+    An option that is not given is absent from the parsed namespace.
+    """
+    for field in dataclasses.fields(config):
+        if not field.metadata:
+            continue
+        keywords = dict(field.metadata)
+        if field.default not in (None, False):
+            keywords["help"] += f" (default {shown(field.default)})"
+        if isinstance(field.default, bool):
+            keywords["action"] = argparse.BooleanOptionalAction
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, default=argparse.SUPPRESS, **keywords)
+
+
+def shown(value) -> str:
+    """A value as it is written on a command line: (384, 1248) as 384x1248."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def whole(lowest: int = 1) -> Callable[[str], int]:
+    """A converter for argparse: whole numbers from `lowest` up."""
+
+    def convert(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {lowest} up")
+        return int(text)
+
+    return convert
+
+
+def positive(text: str) -> float:
+    """A converter for argparse: finite numbers above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def share(text: str) -> float:
+    """A converter for argparse: numbers from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """A converter for argparse: "HxW" to (height, width) in pixels."""
+    if not re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size, height x width, such as 375x1242")
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
+def word_or(word: str, convert: Callable) -> Callable:
+    """A converter for argparse: `word` as it is, other text by `convert`."""
+
+    def either(text: str):
+        if text == word:
+            return text
+        try:
+            return convert(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, nor {word}") from None
+
+    return either
+
+
+# ---- progress ----
+
+
+class Progress:
+    """Progress of a loop: one line that is rewritten on a terminal, else a line every 30 seconds.
+
+    total     steps of the whole loop
+    done      steps done before, in an earlier part of the run
+    images    images in each step
+    """
+
+    def __init__(self, total: int, done: int = 0, images: int = 1):
+        self.total, self.done, self.first, self.images = total, done, done, images
+        self.start = self.shown = time.perf_counter()
+        self.live = sys.stdout.isatty()
+
+    def due(self) -> bool:
+        """Count one more step. Returns whether it is time to show something."""
+        self.done += 1
+        return self.late()
+
+    def late(self) -> bool:
+        """Whether it is time to show something."""
+        return time.perf_counter() - self.shown >= (0.5 if self.live else 30)
+
+    def show(self, text: str, part: float = 0.0):
+        """Show a text, the speed and the time left; `part` of the current step (0 to 1) is done."""
+        self.shown = time.perf_counter()
+        each = (self.shown - self.start) / max(self.done - self.first + part, 1e-9)
+        left = timedelta(seconds=round(each * (self.total - self.done - part)))
+        text += f"  {self.images / each:.2f} images/s  {left} left"
+        print(f"\r{text}\033[K" if self.live else text, end="" if self.live else "\n", flush=True)
+
+    def line(self, text: str):
+        """Print a line that stays."""
+        print(f"\r\033[K{text}" if self.live else text, flush=True)
