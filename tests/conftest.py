@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcn import FCN8s
-from support.checkpoint import read_tensors, save_tensors
+from support.checkpoint import read_tensors
 from support.console import InputError
-from support.datasets import synthetic as roads
+from support.datasets import synthetic
 from support.inference.int8 import refuse_without_int8
 from support.training.initialise import load_imagenet
 
@@ -201,7 +201,7 @@ def scenes(tmp_path_factory):
     of the same name.
     """
     folder = tmp_path_factory.mktemp("data") / "scenes"
-    roads.write(folder, train=12, test=0, height=32, width=64)
+    synthetic.write(folder, train=12, test=0, height=32, width=64)
     return folder
 
 
@@ -270,15 +270,9 @@ def same(a, b):
 
 
 def saved(path, net, classes=("sky", "road", "car")):
-    save_tensors(
-        {
-            "config": net.config,
-            "classes": list(classes),
-            "settings": {"task": "road", "split_seed": 0},
-            "model": net.state_dict(),
-        },
-        path,
-    )
+    """The path of a checkpoint of the network."""
+    net.classes = list(classes)
+    net.save(path)
     return path
 
 
