@@ -25,8 +25,6 @@ from fcn import FCN8s
 from support.checkpoint import read_tensors
 from support.console import InputError
 from support.datasets import synthetic
-from support.inference.int8 import refuse_without_int8
-from support.training.initialise import load_imagenet
 
 settings.register_profile("project", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile("project")
@@ -228,9 +226,11 @@ def kitti(root, um=4, umm=3, uu=5, size=(6, 9)):
 # ---- networks ----
 
 try:
-    refuse_without_int8()
+    from support.inference.int8 import require_int8
+
+    require_int8()
     missing = ""
-except InputError as error:
+except (ImportError, InputError) as error:
     missing = str(error)
 needs_int8 = pytest.mark.skipif(bool(missing), reason=missing)
 
@@ -262,6 +262,8 @@ def lively(pad, stride):
 
 def load(net, path):
     """Load a file of ImageNet's weights into a VGG16."""
+    from support.training.initialise import load_imagenet
+
     return load_imagenet(net, read_tensors(path), path)
 
 
