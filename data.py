@@ -198,8 +198,8 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
     if not readable.any():
         return faults
     print(
-        f"\n{'part':10}  images  {'smallest':>10}  {'median':>10}  {'largest':>10}   (height x width, "
-        "by the longer side)"
+        f"\n{'part':10}  images  {'smallest':>10}  {'median':>10}  {'largest':>10}   "
+        "(height x width, by the longer side)"
     )
     first = 0
     for part, members in parts_of(data).items():
