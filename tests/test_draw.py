@@ -122,8 +122,7 @@ def test_curves_can_be_drawn_for_any_log(tmp_path, epochs, losses):
     for row in rows:
         row.update(train_loss=losses[row["epoch"] % 2], iou_road=math.nan)
     draw_curves(tmp_path / "c.png", rows, ["not road", "road"])
-    pixels = np.asarray(Image.open(tmp_path / "c.png")).reshape(-1, 3)
-    assert len(np.unique(pixels, axis=0)) > 5
+    assert len(Image.open(tmp_path / "c.png").getcolors(2**16)) > 5
 
 
 def test_curves_have_room_for_many_classes_of_any_name(tmp_path):

@@ -19,7 +19,7 @@ def is_road(truth):
 
 
 def best_iou(scores, truth, valid):
-    """The IoU of the best of 15 thresholds."""
+    """The IoU of the best of 15 thresholds; `scores` broadcasts to `truth`."""
     answers = [scores > level for level in np.linspace(0.1, 0.8, 15)]
     return max((a & truth & valid).sum() / ((a | truth) & valid).sum() for a in answers)
 
@@ -32,7 +32,7 @@ def test_same_seed_same_scene(seed, category):
     assert not np.array_equal(once.image, draw(seed + 1, category).image)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(SEEDS, st.sampled_from(CATEGORIES), SIDES, SIDES)
 def test_any_size_has_truth_of_three_colours_and_a_lane_within_the_road(
     seed, category, height, width
@@ -50,11 +50,11 @@ def test_any_size_has_truth_of_three_colours_and_a_lane_within_the_road(
 
 
 def test_position_alone_scores_badly():
-    truths = np.array([draw(seed, CATEGORIES[seed % 3]).road for seed in range(120)])
+    truths = np.array([draw(seed, CATEGORIES[seed % 3]).road for seed in range(60)])
     road, valid = is_road(truths), (truths != NOT_VALID).any(-1)
     assert road.any((1, 2)).all()  # every scene shows some
-    assert best_iou(np.ones(road.shape), road, valid) < 0.5
-    assert best_iou(np.broadcast_to(road.mean(0), road.shape), road, valid) < 0.65
+    assert best_iou(1.0, road, valid) < 0.5
+    assert best_iou(road.mean(0), road, valid) < 0.65
 
 
 def test_colour_alone_scores_badly():
