@@ -8,7 +8,6 @@ Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT (
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import sys
@@ -25,8 +24,7 @@ from torch import nn
 
 from data import DataOptions, find
 from fcn import FCN8s, cross_entropy
-from metrics import Scores, epoch_line, iou_cell, log_columns, report
-from support.checkpoint import read_checkpoint
+from metrics import epoch_line, log_columns
 from support.console import (
     InputError,
     Progress,
@@ -48,14 +46,11 @@ from support.device import (
     pick_device,
     tune_malloc,
 )
-from support.draw import draw_curves, draw_samples
-from support.files import write_csv, write_text
-from support.inference.predictor import Predictor
-from support.labels import IGNORE, DataSet, Sample, paths_below
-from support.prefetch import prefetch
+from support.labels import IGNORE, paths_below
 from support.training.batches import Batches
 from support.training.config import configure, gains, parse, resolve
 from support.training.distributed import Ranks
+from support.training.evaluation import Evaluation
 from support.training.initialise import freeze, initialise, new_network, read_weights
 from support.training.optimizer import Divergence, divergence_warning, learning_rate, sgd
 from support.training.run_dir import (
@@ -228,7 +223,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     if config.class_weights == "sqrt":
         class_weights = torch.from_numpy(weigh_classes(found["pixels"])).to(device)
     criterion = partial(cross_entropy, class_weights=class_weights)
-    evaluation = partial(evaluate, net, data, reader, criterion, config, ranks, stop)
+    evaluation = Evaluation(net, data, reader, criterion, config, ranks, stop)
 
     # ---- where the run stands
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
@@ -283,8 +278,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     divergence = Divergence(device, ranks)
     progress = Progress(total_steps, step, images=config.batch_size)
     if ranks.first:
-        text = json.dumps({**about, "config": net.config}, indent=2)
-        write_text(out / "config.json", text + "\n")
+        run_dir.write_config({**about, "config": net.config})
     print(
         f"{sum(p.numel() for p in parameters):,} trainable parameters on "
         f"{f'{ranks.size} times ' if ranks.size > 1 else ''}{device}, {config.amp}; "
@@ -336,7 +330,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
 
             trained = time.perf_counter()
             divergence.require_none(config, scaler)
-            result, iou_by_image = evaluation(data.val)
+            result = evaluation(data.val)
             after("evaluation", step)
             stop_if_requested()
             score = result[result["monitor"]]
@@ -362,117 +356,16 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
             if line := divergence_warning(log[-1]["train_loss"], len(data.classes), config.lr):
                 progress.line(line)
             if ranks.first:
-                write_csv(out / "log.csv", log)
+                run_dir.write_log(log, data.classes)
                 if is_best:
                     content = {**net.to_checkpoint(), **about, "epoch": epoch, "best": best}
                     run_dir.save_best({**content, "result": result})
-                    rows = sample_rows(net, data, reader, config, iou_by_image)
-                    title = f"validation, epoch {epoch}"
-                    draw_samples(out / "samples.png", rows, data.classes, title)
-                draw_curves(out / "curves.png", log, data.classes)
+                    evaluation.draw_samples(run_dir.path / "samples.png", epoch)
             if epoch == 1:
                 save_last()  # from the first epoch on there is something to resume
         save_last()
         run_dir.flush()
-        summarise(net, data, evaluation, run_dir, ranks, stop)
-
-
-@torch.no_grad()
-def evaluate(
-    net: FCN8s,
-    data: DataSet,
-    reader: Reader,
-    criterion: Callable,
-    config: Config,
-    ranks: Ranks,
-    stop: Stop,
-    samples: list[Sample],
-) -> tuple[dict, dict[Path, float]]:
-    """(result, IoU by image) over whole images, one at a time.
-
-    result    that of Scores, and `loss`, the mean over the images
-
-    Once a signal has come, the rest of the images is left out: the result is not used then.
-    """
-    torch.backends.cudnn.benchmark = False  # whole images may have many sizes
-    device = next(net.parameters()).device
-    predictor = Predictor(net.eval(), config.amp)
-    scores, loss_sum = Scores(data.classes, data.road), torch.zeros((), device=device)
-    probabilities = [] if data.road is None else [data.road]
-    shard = ranks.shard(samples)
-
-    def load(sample: Sample):
-        image, truth = reader(sample)
-        return predictor.views(image), truth
-
-    loaded = prefetch(shard, load, default_workers(config.workers, device))
-    with autocast_for(config.amp, device)():  # around all images: weights are converted once
-        for sample, (views, truth) in zip(shard, loaded, strict=False):
-            prediction = predictor(
-                (views, truth.shape),
-                probabilities=probabilities,
-                truth=truth,
-                criterion=criterion,
-            )
-            loss_sum += prediction.loss
-            labels, confidences = prediction.to_host()
-            scores.update(sample, labels, truth, *confidences)
-            if stop.asked:
-                break
-    parts = ranks.gather((scores, loss_sum.item()))
-    scores = sum((part[0] for part in parts), Scores(data.classes, data.road))
-    loss = sum(part[1] for part in parts) / len(samples)
-    return {**scores.result(), "loss": loss}, scores.iou_by_image
-
-
-def sample_rows(
-    net: FCN8s, data: DataSet, reader: Reader, config: Config, iou_by_image: dict[Path, float]
-) -> list[tuple]:
-    """Four images of the validation set, and the two of the lowest IoU.
-
-    Each is a row (name and IoU, image [H, W, 3], truth [H, W], prediction [H, W]), uint8.
-    """
-    samples, predictor, rows = data.val, Predictor(net.eval(), config.amp), []
-    spread = [samples[i * len(samples) // 4] for i in range(4)]
-    ious = {sample: iou_by_image[sample.image] for sample in samples}
-    worst = sorted(samples, key=lambda s: (math.isnan(ious[s]), ious[s]))[:2]
-    for sample in dict.fromkeys([*spread, *worst]):
-        image, truth = reader(sample)
-        labels, _ = predictor(image).to_host()
-        iou = "" if math.isnan(ious[sample]) else f"   IoU {100 * ious[sample]:.1f}"
-        if sample in worst and len(samples) > 2:
-            iou += ", one of the two lowest"
-        rows.append((f"{sample.image.name}{iou}", image, truth, labels))
-    return rows
-
-
-def summarise(net: FCN8s, data: DataSet, evaluation: Callable, run_dir: RunDir, ranks, stop):
-    """Print the scores of the best network on the validation set and on some training images.
-
-    The difference shows how much it has memorised. Also prints what the last network scores on
-    these training images. Loads the best network's weights into `net`. Raises Stopped.
-    """
-    out, train_subset = run_dir.path, data.train[:: math.ceil(len(data.train) / 100)]
-    last, _ = evaluation(train_subset)
-    if ranks.first:
-        best = read_checkpoint(out / "best.pt")
-        net.load_state_dict(best["model"])
-    ranks.broadcast(net)
-    training, _ = evaluation(train_subset)
-    if number := stop.requested():
-        raise Stopped(number, out, trained=True)
-    if not ranks.first:
-        return
-    ious = zip(data.classes, last["iou"], strict=True)
-    print(
-        f"\nbest network, of epoch {best['epoch']}, per cent:\n"
-        f"{report({'validation': best['result'], 'training': training}, data.classes)}\n"
-        f"training: {len(train_subset)} of {counted(len(data.train), 'image')}\n\n"
-        f"last network, IoU on training images: "
-        f"{', '.join(f'{name} {iou_cell(iou)}' for name, iou in ious)}\n"
-        f"pictures: {out / 'samples.png'} and {out / 'curves.png'}\n"
-        f"to predict other pictures: python predict.py {out / 'best.pt'} PICTURE"
-    )
+        evaluation.summarise(run_dir.path)
 
 
 def synthetic_roads() -> Path:

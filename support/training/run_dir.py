@@ -5,6 +5,7 @@ A run never writes into the folder of another run.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +15,8 @@ import torch
 
 from support.checkpoint import read_checkpoint, write_checkpoint
 from support.console import InputError, warn
-from support.files import is_unfinished
+from support.draw import draw_curves
+from support.files import is_unfinished, write_csv, write_text
 
 try:
     import fcntl
@@ -53,6 +55,15 @@ class RunDir:
         self.unsaved_best: dict | None = None
         self.written = {"best.pt": -float("inf"), "last.pt": time.perf_counter()}  # when
         self.seconds = {"best.pt": 0.0, "last.pt": 0.0}  # how long it took
+
+    def write_config(self, content: dict):
+        """Write config.json: the settings of the run and what it runs on."""
+        write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
+
+    def write_log(self, log: list[dict], classes: list[str]):
+        """Write log.csv, a row for each epoch, and draw its curves."""
+        write_csv(self.path / "log.csv", log)
+        draw_curves(self.path / "curves.png", log, classes)
 
     def due(self, step: int) -> bool:
         """Whether last.pt should be written after step `step` (1, 2, ...)."""
