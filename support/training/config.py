@@ -108,8 +108,7 @@ def resolve(config, data: DataSet, sizes: dict, weights: dict | None, device):
     """
     several = data.road is None  # several classes are sought, and mean IoU is the score
     steps = math.ceil(len(data.train) / config.batch_size)  # in an epoch
-    if config.amp == "auto":
-        config.amp = default_amp(device)
+    config.amp = default_amp(config.amp, device)
     if config.flip == "auto":
         # In a mirror, the own lane is the left one: a network that learns both marks both.
         config.flip = "no" if config.task == "lane" else "yes"
