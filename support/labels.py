@@ -55,9 +55,9 @@ class DataSet(NamedTuple):
 
     @property
     def road(self) -> int | None:
-        """1 if class 1 is the road, or the one class sought, and class 0 is all the rest; else None.
+        """1 if class 1 is the road, or the one class sought, and class 0 is all else; or None.
 
-        KITTI Road's measures apply if it is 1.
+        If it is 1, the road is scored as KITTI Road scores it.
         """
         return 1 if only_road(self.classes) == 1 else None
 
