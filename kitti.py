@@ -209,7 +209,8 @@ def histogram(confidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     The histograms of several images add up to that of all their pixels.
     """
-    bins = np.where(truth == IGNORE, 512, truth.astype(np.int64) * 256 + confidence)
+    bins = truth.astype(np.int64) * 256 + confidence
+    bins[truth == IGNORE] = 512
     return np.bincount(bins.ravel(), minlength=513)[:-1].reshape(2, 256)
 
 
