@@ -36,7 +36,6 @@ from support.console import (
     whole,
     word_or,
 )
-from support.datasets import synthetic
 from support.datasets.check import check_counts, describe, extent, read_everything, weigh_classes
 from support.datasets.images import Reader, allow_large_pictures
 from support.device import (
@@ -199,7 +198,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     if ranks.first:
         counts = read_everything([*data.train, *data.val], data, reader)
         print(describe(counts, data))
-        check_counts(counts, data, config.crop if "crop" in given else None)
+        check_counts(counts, data)
         n = len(data.train)
         found = {"pixels": counts.pixels[:n].sum(0), "sizes": extent(counts.sizes[:n])}
         resolve(config, data, found["sizes"], weights, device)
@@ -371,6 +370,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
 def synthetic_roads() -> Path:
     """The folder of synthetic roads; they are drawn if it is not there."""
     if not SYNTHETIC.is_dir():
+        from support.datasets import synthetic  # once: they stay on the disk
+
         print(f"drawing synthetic roads into {SYNTHETIC}")
         synthetic.write(SYNTHETIC)
     return SYNTHETIC

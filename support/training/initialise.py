@@ -18,7 +18,6 @@ from support.checkpoint import read_checkpoint, read_tensors
 from support.console import InputError, shortened
 from support.inference.predictor import Predictor
 from vgg import VGG16, normalise
-from weights.convert import convert, download
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights" / "vgg16.pth"
 SKIP_NORM = 2.0  # norm of a scored skip, as a multiple of fc7's, see `balance`
@@ -42,6 +41,8 @@ def read_weights(name: str, width: float) -> tuple[dict | None, Path | None]:
                 "--width"
             )
         if not WEIGHTS.is_file():
+            from weights.convert import convert, download  # once: the file stays
+
             print(convert(download(), WEIGHTS))
     path = WEIGHTS if name == "auto" else Path(name)
     content = read_tensors(path)
