@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 SCALE_RANGE = (0.75, 1.35)  # each car is met nearer and farther than it was
-# Height and width of a view are multiples of this: some ten sizes instead of hundreds. The libraries
-# prepare kernels and memory for every new size, which made a training step a tenth slower.
+# Height and width of a view are multiples of this: some ten sizes instead of hundreds. The
+# libraries prepare kernels and memory for every new size, which made a step a tenth slower.
 STEP = 32
 # Another street lies in another light, and has cars and houses of other colours. On a street that
 # no training image shows, these changes of colour were worth three points of mean IoU.

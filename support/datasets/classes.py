@@ -122,8 +122,8 @@ def count_classes(samples: list[Sample], file: Path) -> list[str]:
     largest = max(prefetch(samples, largest_id, os.cpu_count() or 1))
     if largest >= MAX_UNNAMED:
         raise InputError(
-            f"{file.parent}: the masks hold ids up to {largest}, as photos in their place would; if "
-            f"these are classes, name them in {file}, one a line, or by their shades of grey, as "
-            f"NAME {largest} {largest} {largest}"
+            f"{file.parent}: the masks hold ids up to {largest}, as photos in their place would; "
+            f"if these are classes, name them in {file}, one a line, or by their shades of grey, "
+            f"as NAME {largest} {largest} {largest}"
         )
     return [f"class {i}" for i in range(largest + 1)]

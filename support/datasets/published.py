@@ -92,8 +92,7 @@ def find_voc(root: Path, options) -> DataSet:
 
 
 def voc_sample(root: Path, stem: str) -> Sample:
-    masks = [
-        root / f"{folder}/{stem}.png" for folder in ("SegmentationClass", "SegmentationClassAug")
-    ]
+    folders = "SegmentationClass", "SegmentationClassAug"
+    masks = [root / folder / f"{stem}.png" for folder in folders]
     mask = next(filter(Path.is_file, masks), masks[0])
-    return Sample(root / f"JPEGImages/{stem}.jpg", mask, "")
+    return Sample(root / "JPEGImages" / f"{stem}.jpg", mask, "")
