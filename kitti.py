@@ -182,14 +182,12 @@ def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
 
 
 def bird_view(values: np.ndarray, cells: np.ndarray, outside: int) -> np.ndarray:
-    """An image [H, W, 3] or a map [H, W] seen from above: [800, 400, 3] or [800, 400].
+    """A map [H, W] seen from above: [800, 400] of the same type.
 
     cells      of `bird_cells`
     outside    the value of cells that the image does not show
     """
-    above = values.reshape(-1, *values.shape[2:])[cells]  # -1 takes the last pixel
-    above[cells < 0] = outside
-    return above
+    return np.where(cells < 0, values.dtype.type(outside), values.ravel()[cells])
 
 
 # ---- measures ----

@@ -121,27 +121,6 @@ def test_a_real_road_seen_from_above_keeps_its_width(kitti_sample):
     assert 5 < np.median(widths) < 12, "two lanes are some eight metres wide, near and far alike"
 
 
-def test_an_image_from_above_has_the_colours_of_its_pixels(kitti_sample):
-    image = np.array(Image.open(kitti_sample / "training/image_2/um_000000.png"))
-    cells = bird_cells(kitti_sample / CALIBRATION, *image.shape[:2])
-    above = bird_view(image, cells, 0)
-    assert above.shape == (800, 400, 3) and not above[cells < 0].any()
-    row, column = divmod(cells[400, 200], image.shape[1])
-    assert (above[400, 200] == image[row, column]).all()
-
-
-def test_the_truth_of_a_synthetic_scene_is_its_plan_from_above(tmp_path):
-    synthetic.write(tmp_path, train=3, test=0, height=375, width=1242)
-    truth = read_label(tmp_path / TRUTH)
-    above = bird_view(truth, bird_cells(tmp_path / CALIBRATION, *truth.shape), IGNORE)
-    x, z = np.meshgrid(-10 + 0.05 * (np.arange(400) + 0.5), 46 - 0.05 * (np.arange(800) + 0.5))
-    inside = synthetic.survey(0, "um").inside(x, z)  # metres from the edge of the road
-    sure = (np.abs(inside) > 0.3) & (above != IGNORE)
-    # Cars hide some of the road; what is not road is never road.
-    assert ((inside > 0) == (above == 1))[sure].mean() > 0.8
-    assert (above == 1)[sure & (inside < 0)].mean() < 0.01
-
-
 SINGULAR = "P2:" + " 1" * 12 + "\nR0_rect:" + " 1" * 9 + "\nTr_cam_to_road:" + " 0" * 12
 
 
@@ -262,9 +241,7 @@ def test_birds_eye_views_score_like_the_maps_they_show(scenes, results, tmp_path
     for file in results.iterdir():
         noisy = np.asarray(Image.open(file)) // 2 + rng.integers(0, 128, (120, 400))
         picture(file, noisy)
-        cells = bird_cells(
-            scenes / "calib" / file.name.replace("_road", "").replace("png", "txt"), 120, 400
-        )
+        cells = bird_cells(scenes / "calib" / f"{file.stem.replace('_road', '')}.txt", 120, 400)
         picture(tmp_path / "above" / file.name, bird_view(noisy, cells, 0))
     from_image = command("kitti.py", results, scenes, "--space", "bev")
     assert from_image[0] == 0 and "bird's eye" in from_image[1]
