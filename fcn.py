@@ -142,10 +142,9 @@ class FCN8s(nn.Module):
     `reach`, the receptive radius: a score depends on pixels up to 245 away with stride 8, 241 with
     16 and 233 with 32. For 8 that is 201.5 for fc7, and 16*1.5 + 8*1.5 + 1*7.5 for the upsampling.
 
-    Attributes: `grid`, the Grid of each layer's output by the layer's name; `crop`, the crops by the
-    name of the skip, and that of the output as "image"; `classes`, the names of the classes, and
-    `resize_factor`, both for checkpoints; `config`, with which FCN8s(**config) builds the same
-    network again.
+    Attributes: `grid` has the Grid of each layer's output by the layer's name, `crop` the crops by
+    the names of the skips and "image". `classes` and `resize_factor` are for checkpoints.
+    FCN8s(**config) builds the same network again.
 
     Raises ValueError for settings that make no network.
     """
