@@ -326,8 +326,11 @@ class FCN8s(nn.Module):
                 net = cls(**saved["config"])
             net.load_state_dict(saved.pop("model"), assign=True)
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"the weights do not fit the configuration ({reason})") from None
+            # PyTorch's message says in its last line what does not fit.
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise ValueError(
+                f"the weights do not fit the configuration ({reason[0].strip()[:200]})"
+            ) from None
         net.classes, net.resize_factor = saved["classes"], saved["resize_factor"]
         return net
 

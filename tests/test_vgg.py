@@ -185,7 +185,7 @@ def test_in_evaluation_in_fp32_too(n, height, width, kernel):
     height=st.integers(1, 12),
     width=st.integers(1, 12),
     kernel=st.sampled_from([(1, 0), (7, 3), (7, 0)]),
-    outputs=st.sampled_from([1, 4, CHUNK, CHUNK + 3]),
+    outputs=st.sampled_from([4, CHUNK, CHUNK + 3]),
     bf16=st.booleans(),
 )
 @settings(max_examples=40)
