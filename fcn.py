@@ -436,7 +436,7 @@ def table(net: FCN8s, height: int, width: int) -> str:
 
 def derivation(net: FCN8s) -> str:
     """The crops as one would derive them with a pencil, several lines."""
-    letters = iter("jkmnpqrs")  # one for the cells of each map
+    letters = iter("jkmnpqrstuvw")  # one for the cells of each map
     cell, grid = next(letters), net.grid["score_fr"]
     lines = [f"score_fr: cell {cell} is centred on pixel {centre(cell, grid)}"]
     for name, (place, crop) in zip(upscore_layers(net), net.crop.items(), strict=True):

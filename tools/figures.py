@@ -129,7 +129,9 @@ def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Sheet:
     sheet.text(x, bottom - 14, f"crop at {net.crop['image']}", fill=RED)
 
     # For each map that is cropped: its crop, and the map that has the size of what is kept.
-    cropped = {f"score_{skip}": (net.crop[skip], f"sum_{skip}") for skip in net.SKIPS}
+    cropped = {
+        f"score_{skip}": (net.crop[skip], f"sum_{skip}") for skip in net.crop if skip != "image"
+    }
     cropped["upscore8"] = net.crop["image"], "scores"
     for name, (left, above, right, below) in edges.items():
         if name.startswith("sum"):
