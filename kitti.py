@@ -1,111 +1,390 @@
-"""KITTI Road's bird's-eye view: the road as seen from above, which is where the benchmark's server
-scores it.
+"""KITTI Road (Fritsch, Kuehnl and Geiger 2013): its files, its bird's-eye view and its measures.
 
-The view shows the ground from 6 to 46 m ahead of the camera and 10 m to either side, in cells of 5
-cm. The calibration of an image says which pixel sees each cell.
+    python kitti.py RESULTS_DIR TRAINING_DIR     score confidence maps as the benchmark does
+
+RESULTS_DIR holds 8-bit grey maps from any method, 255 times the probability of road, named as the
+ground truth in TRAINING_DIR/gt_image_2. Each has the size of its image, or is a bird's-eye view of
+800x400 (height x width). TRAINING_DIR is the folder training of KITTI Road.
+
+The images have three categories: um (urban marked) shows streets with one marked lane in each
+direction, umm (urban multiple marked) shows streets with several, and uu (urban unmarked) shows
+streets without lane markings. The ground truth of um_000000.png is um_road_000000.png. Images of um
+have a second one, um_lane_000000.png, in which the lane of the car itself is the "road". The score
+called URBAN pools the road of all three categories.
 """
 
 from __future__ import annotations
 
+import math
+import re
+import sys
+import zipfile
+from collections import defaultdict
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from support.console import InputError
+from support.console import InputError, Parser
+from support.datasets.images import files_in, open_mask
+from support.files import atomic, write_csv
+from support.labels import IGNORE, DataSet, Sample
 
-RIGHT, AHEAD, CELL = (
-    (-10.0, 10.0),
-    (6.0, 46.0),
-    0.05,
-)  # metres right of the camera and ahead of it, and the side of a cell
-BEV = (800, 400)  # rows (the first is the farthest) and columns, which follow from these
+TASKS = {"road": ("um", "umm", "uu"), "lane": ("um",)}  # the categories with such ground truth
+
+# ---- files ----
+
+
+def find(root: Path, options) -> DataSet:
+    """The DataSet of the folder that holds `training`, without a validation set.
+
+    options.task    "road" or "lane": which ground truth to use
+
+    Raises InputError if there is no such ground truth.
+    """
+    task = options.task
+    samples = samples_of(root / "training", task)
+    if not samples:
+        raise InputError(
+            f"{root / 'training' / 'gt_image_2'}: no ground truth for --task {task}, such as "
+            f"um_{task}_000000.png"
+        )
+    groups = [sample.group for sample in samples]
+    counts = ", ".join(f"{name} {groups.count(f'{name}_{task}')}" for name in TASKS[task])
+    summary = f"{root}: KITTI Road, task {task} ({counts})"
+    return DataSet(summary, [f"not {task}", task], samples, [], read_label, kitti=True)
+
+
+def samples_of(training: Path, task: str) -> list[Sample]:
+    """The samples of a task, sorted by name, each image once. Raises InputError.
+
+    Images of um have two ground truths. Training on both would teach labels that contradict each
+    other.
+    """
+    name = re.compile(rf"({'|'.join(TASKS[task])})_{task}_(\d+)\.png")
+    samples = []
+    for label in files_in(training / "gt_image_2"):
+        if match := name.fullmatch(label.name):
+            category, number = match.groups()
+            image = training / "image_2" / f"{category}_{number}.png"
+            samples.append(Sample(image, label, f"{category}_{task}"))
+    return samples
+
+
+def read_label(path: Path, unmapped=None) -> np.ndarray:
+    """Label map uint8 [H, W] of a ground truth: 0 not road, 1 road, or IGNORE. Raises InputError.
+
+    Magenta (255, 0, 255) is road, red (255, 0, 0) is not road, and black is ignored: a pixel counts
+    where red is set, and is road where blue is set too. `unmapped` is for other data sets: there
+    are no colours without a class here.
+    """
+    image = open_mask(path)
+    if image.mode != "RGB":
+        raise InputError(f"{path}: KITTI ground truth is RGB, this picture is {image.mode}")
+    pixels = np.asarray(image)
+    red, green, blue = np.moveaxis(pixels, 2, 0)
+    odd = (green > 0) | (red % 255 > 0) | (blue % 255 > 0) | (blue > red)
+    if odd.any():  # such as the colours that a resize with a blending filter leaves
+        raise InputError(
+            f"{path}: has the colour {tuple(pixels[odd][0].tolist())}; KITTI's ground truth has "
+            "only magenta (255, 0, 255), red (255, 0, 0) and black"
+        )
+    return np.where(red == 0, IGNORE, blue > 0).astype(np.uint8)
+
+
+def read_confidence(path: Path) -> np.ndarray:
+    """A confidence map uint8 [H, W], 255 times the probability of road. Raises InputError."""
+    image = open_mask(path)
+    if image.mode != "L":  # a mask of class ids is a palette picture
+        raise InputError(f"{path}: a confidence map must be 8-bit grey, this one is {image.mode}")
+    return np.asarray(image)
+
+
+def write_submission(archive: Path, maps: list[Path]):
+    """Write the zip for the benchmark's server: bird's-eye views, without folders.
+
+    Raises InputError if it cannot be written.
+    """
+    with atomic(archive) as file, zipfile.ZipFile(file, "w") as content:
+        for path in maps:  # PNGs, which are compressed already
+            content.write(path, path.name)
+
+
+# ---- bird's-eye view ----
+#
+# The benchmark's server scores the road as seen from above. The view shows the ground from 6 to 46
+# m ahead of the camera and 10 m to either side, in cells of 5 cm.
+
+RIGHT = (-10.0, 10.0)  # metres right of the camera
+AHEAD = (6.0, 46.0)  # metres ahead of it
+CELL = 0.05  # side of a cell, metres
+BEV = (800, 400)  # rows, the first of which is the farthest, and columns
 
 
 def calibration_of(image: Path) -> Path:
-    """The calibration file of a picture in a folder image_2 of KITTI Road; it need not exist."""
+    """The calibration file of an image in a folder image_2; it need not exist."""
     return image.parent.parent / "calib" / f"{image.stem}.txt"
 
 
-def read_calibration(path: Path) -> dict[str, np.ndarray]:
-    """The matrices of a KITTI calibration file, by name, as flat float64 arrays. Raises InputError
-    naming the file.
-    """
-    try:
-        lines = Path(path).read_text(encoding="ascii").splitlines()
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: no such calibration file; the bird's-eye view needs the benchmark's folder calib"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as a calibration file ({getattr(error, 'strerror', 'not text')})"
-        ) from None
-    matrices = {}
-    for line in filter(str.strip, lines):
-        name, colon, numbers = line.partition(":")
-        try:
-            matrices[name.strip()] = np.array([float(number) for number in numbers.split()])
-        except ValueError:
-            colon = ""
-        if not colon:
-            raise InputError(f"{path}: a line is not NAME: NUMBERS but {line[:60]!r}")
-    return matrices
-
-
 def homography(calibration: Path) -> np.ndarray:
-    """[3, 3] float64: (x, z, 1) on the ground, metres right and ahead, to the image's (u, v, w),
-    1-based pixels u/w, v/w.
+    """Float64 [3, 3]: takes (x, z, 1), a point of the ground x metres right and z metres ahead, to
+    (u, v, w), the image's pixel u/w, v/w, counted from 1.
 
-    P2 R0_rect inverse(Tr_cam_to_road), of which the column of the height y falls away: the road is
-    the plane y = 0. Raises InputError naming the file.
+    A point of the road's coordinates is taken to the camera's by inverse(Tr_cam_to_road), rectified
+    by R0_rect, and projected by P2. The road is the plane y = 0, so the column of y drops out.
+    Raises InputError.
     """
-    matrices = read_calibration(calibration)
 
-    def square(name, *shape):
-        values = matrices.get(name)
-        if values is None or values.size != shape[0] * shape[1] or not np.isfinite(values).all():
-            raise InputError(
-                f"{calibration}: {name} is missing or not {shape[0] * shape[1]} numbers"
-            )
+    def matrix(name, rows, columns):
         full = np.eye(4)
-        full[: shape[0], : shape[1]] = values.reshape(shape)
+        full[:rows, :columns] = np.array(numbers[name].split(), float).reshape(rows, columns)
         return full
 
-    camera, rectify = square("P2", 3, 4), square("R0_rect", 3, 3)
     try:
-        from_road = np.linalg.inv(square("Tr_cam_to_road", 3, 4))
-    except np.linalg.LinAlgError:
-        raise InputError(f"{calibration}: Tr_cam_to_road cannot be inverted") from None
-    return (camera @ rectify @ from_road)[:3, [0, 2, 3]]
+        lines = calibration.read_text(encoding="ascii").splitlines()
+        numbers = dict(line.split(":", 1) for line in lines if line.strip())
+        from_road = np.linalg.inv(matrix("Tr_cam_to_road", 3, 4))
+        with np.errstate(all="ignore"):
+            to_image = matrix("P2", 3, 4) @ matrix("R0_rect", 3, 3) @ from_road
+        if not np.isfinite(to_image).all():
+            raise ValueError("not finite")
+    except OSError as error:
+        raise InputError(
+            f"{calibration}: cannot be read ({error.strerror}); the bird's-eye view needs the "
+            "folder calib of KITTI Road"
+        ) from None
+    except (KeyError, ValueError):
+        raise InputError(
+            f"{calibration}: is not a calibration of KITTI Road, which has lines P2: (12 numbers), "
+            "R0_rect: (9) and Tr_cam_to_road: (12); unpack it again"
+        ) from None
+    return to_image[:3, [0, 2, 3]]
 
 
-def bird_cells(calibration: Path, height: int, width: int) -> torch.Tensor:
-    """int64 [800, 400]: for each cell the image pixel that its centre is seen at, counted row by
-    row, or -1 if none is.
+@lru_cache(maxsize=64)  # 2.4 MiB each; the validation set has 58 images
+def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
+    """Int64 [800, 400], read-only: the pixel of the image in which the centre of each cell is seen,
+    counted row by row, or -1 if the image does not show it.
 
-    `height` and `width` are those of the image. Raises InputError naming the file.
+    height, width    of the image
+
+    Raises InputError.
     """
     x = RIGHT[0] + CELL * (np.arange(BEV[1]) + 0.5)
     z = AHEAD[1] - CELL * (np.arange(BEV[0]) + 0.5)
     x, z = np.meshgrid(x, z)
-    with np.errstate(
-        all="ignore"
-    ):  # a cell in the camera's own plane has w = 0; comparisons with nan are False
-        u, v, w = np.moveaxis(
-            np.stack([x, z, np.ones_like(x)], axis=-1) @ homography(calibration).T, -1, 0
-        )
+    ground = np.stack([x, z, np.ones_like(x)], axis=-1)
+    u, v, w = np.moveaxis(ground @ homography(calibration).T, -1, 0)
+    with np.errstate(all="ignore"):  # w may be 0; comparisons with nan are False
         u, v = u / w, v / w
         seen = (w > 0) & (1 <= u) & (u <= width) & (1 <= v) & (v <= height)
-    pixel = (np.floor(np.where(seen, v, 1)) - 1) * width + np.floor(np.where(seen, u, 1)) - 1
-    return torch.from_numpy(np.where(seen, pixel, -1).astype(np.int64))
+    row, column = (np.floor(np.where(seen, value, 1)) - 1 for value in (v, u))
+    cells = np.where(seen, row * width + column, -1).astype(np.int64)
+    cells.setflags(write=False)  # all callers share it
+    return cells
 
 
-def bird_view(values: torch.Tensor, cells: torch.Tensor, outside: int) -> torch.Tensor:
-    """An image [H, W, 3] or a map [H, W] of it, seen from above: [800, 400, 3] or [800, 400].
+def bird_view(values: np.ndarray, cells: np.ndarray, outside: int) -> np.ndarray:
+    """An image [H, W, 3] or a map [H, W] seen from above: [800, 400, 3] or [800, 400].
 
-    `outside` stands in the cells that the image does not cover.
+    cells      of `bird_cells`
+    outside    the value of cells that the image does not show
     """
-    above = values.flatten(0, 1)[cells.clamp(min=0)]
+    above = values.reshape(-1, *values.shape[2:])[cells]  # -1 takes the last pixel
     above[cells < 0] = outside
     return above
+
+
+# ---- measures ----
+
+MEASURES = ("MaxF", "AP", "PRE", "REC", "FPR", "FNR", "threshold")
+SPACES = {"image": "image", "bev": "bird's eye"}
+URBAN = ("um_road", "umm_road", "uu_road")
+CATEGORIES = ("all", "um_lane", *URBAN, "URBAN")  # "all": images of other data sets
+
+
+def histogram(confidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Int64 [2, 256]: how often each confidence occurs among the pixels that are not road (row 0)
+    and those that are (row 1). Ignored pixels are left out.
+
+    confidence    uint8, 255 times the probability of road
+    truth         uint8 of the same shape: 0, 1 or IGNORE
+
+    The histograms of several images add up to that of all their pixels.
+    """
+    bins = np.where(truth == IGNORE, 512, truth.astype(np.int64) * 256 + confidence)
+    return np.bincount(bins.ravel(), minlength=513)[:-1].reshape(2, 256)
+
+
+def maxf_ap(counts: np.ndarray) -> dict[str, float]:
+    """MEASURES of the benchmark from a `histogram`, 0..1.
+
+    A pixel is called road where its confidence is at least a threshold i/255, i = 0 ... 255. That
+    gives a precision PRE and a recall REC for each threshold.
+
+    MaxF         the largest F = 2 PRE REC / (PRE + REC) of all thresholds
+    threshold    the lowest one that reaches it; PRE, REC, FPR and FNR hold there
+    AP           the mean over r = 0, 0.1 ... 1 of the largest PRE at which REC >= r
+
+    All are nan if no pixel is road, and FPR is nan if all are.
+
+    Source: Fritsch, Kuehnl and Geiger, A New Performance Measure and Evaluation Benchmark for Road
+    Detection Algorithms, ITSC 2013, section IV; the benchmark's development kit computes the same.
+    """
+    # Pixels at or above each threshold: sums from the top. The integers are exact.
+    false, true = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+    negative, positive = false[0], true[0]
+    if positive == 0:
+        return dict.fromkeys(MEASURES, math.nan)
+    precision = true / np.maximum(true + false, 1)  # 0 where nothing is called road
+    recall = true / positive
+    f = 2 * true / (true + false + positive)  # the same F, without its 0/0
+    best = int(f.argmax())
+    values = (
+        f[best],
+        np.mean([precision[10 * true >= r * positive].max() for r in range(11)]),
+        precision[best],
+        recall[best],
+        false[best] / negative if negative else math.nan,
+        1 - recall[best],
+        best / 255,
+    )
+    return {name: float(value) for name, value in zip(MEASURES, values, strict=True)}
+
+
+def histograms_of(sample: Sample, confidence: np.ndarray, truth: np.ndarray) -> list[tuple]:
+    """[(space, category, `histogram`)] of one image: in the image and, if the sample is KITTI's and
+    has a calibration, in the bird's-eye view. Raises InputError.
+
+    confidence, truth    uint8 [H, W], as for `histogram`
+    """
+    found = [("image", sample.group or "all", histogram(confidence, truth))]
+    calibration = calibration_of(sample.image)
+    if sample.group and calibration.is_file():
+        cells = bird_cells(calibration, *truth.shape)
+        above = histogram(bird_view(confidence, cells, 0), bird_view(truth, cells, IGNORE))
+        found.append(("bev", sample.group, above))
+    return found
+
+
+def road_scores(histograms: list[tuple]) -> dict[tuple[str, str], dict]:
+    """{(space, category): `maxf_ap` and the number of "images"} of many images.
+
+    histograms    (space, category, histogram) for each image and space
+
+    The pixels of a category's images are pooled. URBAN is there if all three road categories are.
+    """
+    grouped = defaultdict(list)
+    for space, category, counts in histograms:
+        grouped[space, category].append(counts)
+    for space in SPACES:
+        parts = [grouped.get((space, category)) for category in URBAN]
+        if all(parts):
+            grouped[space, "URBAN"] = sum(parts, [])
+    keys = [(space, category) for space in SPACES for category in CATEGORIES]
+    return {
+        key: {**maxf_ap(sum(grouped[key])), "images": len(grouped[key])}
+        for key in keys
+        if key in grouped
+    }
+
+
+def road_table(scores: dict[tuple[str, str], dict], title: str = "") -> str:
+    """Text table of `road_scores` in per cent, one line for each space and category."""
+    lines = [f"{title:20}  images    MaxF      AP     PRE     REC     FPR     FNR  threshold"]
+    for (space, category), values in scores.items():
+        cells = " ".join(f"{100 * values[name]:7.2f}" for name in MEASURES[:-1])
+        lines.append(
+            f"{category:10}{SPACES[space]:10}{values['images']:8} {cells}"
+            f"  {values['threshold']:9.3f}"
+        )
+    return "\n".join(lines)
+
+
+# ---- scoring a folder ----
+
+
+def score_folder(
+    results: Path, training: Path, space: str | None = None
+) -> dict[tuple[str, str], dict]:
+    """`road_scores` of the confidence maps in a folder.
+
+    results     maps named as the ground truth; their names tell the task, road or lane
+    training    the folder training of KITTI Road
+    space       "image" or "bev"; by default "bev" if the first map is a bird's-eye view
+
+    Raises InputError if a ground truth of the task has no map, or a file cannot be used: a score of
+    some of the images would look like one of all.
+    """
+    maps = {file.name: file for file in files_in(results)}
+    samples = []
+    for task in TASKS:
+        found = samples_of(training, task)
+        if any(sample.label.name in maps for sample in found):
+            samples += found
+    if not samples:
+        raise InputError(
+            f"{results}: holds no confidence map named as a ground truth in "
+            f"{training / 'gt_image_2'}; predict.py --kitti writes maps into its folders "
+            "confidence and bev"
+        )
+    histograms = []
+    for sample in samples:
+        path = results / sample.label.name
+        if path.name not in maps:
+            raise InputError(
+                f"{path}: is missing; every ground truth needs its map (predict.py --data scores "
+                "the validation set alone)"
+            )
+        truth, confidence = read_label(sample.label), read_confidence(path)
+        space = space or ("bev" if confidence.shape == BEV else "image")
+        above = space == "bev" and confidence.shape == BEV
+        if not above and confidence.shape != truth.shape:
+            sizes = [f"{height}x{width}" for height, width in (confidence.shape, truth.shape, BEV)]
+            raise InputError(
+                f"{path}: is {sizes[0]} (height x width); its ground truth is {sizes[1]}"
+                + (f", a bird's-eye view {sizes[2]}" if space == "bev" else "")
+            )
+        if space == "bev":
+            cells = bird_cells(calibration_of(sample.image), *truth.shape)
+            truth = bird_view(truth, cells, IGNORE)
+            confidence = confidence if above else bird_view(confidence, cells, 0)
+        histograms.append((space, sample.group, histogram(confidence, truth)))
+    return road_scores(histograms)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 2 for input that cannot be used."""
+    parser = Parser("kitti.py", description=__doc__)
+    parser.add_argument("results", metavar="RESULTS_DIR", type=Path, help="folder of maps")
+    parser.add_argument("training", metavar="TRAINING_DIR", type=Path, help="KITTI's training")
+    parser.add_argument(
+        "--space",
+        choices=tuple(SPACES),
+        help="where to score: in the image (default for maps of its size), or from above as the "
+        "server does",
+    )
+    parser.add_argument(
+        "--csv", metavar="FILE", type=Path, help="also write the table there, as fractions"
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error arose")
+    options = parser.parse_args(argv)
+    try:
+        scores = score_folder(options.results, options.training, options.space)
+        print(road_table(scores))
+        if options.csv:
+            rows = [
+                {"category": category, "space": space, **values}
+                for (space, category), values in scores.items()
+            ]
+            write_csv(options.csv, rows)
+    except InputError as error:
+        if options.debug:
+            raise
+        print(f"kitti.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
