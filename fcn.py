@@ -142,10 +142,9 @@ class FCN8s(nn.Module):
     `reach`, the receptive radius: a score depends on pixels up to 245 away with stride 8, 241 with
     16 and 233 with 32. For 8 that is 201.5 for fc7, and 16*1.5 + 8*1.5 + 1*7.5 for the upsampling.
 
-    Attributes: `grid`, the Grid of each layer's output by the layer's name; `crop`, the crops by the
-    name of the skip, and that of the output as "image"; `classes`, the names of the classes, and
-    `resize_factor`, both for checkpoints; `config`, with which FCN8s(**config) builds the same
-    network again.
+    Attributes: `grid` has the Grid of each layer's output by the layer's name, `crop` the crops by
+    the names of the skips and "image". `classes` and `resize_factor` are for checkpoints.
+    FCN8s(**config) builds the same network again.
 
     Raises ValueError for settings that make no network.
     """
@@ -327,8 +326,11 @@ class FCN8s(nn.Module):
                 net = cls(**saved["config"])
             net.load_state_dict(saved.pop("model"), assign=True)
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"the weights do not fit the configuration ({reason})") from None
+            # PyTorch's message says in its last line what does not fit.
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise ValueError(
+                f"the weights do not fit the configuration ({reason[0].strip()[:200]})"
+            ) from None
         net.classes, net.resize_factor = saved["classes"], saved["resize_factor"]
         return net
 
@@ -434,7 +436,7 @@ def table(net: FCN8s, height: int, width: int) -> str:
 
 def derivation(net: FCN8s) -> str:
     """The crops as one would derive them with a pencil, several lines."""
-    letters = iter("jkmnpqrs")  # one for the cells of each map
+    letters = iter("jkmnpqrstuvw")  # one for the cells of each map
     cell, grid = next(letters), net.grid["score_fr"]
     lines = [f"score_fr: cell {cell} is centred on pixel {centre(cell, grid)}"]
     for name, (place, crop) in zip(upscore_layers(net), net.crop.items(), strict=True):
