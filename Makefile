@@ -1,14 +1,12 @@
 # make demo: train on synthetic roads and show where the pictures are. make test: run the test suite.
 # make bench: time it beside the network as published; on a GPU with DEVICE=cuda.
-# make gpu: what one GPU can show, in one report; with a data set too: make gpu DATA=camvid. Where PyTorch is installed already
-#           and there is no network: python -m tools.gpu
+# make gpu: what one GPU can show, in one report. Where PyTorch is installed already: python tools/gpu.py
 # Each makes a virtual environment first; nothing has to be installed but Python 3.11 or later.
 
 PYTHON ?= python3
 VENV ?= .venv
 DEVICE ?= cpu
 ARGS ?=
-DATA ?=
 
 .PHONY: demo test bench gpu soak clean
 
@@ -19,10 +17,10 @@ test: $(VENV)/test
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 bench: $(VENV)/run
-	$(VENV)/bin/python -m tools.bench --device $(DEVICE) $(ARGS)
+	$(VENV)/bin/python tools/bench.py --device $(DEVICE) $(ARGS)
 
 gpu: $(VENV)/test
-	$(VENV)/bin/python -m tools.gpu $(if $(DATA),--data "$(DATA)") $(ARGS)
+	$(VENV)/bin/python tools/gpu.py $(ARGS)
 
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
