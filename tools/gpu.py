@@ -36,7 +36,7 @@ class Report:
             print(text, file=place, flush=True)
 
     def run(self, title: str, limit: float, *command: object):
-        """One part: a Python command, whose output goes into the file. It may take `limit` seconds."""
+        """One part: a Python command of at most `limit` seconds, with its output in the file."""
         self.say(f"\n## {title}\n\n$ python {' '.join(map(str, command))}")
         started, outcome = time.monotonic(), "done"
         try:
