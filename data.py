@@ -108,6 +108,8 @@ def find(root: str | Path, options: DataOptions = DEFAULTS) -> DataSet:
             "--classes"
         )
     data, drawn = layout(root, options), ""
+    if not data.train:
+        raise InputError(f"{root}: no image is left for the training set")
     if not data.val:
         train, val = hold_out(root, data.train, options.split_seed)
         data, drawn = data._replace(train=train, val=val), ", drawn by --split-seed"
@@ -133,8 +135,7 @@ def hold_out(root: Path, samples: list[Sample], seed: int) -> tuple[list[Sample]
     """
     if len(samples) < 2:
         raise InputError(
-            f"{root}: two labelled images at least are needed to train on, one of them held out; "
-            f"there is {len(samples)}"
+            f"{root}: there is one labelled image; two at least are needed, one of them is held out"
         )
     above = os.path.commonpath([sample.image.parent for sample in samples])
 

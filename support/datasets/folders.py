@@ -196,4 +196,7 @@ def read_list(file: Path) -> list[str]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as a list of images ({error})") from None
-    return list(dict.fromkeys(filter(None, map(str.strip, lines))))
+    names = list(dict.fromkeys(filter(None, map(str.strip, lines))))
+    if not names:
+        raise InputError(f"{file}: names no images")
+    return names
