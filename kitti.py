@@ -144,10 +144,7 @@ def homography(calibration: Path) -> np.ndarray:
         lines = calibration.read_text(encoding="ascii").splitlines()
         numbers = dict(line.split(":", 1) for line in lines if line.strip())
         from_road = np.linalg.inv(matrix("Tr_cam_to_road", 3, 4))
-        with np.errstate(all="ignore"):
-            to_image = matrix("P2", 3, 4) @ matrix("R0_rect", 3, 3) @ from_road
-        if not np.isfinite(to_image).all():
-            raise ValueError("not finite")
+        to_image = matrix("P2", 3, 4) @ matrix("R0_rect", 3, 3) @ from_road
     except OSError as error:
         raise InputError(
             f"{calibration}: cannot be read ({error.strerror}); the bird's-eye view needs the "
@@ -178,21 +175,19 @@ def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
     with np.errstate(all="ignore"):  # w may be 0; comparisons with nan are False
         u, v = u / w, v / w
         seen = (w > 0) & (1 <= u) & (u <= width) & (1 <= v) & (v <= height)
-    row, column = (np.floor(np.where(seen, value, 1)) - 1 for value in (v, u))
-    cells = np.where(seen, row * width + column, -1).astype(np.int64)
+        pixel = (np.floor(v) - 1) * width + np.floor(u) - 1
+    cells = np.where(seen, pixel, -1).astype(np.int64)
     cells.setflags(write=False)  # all callers share it
     return cells
 
 
 def bird_view(values: np.ndarray, cells: np.ndarray, outside: int) -> np.ndarray:
-    """An image [H, W, 3] or a map [H, W] seen from above: [800, 400, 3] or [800, 400].
+    """A map [H, W] seen from above: [800, 400] of the same type.
 
     cells      of `bird_cells`
     outside    the value of cells that the image does not show
     """
-    above = values.reshape(-1, *values.shape[2:])[cells]  # -1 takes the last pixel
-    above[cells < 0] = outside
-    return above
+    return np.where(cells < 0, values.dtype.type(outside), values.ravel()[cells])
 
 
 # ---- measures ----
@@ -212,7 +207,8 @@ def histogram(confidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
     The histograms of several images add up to that of all their pixels.
     """
-    bins = np.where(truth == IGNORE, 512, truth.astype(np.int64) * 256 + confidence)
+    bins = truth.astype(np.int64) * 256 + confidence
+    bins[truth == IGNORE] = 512
     return np.bincount(bins.ravel(), minlength=513)[:-1].reshape(2, 256)
 
 
@@ -311,7 +307,7 @@ def score_folder(
 
     results     maps named as the ground truth; their names tell the task, road or lane
     training    the folder training of KITTI Road
-    space       "image" or "bev"; by default "bev" if the first map is a bird's-eye view
+    space       "image" or "bev"; by default "bev" for bird's-eye views and "image" for other maps
 
     Raises InputError if a ground truth of the task has no map, or a file cannot be used: a score of
     some of the images would look like one of all.
@@ -324,9 +320,8 @@ def score_folder(
             samples += found
     if not samples:
         raise InputError(
-            f"{results}: holds no confidence map named as a ground truth in "
-            f"{training / 'gt_image_2'}; predict.py --kitti writes maps into its folders "
-            "confidence and bev"
+            f"{results}: holds no map named as a ground truth in {training / 'gt_image_2'}; those "
+            "of predict.py --kitti are in its folders confidence and bev"
         )
     histograms = []
     for sample in samples:
@@ -337,19 +332,18 @@ def score_folder(
                 "the validation set alone)"
             )
         truth, confidence = read_label(sample.label), read_confidence(path)
-        space = space or ("bev" if confidence.shape == BEV else "image")
-        above = space == "bev" and confidence.shape == BEV
+        above = confidence.shape == BEV and space != "image"
         if not above and confidence.shape != truth.shape:
-            sizes = [f"{height}x{width}" for height, width in (confidence.shape, truth.shape, BEV)]
+            sizes = [f"{height}x{width}" for height, width in (confidence.shape, truth.shape)]
             raise InputError(
-                f"{path}: is {sizes[0]} (height x width); its ground truth is {sizes[1]}"
-                + (f", a bird's-eye view {sizes[2]}" if space == "bev" else "")
+                f"{path}: is {sizes[0]} (height x width), its ground truth is {sizes[1]}"
             )
-        if space == "bev":
+        scored_in = space or ("bev" if above else "image")
+        if scored_in == "bev":
             cells = bird_cells(calibration_of(sample.image), *truth.shape)
             truth = bird_view(truth, cells, IGNORE)
             confidence = confidence if above else bird_view(confidence, cells, 0)
-        histograms.append((space, sample.group, histogram(confidence, truth)))
+        histograms.append((scored_in, sample.group, histogram(confidence, truth)))
     return road_scores(histograms)
 
 

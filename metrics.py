@@ -1,30 +1,13 @@
-"""The confusion matrix, and every measure that follows from it; and KITTI Road's measures, from
-confidences.
-
-    python metrics.py RESULTS_DIR TRAINING_DIR [--space image|bev]     score confidence maps as the benchmark does
-
-RESULTS_DIR holds 8-bit grey maps, from any method, named as the ground truth in
-TRAINING_DIR/gt_image_2. They have the size of the image, or are 400 wide and 800 high: then they
-are bird's-eye views. TRAINING_DIR is KITTI Road's training folder.
-
-The first half of this file is the confusion matrix, the second half is the benchmark.
-"""
+"""The confusion matrix, and every measure that follows from it."""
 
 from __future__ import annotations
 
 import math
-import re
-import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from data import read_kitti_label
-from kitti import BEV, bird_cells, bird_view, calibration_of
-from support.console import InputError, Parser
-from support.datasets.images import allow_large_pictures, files_in, open_picture
-from support.files import write_csv
+import kitti
 from support.labels import IGNORE, DataSet, Sample
 
 TITLES = {
@@ -33,26 +16,41 @@ TITLES = {
     "mean_iou": "mean IoU",
     "fw_iou": "frequency-weighted IoU",
 }
-URBAN = ("um_road", "umm_road", "uu_road")  # pooled into the benchmark's URBAN score
-SPACES = {"image": "image", "bev": "bird's eye"}
 
 
-def confusion(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Confusion matrix int64 [C, C] on the tensors' device: n[t, p] pixels of true class t are
-    predicted as class p.
+def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Confusion matrix int64 [C, C]: n[t, p] pixels of true class t are predicted as class p.
 
-    predicted, labels: integer tensors of one shape, values 0 ... C-1; pixels labelled IGNORE are
-    left out. The counts are exact, and the matrices of several images add up.
+    prediction, truth    integer arrays of one shape, values 0 ... C-1; pixels whose truth is IGNORE
+                         are left out
+
+    The counts are exact, and the matrices of several images add up.
     """
-    pairs = labels.long() * num_classes + predicted.long()
-    # Ignored pixels go to a bin of their own at the end, which is cut off: cheaper than selecting
-    # the others first.
-    pairs = torch.where(labels == IGNORE, num_classes * num_classes, pairs)
-    counts = torch.bincount(pairs.flatten(), minlength=num_classes * num_classes + 1)
-    return counts[:-1].view(num_classes, num_classes)
+    # Cell (t, p) of the matrix is bin t * C + p. Ignored pixels go to a bin of their own at the
+    # end, which is cut off.
+    bins = truth.astype(np.int64) * num_classes + prediction
+    bins[truth == IGNORE] = num_classes**2
+    counts = np.bincount(bins.ravel(), minlength=num_classes**2 + 1)
+    return counts[:-1].reshape(num_classes, num_classes)
 
 
-def measures(matrix: torch.Tensor) -> dict:
+def class_iou(matrix: np.ndarray) -> np.ndarray:
+    """Float64 [C]: the IoU of each class, n[i, i] / (t_i + sum_j n[j, i] - n[i, i]), 0..1.
+
+    It is nan for a class that is neither in the truth nor predicted.
+    """
+    hits = matrix.diagonal()
+    with np.errstate(invalid="ignore"):  # 0/0 is nan
+        return hits / (matrix.sum(1) + matrix.sum(0) - hits)
+
+
+def mean(values: np.ndarray) -> float:
+    """The mean of the values that are not nan; nan if there are none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else math.nan
+
+
+def measures(matrix: np.ndarray) -> dict:
     """The measures of the paper (section 5) from a confusion matrix n. With t_i the sum of row i:
 
         pixel_acc    sum_i n[i, i] / sum_i t_i
@@ -61,65 +59,105 @@ def measures(matrix: torch.Tensor) -> dict:
         mean_iou     mean over i of iou[i]
         fw_iou       sum_i t_i * iou[i] / sum_i t_i
 
-    Floats in 0..1. A class that is neither in the truth nor predicted has no IoU, and one that is
-    not in the truth has no accuracy: it is nan, and does not count in the means.
+    Floats, 0..1. A class that is neither in the truth nor predicted has no IoU, and one that is not
+    in the truth has no accuracy: that is nan, and the means leave it out.
     """
-    n = matrix.cpu().double()
-    hit, truth = n.diagonal(), n.sum(1)
-    iou = iou_of(n)
-    accuracy = hit / truth  # 0/0 = nan: absent from the truth
-    return {
-        "pixel_acc": (hit.sum() / truth.sum()).item(),
-        "mean_acc": accuracy.nanmean().item(),
-        "mean_iou": iou.nanmean().item(),
-        "fw_iou": ((truth * iou.nan_to_num()).sum() / truth.sum()).item(),
-        "iou": iou.tolist(),
-    }
+    hits, truth, iou = matrix.diagonal(), matrix.sum(1), class_iou(matrix)
+    with np.errstate(invalid="ignore"):  # 0/0 is nan
+        return {
+            "pixel_acc": float(hits.sum() / truth.sum()),
+            "mean_acc": mean(hits / truth),
+            "mean_iou": mean(iou),
+            "fw_iou": float((truth * np.nan_to_num(iou)).sum() / truth.sum()),
+            "iou": iou.tolist(),
+        }
 
 
-def iou_of(n: torch.Tensor) -> torch.Tensor:
-    """[C]: the IoU of each class from a confusion matrix [C, C], in its float type; nan where it is
-    absent from both.
+class Scores:
+    """The scores of many images.
+
+    classes    the names of classes 0 ... C-1
+    road       the class whose confidence is scored as KITTI Road scores it, or None (DataSet.road)
+
+    Pixels are pooled: the confusion matrices and histograms of all images are added up before any
+    measure is taken. A large image counts for more than a small one, and a class has one IoU over
+    all images, not the mean of one for each image. `iou_by_image` has these.
+
+    Scores can be pickled, and those of two sets of images add up: a + b.
     """
-    return n.diagonal() / (n.sum(1) + n.sum(0) - n.diagonal())  # 0/0 = nan
 
+    def __init__(self, classes: list[str], road: int | None = None):
+        self.classes, self.road = classes, road
+        self.matrix = np.zeros((len(classes), len(classes)), np.int64)
+        self.images = {}  # path of each image: pixels int64 [C] and IoU float64 [C] of each class
+        self.histograms = []  # (space, category, histogram), see kitti.road_scores
 
-def image_iou(n: torch.Tensor, road: int | None) -> torch.Tensor:
-    """How well one image was predicted, from its confusion matrix of floats: the IoU of class
-    `road`, or the mean IoU if that is None. A scalar on the matrix's device, which is not waited
-    for: 0..1, or nan if neither truth nor prediction shows the class.
-    """
-    iou = iou_of(n)
-    return iou.nanmean() if road is None else iou[road]
-
-
-def image_row(path: Path, matrix: torch.Tensor, classes: list[str], road: int | None) -> dict:
-    """One image as a row of predict.py --scores: `image_iou`, then the valid pixels and the IoU of
-    each class.
-    """
-    row = {"picture": str(path), "iou": image_iou(matrix.double(), road).item()}
-    for name, pixels, iou in zip(
-        classes, matrix.sum(1).tolist(), iou_of(matrix.double()).tolist(), strict=True
+    def update(
+        self,
+        sample: Sample,
+        prediction: np.ndarray,
+        truth: np.ndarray,
+        confidence: np.ndarray | None = None,
     ):
-        row.update({f"pixels_{name}": pixels, f"iou_{name}": iou})
-    return row
+        """Add an image.
+
+        prediction, truth    label maps uint8 [H, W]
+        confidence           uint8 [H, W], 255 times the probability of class `road`; needed if
+                             there is one
+
+        Raises InputError if the image's calibration cannot be used.
+        """
+        counts = confusion(prediction, truth, len(self.classes))
+        self.matrix += counts
+        self.images[sample.image] = counts.sum(1), class_iou(counts)
+        if self.road is not None:
+            self.histograms += kitti.histograms_of(sample, confidence, truth)
+
+    def __add__(self, other: Scores) -> Scores:
+        both = Scores(self.classes, self.road)
+        both.matrix = self.matrix + other.matrix
+        both.images = self.images | other.images
+        both.histograms = self.histograms + other.histograms
+        return both
+
+    def result(self) -> dict:
+        """`measures`, and "monitor": the name of the score that says which network is better.
+
+        If a road is scored, also "road", `kitti.road_scores`, and "MaxF", that of all images.
+        """
+        result = {**measures(self.matrix), "monitor": "mean_iou"}
+        if self.road is not None:
+            result["road"] = kitti.road_scores(self.histograms)
+            counts = [counts for space, _, counts in self.histograms if space == "image"]
+            result["MaxF"] = kitti.maxf_ap(sum(counts, np.zeros((2, 256), np.int64)))["MaxF"]
+            if not math.isnan(result["MaxF"]):  # nan: no pixel is road
+                result["monitor"] = "MaxF"
+        return result
+
+    @property
+    def iou_by_image(self) -> dict[Path, float]:
+        """The IoU of the road in each image, or the mean IoU if no road is scored, by the image's
+        path: 0..1, or nan if neither truth nor prediction shows the class.
+        """
+        return {
+            path: mean(iou) if self.road is None else float(iou[self.road])
+            for path, (_, iou) in self.images.items()
+        }
+
+    def rows(self) -> list[dict]:
+        """A row for each image, the worst first: picture, iou (`iou_by_image`), and for each class
+        its pixels in the truth and its IoU.
+        """
+        rows = []
+        for path, iou in self.iou_by_image.items():
+            row = {"picture": str(path), "iou": iou}
+            for name, pixels, iou in zip(self.classes, *self.images[path], strict=True):
+                row.update({f"pixels_{name}": int(pixels), f"iou_{name}": float(iou)})
+            rows.append(row)
+        return sorted(rows, key=lambda row: (math.isnan(row["iou"]), row["iou"]))
 
 
-def table(results: dict[str, dict], classes: list[str]) -> str:
-    """Text table of some `measures` by name, in per cent: one column for each name, one line for
-    each measure and class.
-    """
-    width = max(len(title) for title in [*TITLES.values(), *(f"IoU {name}" for name in classes)])
-    lines = [" " * width + "".join(f"  {name:>10}" for name in results)]
-    for key, title in TITLES.items():
-        lines.append(
-            f"{title:{width}}"
-            + "".join(f"  {100 * result[key]:10.2f}" for result in results.values())
-        )
-    for i, name in enumerate(classes):
-        cells = (iou_cell(result["iou"][i]) for result in results.values())
-        lines.append(f"{'IoU ' + name:{width}}" + "".join(f"  {cell:>10}" for cell in cells))
-    return "\n".join(lines)
+# ---- tables ----
 
 
 def iou_cell(iou: float) -> str:
@@ -127,284 +165,47 @@ def iou_cell(iou: float) -> str:
     return "absent" if math.isnan(iou) else f"{100 * iou:.2f}"
 
 
-def report(results: dict[str, dict], classes: list[str]) -> str:
-    """All tables of some results by name: of `measures` and, where a result has them under "road",
-    of RoadMeasures.
+def table(results: dict[str, dict], classes: list[str]) -> str:
+    """Text table of `measures` in per cent: a column for each result, by name, and a line for each
+    measure and class.
     """
-    roads = [
-        road_table(result["road"], name) for name, result in results.items() if "road" in result
-    ]
+    rows = {
+        title: [f"{100 * r[key]:.2f}" for r in results.values()] for key, title in TITLES.items()
+    }
+    for i, name in enumerate(classes):
+        rows[f"IoU {name}"] = [iou_cell(r["iou"][i]) for r in results.values()]
+    width = max(map(len, rows))
+    return "\n".join(
+        f"{title:{width}}" + "".join(f"  {cell:>10}" for cell in cells)
+        for title, cells in {"": results, **rows}.items()
+    )
+
+
+def report(results: dict[str, dict], classes: list[str]) -> str:
+    """All tables of some results of `Scores`, by name."""
+    roads = [kitti.road_table(r["road"], name) for name, r in results.items() if "road" in r]
     return "\n\n".join([table(results, classes), *roads])
 
 
 def log_columns(result: dict, classes: list[str]) -> dict[str, float]:
-    """Such a result as columns of log.csv, one measure each."""
-    row = {key: result[key] for key in TITLES}
-    if "MaxF" in result:
-        row["MaxF"] = result["MaxF"]
-    row.update({f"iou_{name}": value for name, value in zip(classes, result["iou"], strict=True)})
+    """A result of `Scores` as columns of log.csv, one measure each."""
+    row = {key: result[key] for key in (*TITLES, "MaxF") if key in result}
+    row.update({f"iou_{name}": iou for name, iou in zip(classes, result["iou"], strict=True)})
     for (space, category), values in result.get("road", {}).items():
         row.update({f"{name}_{category}_{space}": values[name] for name in ("MaxF", "AP")})
     return row
 
 
 def epoch_line(row: dict, epochs: int, result: dict, data: DataSet) -> str:
-    """One line on an epoch: its row of the log, and the measure by which the best network is chosen
-    (`goal` of a result).
+    """One line on an epoch.
+
+    row       of log.csv, with epoch, train_loss and val_loss
+    epochs    of the whole run
+    result    of `Scores`, on the validation set
     """
-    goal = result["goal"]
+    monitor = result["monitor"]
     iou = f"IoU {data.classes[1]} {100 * result['iou'][1]:.2f} %, " if data.road else ""
     return (
-        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, held out: loss {row['val_loss']:.4f}, "
-        f"{iou}{TITLES.get(goal, goal)} {100 * result[goal]:.2f} %"
+        f"epoch {row['epoch']}/{epochs}: loss {row['train_loss']:.4f}, validation: loss "
+        f"{row['val_loss']:.4f}, {iou}{TITLES.get(monitor, monitor)} {100 * result[monitor]:.2f} %"
     )
-
-
-# ---- KITTI Road: confidences
-# ----------------------------------------------------------------------------------------
-
-
-def histogram(confidence: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """int64 [2, 256]: how often each confidence occurs among valid pixels that are not road (row 0)
-    and road (row 1).
-
-    confidence: uint8, 255 times the probability of road; labels: 0, 1 or IGNORE; tensors of one
-    shape, on one device. All 256 thresholds of the benchmark follow from it. The histograms of
-    several images add up: pixels are pooled.
-    """
-    bins = torch.where(labels == IGNORE, 512, labels.long() * 256 + confidence.long())
-    return torch.bincount(bins.flatten(), minlength=513)[:512].view(2, 256)
-
-
-def benchmark(counts: torch.Tensor) -> dict:
-    """The benchmark's measures (Fritsch, Kuehnl and Geiger 2013, section IV) from a histogram [2,
-    256].
-
-    A pixel is called road where its confidence is at least a threshold i/255, i = 0 ... 255. MaxF
-    is the largest F = 2 PRE REC / (PRE + REC) of all thresholds. PRE, REC, FPR and FNR are those at
-    `threshold`, the lowest one that reaches it. AP is the mean over r = 0, 0.1 ... 1 of the largest
-    PRE at which REC >= r. Floats in 0..1; all nan if no pixel is road, FPR also if all are.
-    """
-    names = ("MaxF", "AP", "PRE", "REC", "FPR", "FNR", "threshold")
-    # Pixels at or above each threshold: sums from the top. Exact integers.
-    false, true = np.cumsum(counts.cpu().numpy()[:, ::-1], axis=1)[:, ::-1]
-    negative, positive = false[0], true[0]
-    if positive == 0:
-        return dict.fromkeys(names, float("nan"))
-    precision = true / np.maximum(true + false, 1)  # 0 where nothing is called road
-    f = 2 * true / (true + false + positive)  # 2 PRE REC / (PRE + REC), without its 0/0
-    best = int(f.argmax())
-    ap = np.mean([precision[10 * true >= r * positive].max() for r in range(11)])
-    fpr = false[best] / negative if negative else float("nan")
-    values = (
-        f[best],
-        ap,
-        precision[best],
-        true[best] / positive,
-        fpr,
-        1 - true[best] / positive,
-        best / 255,
-    )
-    return {name: float(value) for name, value in zip(names, values, strict=True)}
-
-
-class RoadMeasures:
-    """The benchmark's measures over many images, by space ("image" or "bev") and category
-    ("um_road" ...).
-    """
-
-    def __init__(self):
-        self.counts, self.images = {}, {}
-
-    def add(self, space: str, category: str, confidence: torch.Tensor, labels: torch.Tensor):
-        """Add the confidences and labels of an image, see `histogram`."""
-        key = space, category
-        self.counts[key] = self.counts.get(key, 0) + histogram(confidence, labels).cpu()
-        self.images[key] = self.images.get(key, 0) + 1
-
-    def add_sample(self, sample: Sample, confidence: torch.Tensor, labels: torch.Tensor):
-        """Add the maps [H, W] of a sample: in the image and, if it is KITTI's and has a
-        calibration, in bird's-eye view.
-        """
-        category, calibration = sample.group or "all", calibration_of(sample.image)
-        self.add("image", category, confidence, labels)
-        if sample.group and calibration.is_file():
-            cells = bird_cells(calibration, *labels.shape).to(labels.device)
-            self.add(
-                "bev", category, bird_view(confidence, cells, 0), bird_view(labels, cells, IGNORE)
-            )
-
-    def __add__(self, other: RoadMeasures) -> RoadMeasures:
-        """The measures over the images of both."""
-        both = RoadMeasures()
-        for total, a, b in (
-            (both.counts, self.counts, other.counts),
-            (both.images, self.images, other.images),
-        ):
-            total.update({key: a.get(key, 0) + b.get(key, 0) for key in a | b})
-        return both
-
-    def pooled(self, space: str = "image") -> dict:
-        """`benchmark` of all that was added in a space."""
-        return benchmark(
-            sum(counts for (where, _), counts in self.counts.items() if where == space)
-        )
-
-    def results(self) -> dict[tuple[str, str], dict]:
-        """`benchmark` and the number of `images` by (space, category), and URBAN if all three road
-        categories are there.
-        """
-        counts, images = dict(self.counts), dict(self.images)
-        for space in SPACES:
-            keys = [(space, category) for category in URBAN]
-            if all(key in counts for key in keys):
-                counts[space, "URBAN"] = sum(counts[key] for key in keys)
-                images[space, "URBAN"] = sum(images[key] for key in keys)
-        order = ("um_lane", *URBAN, "URBAN")
-        place = {
-            category: i for i, category in enumerate(order)
-        }  # others, such as those of own classes, come first
-        return {
-            key: {**benchmark(counts[key]), "images": images[key]}
-            for key in sorted(
-                counts, key=lambda key: (key[0] != "image", place.get(key[1], -1), key[1])
-            )
-        }
-
-
-def road_table(results: dict[tuple[str, str], dict], title: str = "") -> str:
-    """Text table of RoadMeasures.results in per cent, one line for each space and category; the
-    threshold as it is.
-    """
-    lines = [f"{title:20}  images    MaxF      AP     PRE     REC     FPR     FNR  threshold"]
-    for (space, category), values in results.items():
-        cells = " ".join(
-            f"{100 * values[name]:7.2f}" for name in ("MaxF", "AP", "PRE", "REC", "FPR", "FNR")
-        )
-        lines.append(
-            f"{category:10}{SPACES[space]:10}{values['images']:8} {cells}  {values['threshold']:9.3f}"
-        )
-    return "\n".join(lines)
-
-
-def score_folder(results: Path, training: Path, space: str | None = None) -> RoadMeasures:
-    """The measures of all maps in a folder. If a single map is amiss, InputError: a partial score
-    would look like a whole one.
-
-    The task (road or lane) is that of the maps, and every ground truth of the task must have its
-    map. By default `space` is "bev" if the maps are bird's-eye views, else "image".
-    """
-    if (training / "training").is_dir():
-        training = training / "training"
-    maps = {file.name: file for file in files_in(results)}
-    truths = {
-        file.name: file
-        for file in files_in(training / "gt_image_2")
-        if re.fullmatch(r"(um_lane|um_road|umm_road|uu_road)_\d+\.png", file.name)
-    }
-    if not truths:
-        raise InputError(f"{training / 'gt_image_2'}: no ground truth such as um_road_000000.png")
-    if not maps:
-        below = next(
-            (
-                f"; {results / name} does"
-                for name in ("bev", "confidence")
-                if (results / name).is_dir()
-            ),
-            "",
-        )
-        raise InputError(f"{results}: holds no confidence maps{below}")
-    for name in maps:
-        if name not in truths:
-            raise InputError(
-                f"{maps[name]}: there is no ground truth of this name in {training / 'gt_image_2'}"
-            )
-    tasks = {name.split("_")[1] for name in maps}
-    truths = {name: file for name, file in truths.items() if name.split("_")[1] in tasks}
-    missing = [name for name in truths if name not in maps]
-    if missing:
-        more = f" and for {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"{results / missing[0]}: there is no map for this ground truth{more}; the "
-            f"held-out images alone are scored by predict.py --data {training.parent} --split val"
-        )
-
-    total, asked = RoadMeasures(), space
-    for name, file in truths.items():
-        category, task, number = file.stem.split("_")
-        calibration = calibration_of(training / "image_2" / f"{category}_{number}.png")
-        truth, confidence = torch.from_numpy(read_kitti_label(file)), read_confidence(maps[name])
-        if confidence.shape not in (truth.shape, BEV):
-            raise InputError(
-                f"{maps[name]}: is {confidence.shape[1]}x{confidence.shape[0]}; its ground truth is "
-                f"{truth.shape[1]}x{truth.shape[0]}, a bird's-eye view 400x800"
-            )
-        above = confidence.shape == BEV != truth.shape
-        if above and asked == "image":
-            raise InputError(
-                f"{maps[name]}: is a bird's-eye view; it cannot be scored with --space image"
-            )
-        space = space or ("bev" if above else "image")
-        if not asked and above != (space == "bev"):
-            raise InputError(
-                f"{maps[name]}: bird's-eye views and maps of the image's size are mixed; say --space bev"
-            )
-        if space == "bev":
-            cells = bird_cells(calibration, *truth.shape)
-            truth = bird_view(truth, cells, IGNORE)
-            confidence = confidence if above else bird_view(confidence, cells, 0)
-        total.add(space, f"{category}_{task}", confidence, truth)
-    return total
-
-
-def read_confidence(path: Path) -> torch.Tensor:
-    """An 8-bit grey picture as uint8 [H, W]. Raises InputError."""
-    picture = open_picture(path, mask=True)
-    if picture.mode != "L":
-        raise InputError(f"{path}: a confidence map must be 8-bit grey, this one is {picture.mode}")
-    return torch.from_numpy(np.array(picture))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for input that cannot be used (one
-    line on stderr).
-    """
-    parser = Parser("metrics.py", description=__doc__.split("The first half")[0])
-    parser.add_argument(
-        "results", metavar="RESULTS_DIR", type=Path, help="folder of maps, um_road_000000.png ..."
-    )
-    parser.add_argument(
-        "training", metavar="TRAINING_DIR", type=Path, help="KITTI's training folder"
-    )
-    parser.add_argument(
-        "--space",
-        choices=("image", "bev"),
-        help="where to score: in the image (default for maps of its size), or from above as the server",
-    )
-    parser.add_argument(
-        "--csv", metavar="FILE", type=Path, help="write the table there, too, as fractions"
-    )
-    parser.add_argument(
-        "--debug", action="store_true", help="show where in the code an error arose"
-    )
-    options = parser.parse_args(argv)
-    allow_large_pictures()
-    try:
-        results = score_folder(options.results, options.training, options.space).results()
-        print(road_table(results))
-        if options.csv:
-            rows = [
-                {"category": category, "space": space, **values}
-                for (space, category), values in results.items()
-            ]
-            write_csv(options.csv, rows)
-    except (InputError, OSError) as error:
-        if options.debug:
-            raise
-        print(f"metrics.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

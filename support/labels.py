@@ -1,48 +1,30 @@
-"""What the numbers in a label map mean.
+"""Label maps, samples and data sets.
 
-A label map holds class ids 0 ... C-1, in the order of the data set's class names, and IGNORE where
-nobody has said what a pixel shows. Labels are copied or picked, never blended: between class 1 and
-class 3 there is no class 2.
+A label map is a uint8 array [H, W] that says what each pixel of an image shows: a class id 0 ...
+C-1, in the order of the data set's class names, or IGNORE where the class is not known. Labels are
+copied or picked, never blended: between class 1 and class 3 there is no class 2.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 IGNORE = 255  # pixels with this label neither train nor count
 
 
-def is_background(name: str) -> bool:
-    return name.casefold() == "background"
-
-
-def road_class(classes: list[str]) -> int | None:
-    """The id of the class that is the road, by its name, or of the one class besides background.
-    None if there is none.
-    """
-    if len(classes) == 2 and is_background(classes[0]):
-        return 1
-    return next((classes.index(name) for name in ("road", "lane") if name in classes), None)
-
-
-def only_road(classes: list[str]) -> int | None:
-    """`road_class` where the only other class is all that is not road; else None."""
-    return road_class(classes) if len(classes) == 2 else None
-
-
-# ---- What a sample is, and what a data set is.
-
-
 class Sample(NamedTuple):
-    """One labelled picture: the paths of its image and its label, and the group it belongs to.
+    """An image and its label map.
 
-    Images are held out in the same proportion from every group, and roads are scored by group. For
-    KITTI Road the group is the benchmark's category: um_lane, um_road, umm_road or uu_road.
-    Elsewhere it is "".
+    image    path of the image
+    label    path of the label map
+    group    for KITTI Road um_lane, um_road, umm_road or uu_road (see kitti.py), else "". Every
+             group gives the same share of its images to the validation set, and the road is scored
+             for each group
     """
 
     image: Path
@@ -51,17 +33,16 @@ class Sample(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """What was found in a folder.
+    """The samples of a folder.
 
-    summary      one line on what was found
-    classes      the names of classes 0 ... C-1
-    train, val   the training set and the validation set (the held-out images)
-    read_label   from the path of a label file to class ids uint8 [H, W]; raises InputError. The
-                 pixels of each id or colour without a class are added to the Counter that may be
-                 given as its second argument
-    kitti        whether the layout is KITTI Road's
-    test         images that training never looks at, for predict.py --split test; most data sets
-                 have none
+    summary       one line on what was found
+    classes       the names of classes 0 ... C-1
+    train, val    the training set and the validation set
+    read_label    from the path of a label file to its label map; raises InputError. It may be given
+                  a Counter as a second argument, to which it adds the pixels of each id or colour
+                  that belongs to no class
+    kitti         whether the folder has KITTI Road's layout
+    test          the test set, which training never reads; most data sets have none
     """
 
     summary: str
@@ -74,12 +55,30 @@ class DataSet(NamedTuple):
 
     @property
     def road(self) -> int | None:
-        """1 where class 1 is the road (or the one thing sought) and class 0 all else: then the
-        benchmark's measures apply.
+        """1 if class 1 is the road, or the one class sought, and class 0 is all else; or None.
+
+        If it is 1, the road is scored as KITTI Road scores it.
         """
         return 1 if only_road(self.classes) == 1 else None
 
 
+def is_background(name: str) -> bool:
+    """Whether a class of this name is all that the other classes are not."""
+    return name.casefold() == "background"
+
+
+def road_class(classes: list[str]) -> int | None:
+    """The id of the class "road" or "lane", or of the one class besides background; else None."""
+    if len(classes) == 2 and is_background(classes[0]):
+        return 1
+    return next((classes.index(name) for name in ("road", "lane") if name in classes), None)
+
+
+def only_road(classes: list[str]) -> int | None:
+    """`road_class` if there is one other class, which is then all that is not road; else None."""
+    return road_class(classes) if len(classes) == 2 else None
+
+
 def paths_below(root: Path, samples: list[Sample]) -> list[str]:
-    """The images' paths below the folder of their data set, as checkpoints hold them."""
+    """The images' paths relative to the folder of their data set, as checkpoints hold them."""
     return [Path(os.path.relpath(sample.image, root)).as_posix() for sample in samples]
