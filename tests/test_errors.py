@@ -49,27 +49,12 @@ def cut(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def blend(file):
-    """Blended with its neighbours, as a resize of masks does."""
-    Image.open(file).resize((32, 16)).resize((64, 32)).save(file)
-
-
 def remove(file):
     shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
 def holding(content):
     return lambda file: file.write_bytes(content)
-
-
-def saved_as(kind):
-    return lambda file: Image.open(file).convert("L").save(file, format=kind)
-
-
-def tagged(file):
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    Image.open(file).save(file, exif=exif)
 
 
 TRUTH = "training/gt_image_2/um_road_000000.png"
@@ -79,7 +64,6 @@ ULM = "gtFine/val/ulm/ulm_0_gtFine_labelTrainIds.png"
 # layout, the file, what happens to it, and the file that the line names if it is another one
 SPOILT = [
     ("kitti", TRUTH, cut, None),
-    ("kitti", TRUTH, blend, None),
     ("kitti", PHOTO, remove, None),
     ("kitti", CALIBRATION, holding(b"P2: 1 2 3\n"), None),
     ("kitti", "training/image_2", remove, ""),
@@ -87,8 +71,6 @@ SPOILT = [
     ("own", "images/1.png", remove, "masks/1.png"),
     ("own", "images/1.png", lambda file: shutil.copy(file, file.with_suffix(".bmp")), None),
     ("own", "images/1.png", cut, None),
-    ("own", "images/1.png", tagged, None),
-    ("own", "masks/1.png", saved_as("JPEG"), None),
     ("own", "masks/1.png", lambda file: Image.new("L", (3, 2)).save(file), None),
     ("own", "classes.txt", holding(b"road\n\nsky\n"), None),
     ("own", "classes.txt", holding(b"road 7 7 7\nsky 8 8 8\n"), "masks"),  # on no mask
