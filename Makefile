@@ -1,16 +1,16 @@
-# make demo: train on synthetic roads and show where the pictures are. make test: run the test suite.
-# make bench: time it beside the network as published; on a GPU with DEVICE=cuda.
-# make gpu: what one GPU can show, in one report; with a data set too: make gpu DATA=camvid. Where PyTorch is installed already
-#           and there is no network: python -m tools.gpu
-# Each makes a virtual environment first; nothing has to be installed but Python 3.11 or later.
+# make demo     train on synthetic roads and say where the pictures are
+# make test     run the test suite
+# make lint     check style: ruff, configured in pyproject.toml
+# make bench    time it beside the network as published; on a GPU with DEVICE=cuda
+# make soak     kill and resume a small run 210 times: ten minutes
+# Each makes a virtual environment first. Only Python 3.11 or later has to be installed.
 
 PYTHON ?= python3
 VENV ?= .venv
 DEVICE ?= cpu
 ARGS ?=
-DATA ?=
 
-.PHONY: demo test bench gpu soak clean
+.PHONY: demo test lint bench soak clean
 
 demo: $(VENV)/run
 	$(VENV)/bin/python train.py $(ARGS)
@@ -18,11 +18,15 @@ demo: $(VENV)/run
 test: $(VENV)/test
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-bench: $(VENV)/run
-	$(VENV)/bin/python -m tools.bench --device $(DEVICE) $(ARGS)
+lint: $(VENV)/test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
-gpu: $(VENV)/test
-	$(VENV)/bin/python -m tools.gpu $(if $(DATA),--data "$(DATA)") $(ARGS)
+bench: $(VENV)/run
+	$(VENV)/bin/python tools/bench.py --device $(DEVICE) $(ARGS)
+
+soak: $(VENV)/test
+	KILLS=210 timeout 3600 $(VENV)/bin/python -m pytest tests/test_resume.py -k killed $(ARGS)
 
 $(VENV)/run: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,10 +36,6 @@ $(VENV)/run: requirements.txt
 $(VENV)/test: requirements-dev.txt $(VENV)/run
 	$(VENV)/bin/python -m pip install -r requirements-dev.txt
 	touch $@
-
-# Some minutes, an hour at most, of killing and resuming a small run, ten times as often as the test suite does it.
-soak: $(VENV)/test
-	KILLS=210 timeout 3600 $(VENV)/bin/python -m pytest tests/test_crash.py -k killed $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -1,7 +1,7 @@
 """FCN-32s, FCN-16s and FCN-8s: class scores from three depths of VGG16, aligned, added, and brought
 to the image's size.
 
-    python fcn.py        print the derivation of every crop, line by line, with and without the border
+    python fcn.py [HxW] [--pad N] [--stride N]    print every map and derive every crop
 
 Long, Shelhamer and Darrell 2015, section 4 and figure 3. fc7 tells best what is in the image, but
 has only one cell for 32 x 32 pixels. pool4 (16 x 16) and pool3 (8 x 8) tell better where it is.
@@ -15,13 +15,15 @@ from the grids alone.
 from __future__ import annotations
 
 import os
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from support.labels import IGNORE
-from vgg import IMAGE, VGG16, Grid
+from vgg import IMAGE, VGG16, Grid, geometry
 
 
 def crop_offset(cropped: Grid, kept: Grid) -> int:
@@ -30,7 +32,8 @@ def crop_offset(cropped: Grid, kept: Grid) -> int:
     Both maps have the same stride S by now, since the coarser one has been upsampled. Cell k of the
     one map lies on cell k + crop of the other if both are centred on the same pixel:
 
-        S*(k + crop) + cropped.offset  =  S*k + kept.offset,    hence    crop = (kept.offset - cropped.offset) / S
+        S*(k + crop) + cropped.offset = S*k + kept.offset
+        crop = (kept.offset - cropped.offset) / S
 
     k has dropped out, and no size of an image or a map occurs: the crop is the same for every
     image. Raises ValueError if the cells of the two maps never coincide.
@@ -45,9 +48,8 @@ def cut(scores: torch.Tensor, crop: int, height: int, width: int) -> torch.Tenso
     """The part [N, C, height, width] of a score map that begins at cell `crop`, from above and from
     the left.
     """
-    if (
-        torch.compiler.is_exporting()
-    ):  # the export of a slice would hold for maps of that size alone
+    if torch.compiler.is_exporting():
+        # An exported slice would hold for maps of this size alone.
         rows, columns = (
             torch.arange(length, device=scores.device) + crop for length in (height, width)
         )
@@ -140,6 +142,10 @@ class FCN8s(nn.Module):
     `reach`, the receptive radius: a score depends on pixels up to 245 away with stride 8, 241 with
     16 and 233 with 32. For 8 that is 201.5 for fc7, and 16*1.5 + 8*1.5 + 1*7.5 for the upsampling.
 
+    Attributes: `grid` has the Grid of each layer's output by the layer's name, `crop` the crops by
+    the names of the skips and "image". `classes` and `resize_factor` are for checkpoints.
+    FCN8s(**config) builds the same network again.
+
     Raises ValueError for settings that make no network.
     """
 
@@ -161,11 +167,10 @@ class FCN8s(nn.Module):
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}: at least 1 is needed")
         if stride not in self.STRIDES:
-            raise ValueError(f"stride is {stride}: it must be 8, 16 or 32")
+            raise ValueError(f"stride is {stride}: it must be one of {self.STRIDES}")
         self.stride = stride
-        self.classes = None  # the names of the classes, if they are known
-        self.resize_factor = 1.0  # trained on images resized by this factor
-        # FCN8s(**config) builds the same network again. Checkpoints carry it.
+        self.classes = None  # the names of classes 0 ... C-1, once they are known
+        self.resize_factor = 1.0  # the factor by which the images of its training were resized
         self.config = dict(
             num_classes=num_classes,
             pad=pad,
@@ -197,25 +202,28 @@ class FCN8s(nn.Module):
                         layer.weight[c, c] = bilinear_kernel(2 * factor)
             return layer.requires_grad_(learn_upsampling)
 
-        # Each grid follows from the one before; where two maps meet, it gives the crop.
+        # Each grid follows from the one before. Where two maps meet, their grids give the crop.
         self.vgg = VGG16(pad, width, fc_channels, dropout)
-        self.score_fr = score_layer(self.vgg.channels["fc7"])
-        grid = self.vgg.grid["fc7"].after(self.score_fr)
+        self.grid = dict(self.vgg.grid)
         self.crop = {}
+        self.score_fr = score_layer(self.vgg.channels["fc7"])
+        grid = self.grid["score_fr"] = self.grid["fc7"].after(self.score_fr)
         if stride <= 16:
             self.upscore2 = upscore_layer(2)
             self.score_pool4 = score_layer(self.vgg.channels["pool4"])
-            grid = grid.after(self.upscore2)
-            self.crop["pool4"] = crop_offset(self.vgg.grid["pool4"], grid)
+            grid = self.grid["upscore2"] = grid.after(self.upscore2)
+            fine = self.grid["score_pool4"] = self.grid["pool4"].after(self.score_pool4)
+            self.crop["pool4"] = crop_offset(fine, grid)
         if stride <= 8:
             self.upscore_pool4 = upscore_layer(2)
             self.score_pool3 = score_layer(self.vgg.channels["pool3"])
-            grid = grid.after(self.upscore_pool4)
-            self.crop["pool3"] = crop_offset(self.vgg.grid["pool3"], grid)
+            grid = self.grid["upscore_pool4"] = grid.after(self.upscore_pool4)
+            fine = self.grid["score_pool3"] = self.grid["pool3"].after(self.score_pool3)
+            self.crop["pool3"] = crop_offset(fine, grid)
         # upscore8, upscore16 or upscore32: the rest of the way to the pixels
         self.last = f"upscore{stride}"
         self.add_module(self.last, upscore_layer(stride))
-        grid = grid.after(self.get_submodule(self.last))
+        grid = self.grid[self.last] = grid.after(self.get_submodule(self.last))
         self.crop["image"] = crop_offset(grid, IMAGE)
         self.reach = grid.reach  # along fc7, which sees farthest; the skips see less
 
@@ -226,11 +234,13 @@ class FCN8s(nn.Module):
 
         score = self.score_fr(fc7)
         if self.stride <= 16:
-            skip = self.score_pool4(pool4 * gain["pool4"])
-            score = fuse(self.upscore2(score), skip, crop["pool4"])
+            coarse = self.upscore2(score)
+            fine = self.score_pool4(pool4 * gain["pool4"])
+            score = fuse(coarse, fine, crop["pool4"])
         if self.stride <= 8:
-            skip = self.score_pool3(pool3 * gain["pool3"])
-            score = fuse(self.upscore_pool4(score), skip, crop["pool3"])
+            coarse = self.upscore_pool4(score)
+            fine = self.score_pool3(pool3 * gain["pool3"])
+            score = fuse(coarse, fine, crop["pool3"])
         score = self.get_submodule(self.last)(score)
 
         # Pixel x of the image lies on cell x + crop of the scores.
@@ -239,7 +249,7 @@ class FCN8s(nn.Module):
     def set_skip_gain(self, gain: dict[str, float]):
         """Set the factor on each of SKIPS. Raises ValueError for other names."""
         if gain.keys() != set(self.SKIPS):
-            raise ValueError(f"skip_gain is for {', '.join(gain)}; the skips are {self.SKIPS}")
+            raise ValueError(f"skip_gain is for {list(gain)}: it must be for {list(self.SKIPS)}")
         self.skip_gain = self.config["skip_gain"] = dict(gain)
 
     def get_extra_state(self) -> torch.Tensor:
@@ -260,33 +270,43 @@ class FCN8s(nn.Module):
             )
         self.set_skip_gain(dict(zip(self.SKIPS, gains, strict=True)))
 
+    def save(self, path: str | os.PathLike):
+        """Write the network as a checkpoint that `load` and the scripts read.
+
+        Raises ValueError if `classes` does not name every class, InputError if the file cannot be
+        written.
+        """
+        from support.checkpoint import write_checkpoint  # here: the network alone needs none
+
+        write_checkpoint(self.to_checkpoint(), path)
+
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> FCN8s:
         """The network of a checkpoint such as runs/NAME/best.pt, in evaluation mode on the device.
 
-        Its attribute `classes` holds the names of classes 0 ... C-1; `resize_factor` says by which
-        factor the images of its training were resized. Raises InputError (support/console.py) for a
+        Its attribute `classes` holds the names of classes 0 ... C-1, `resize_factor` the factor by
+        which the images of its training were resized. Raises InputError (support/console.py) for a
         file that is no such checkpoint.
         """
-        from support.checkpoint import read_checkpoint  # here: a new network needs no checkpoint
+        from support.checkpoint import read_checkpoint
         from support.console import InputError
 
+        saved = read_checkpoint(path)
         try:
-            return cls.from_checkpoint(read_checkpoint(path)).to(device).eval()
+            net = cls.from_checkpoint(saved)
         except ValueError as error:
             raise InputError(f"{path}: {error}") from None
-
-    def save(self, path: str | os.PathLike):
-        """Write the network as a checkpoint that `load` and the scripts read.
-
-        `classes` must name all classes. Raises InputError if the file cannot be written.
-        """
-        from support.checkpoint import write_checkpoint
-
-        write_checkpoint(self.to_checkpoint(), path)
+        return net.to(device).eval()
 
     def to_checkpoint(self) -> dict:
-        """What every checkpoint holds of the network, see support/checkpoint.py."""
+        """The part of a checkpoint that describes the network, see support/checkpoint.py.
+
+        Raises ValueError if `classes` does not name every class.
+        """
+        if len(self.classes or ()) != self.config["num_classes"]:
+            raise ValueError(
+                f"classes is {self.classes}: it must name {self.config['num_classes']} classes"
+            )
         return {
             "config": self.config,
             "classes": list(self.classes),
@@ -296,7 +316,7 @@ class FCN8s(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, saved: dict) -> FCN8s:
-        """The network in training mode, on the CPU, from what read_checkpoint returns.
+        """The network in training mode, on the CPU, from the dictionary of read_checkpoint.
 
         The weights are taken out of `saved`, so that they are in memory once. Raises ValueError if
         they do not fit the configuration.
@@ -306,8 +326,11 @@ class FCN8s(nn.Module):
                 net = cls(**saved["config"])
             net.load_state_dict(saved.pop("model"), assign=True)
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"the weights do not fit the configuration ({reason})") from None
+            # PyTorch's message says in its last line what does not fit.
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise ValueError(
+                f"the weights do not fit the configuration ({reason[0].strip()[:200]})"
+            ) from None
         net.classes, net.resize_factor = saved["classes"], saved["resize_factor"]
         return net
 
@@ -324,8 +347,7 @@ def cross_entropy(
     labels          [N, H, W] int64, class ids 0 ... C-1, or IGNORE
     pixels          the number to divide by, where this is a part of a larger batch; by default the
                     valid pixels here
-    class_weights   [C] float, the weight of a pixel of each class (support/counts.py); by default
-                    all are 1
+    class_weights   [C] float, the weight of a pixel of each class; by default all are 1
 
     The sum is divided by the number of pixels, not by the sum of their weights: so what a pixel
     contributes does not depend on the rest of its batch. A batch without a valid pixel has loss 0
@@ -339,13 +361,138 @@ def cross_entropy(
     return total / ((labels != IGNORE).sum() if pixels is None else pixels).clamp(min=1)
 
 
-if __name__ == "__main__":
-    from support.console import Parser
-    from support.derivation import derivation
+# ---- What `python fcn.py` prints.
 
-    Parser("fcn.py", description=__doc__).parse_args()
-    for pad in (100, 1):
-        for stride in (8, 16, 32):
-            print(
-                f"FCN-{stride}s with pad={pad}\n\n{derivation(FCN8s(21, pad, stride, width=1 / 64, fc_channels=1))}\n"
-            )
+
+class Map(NamedTuple):
+    """A map of the network: the layer that computes it, its size, and where its cells lie.
+
+    layer    None for the image, for sums and for the output
+    shape    (channels, rows, columns)
+    """
+
+    layer: nn.Module | None
+    shape: tuple[int, int, int]
+    grid: Grid
+
+
+def maps(net: FCN8s, height: int, width: int) -> dict[str, Map]:
+    """Every map that `net` computes for an image of this size, by name, in order of computation.
+
+    A map has the name of the layer that computes it; "sum_pool4" is the sum at the skip from pool4,
+    "image" is the input and "scores" the output. The sizes are those of a forward pass on the meta
+    device, which takes neither time nor memory.
+    """
+    with torch.device("meta"):
+        net, image = FCN8s(**net.config), torch.empty(1, 3, height, width)
+    found = {"image": Map(None, (3, height, width), IMAGE)}
+
+    def record_output(layer, inputs, output, name):
+        found[name] = Map(layer, tuple(output.shape[1:]), net.grid[name])
+
+    def record_input(layer, inputs, name, grid):
+        found[name] = Map(None, tuple(inputs[0].shape[1:]), grid)
+
+    for name, layer in [*net.vgg.named_children(), *net.named_children()]:
+        if layer is not net.vgg:
+            layer.register_forward_hook(partial(record_output, name=name))
+    # A sum is the input of the next upsampling layer, and lies on the grid of the coarser map.
+    coarse = upscore_layers(net)
+    for skip, before, after in zip(net.crop, coarse, coarse[1:], strict=False):
+        record = partial(record_input, name=f"sum_{skip}", grid=net.grid[before])
+        net.get_submodule(after).register_forward_pre_hook(record)
+    scores = net(image)
+    found["scores"] = Map(None, tuple(scores.shape[1:]), IMAGE._replace(reach=net.reach))
+    return found
+
+
+def upscore_layers(net: FCN8s) -> list[str]:
+    """The names of the upsampling layers, coarse to fine. Each is followed by one of net.crop."""
+    return [n for n, layer in net.named_children() if isinstance(layer, nn.ConvTranspose2d)]
+
+
+def centre(letter: str, grid: Grid) -> str:
+    """The pixel on which the cell of this letter is centred, such as "16 m - 91.5"."""
+    return plus(letter if grid.stride == 1 else f"{grid.stride} {letter}", grid.offset)
+
+
+def plus(term: str, number: float) -> str:
+    """A sum as it is written: "m - 5" for "m" and -5, "m" for "m" and 0."""
+    return f"{term} {'-' if number < 0 else '+'} {abs(number):g}" if number else term
+
+
+def table(net: FCN8s, height: int, width: int) -> str:
+    """The maps of `net` for an image of this size, a line for each."""
+    lines = [
+        "layer          kernel stride padding  [channels, rows, columns]  "
+        "cell i is centred on  receptive radius"
+    ]
+    for name, (layer, shape, grid) in maps(net, height, width).items():
+        window = "{:6} {:6} {:7}".format(*geometry(layer)) if layer else ""
+        pixel = f"pixel {centre('i', grid)}"
+        lines.append(f"{name:14} {window:21}  {list(shape)!s:25}  {pixel:20}  {grid.reach:16g}")
+    return "\n".join(lines)
+
+
+def derivation(net: FCN8s) -> str:
+    """The crops as one would derive them with a pencil, several lines."""
+    letters = iter("jkmnpqrstuvw")  # one for the cells of each map
+    cell, grid = next(letters), net.grid["score_fr"]
+    lines = [f"score_fr: cell {cell} is centred on pixel {centre(cell, grid)}"]
+    for name, (place, crop) in zip(upscore_layers(net), net.crop.items(), strict=True):
+        kernel, factor, padding = geometry(net.get_submodule(name))
+        before, grid, cell = grid, net.grid[name], next(letters)
+        shift = grid.stride * ((kernel - 1) / 2 - padding)
+        lines += [
+            f"{name}: stride {before.stride}/{factor} = {grid.stride}",
+            f"    offset {before.offset:g} - {grid.stride} (({kernel} - 1)/2 - {padding}) = "
+            f"{before.offset:g} - {shift:g} = {grid.offset:g}",
+            f"    cell {cell} is centred on pixel {centre(cell, grid)}",
+        ]
+        if place == "image":
+            lines += [
+                f"image: pixel x is cell {cell} where {centre(cell, grid)} = x",
+                f"    {cell} = {plus('x', -grid.offset)}: crop the output at {crop}",
+            ]
+            continue
+        fine, other = net.grid[place], next(letters)
+        apart = grid.offset - fine.offset
+        by = f"/{grid.stride} = {cell} + {crop}" if apart else ""
+        lines += [
+            f"score_{place}: cell {other} is centred on pixel {centre(other, fine)}",
+            f"    the two coincide where {centre(other, fine)} = {centre(cell, grid)}",
+            f"    {other} = {plus(cell, apart)}{by}: crop {place} at {crop}",
+        ]
+    return "\n".join(lines)
+
+
+def main():
+    from support.console import Parser, closed_pipe, size, whole
+
+    parser = Parser("fcn.py", description=__doc__)
+    parser.add_argument(
+        "size", metavar="HxW", nargs="?", type=size, default=(375, 1242), help="default 375x1242"
+    )
+    parser.add_argument("--pad", type=whole(), help="the border (default: both 100 and 1)")
+    parser.add_argument(
+        "--stride", type=int, choices=FCN8s.STRIDES, default=8, help="default %(default)s"
+    )
+    options = parser.parse_args()
+    text = []
+    for pad in (options.pad,) if options.pad else (100, 1):
+        try:
+            with torch.device("meta"):  # sizes need no weights
+                net = FCN8s(21, pad, options.stride)
+        except ValueError as error:
+            parser.error(str(error))
+        count = sum(p.numel() for p in net.parameters() if p.requires_grad)
+        title = f"FCN-{options.stride}s with pad={pad}, for 21 classes: {count:,} learnt parameters"
+        text += [title, table(net, *options.size), derivation(net)]
+    try:
+        print("\n\n".join(text), flush=True)
+    except BrokenPipeError:
+        closed_pipe()
+
+
+if __name__ == "__main__":
+    main()

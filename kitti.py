@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from support.console import InputError, Parser
-from support.datasets.images import files_in, open_picture
+from support.datasets.images import files_in, open_mask
 from support.files import atomic, write_csv
 from support.labels import IGNORE, DataSet, Sample
 
@@ -78,7 +78,7 @@ def read_label(path: Path, unmapped=None) -> np.ndarray:
     where red is set, and is road where blue is set too. `unmapped` is for other data sets: there
     are no colours without a class here.
     """
-    image = open_picture(path, mask=True)
+    image = open_mask(path)
     if image.mode != "RGB":
         raise InputError(f"{path}: KITTI ground truth is RGB, this picture is {image.mode}")
     pixels = np.asarray(image)
@@ -94,7 +94,7 @@ def read_label(path: Path, unmapped=None) -> np.ndarray:
 
 def read_confidence(path: Path) -> np.ndarray:
     """A confidence map uint8 [H, W], 255 times the probability of road. Raises InputError."""
-    image = open_picture(path, mask=True)
+    image = open_mask(path)
     if image.mode != "L":  # a mask of class ids is a palette picture
         raise InputError(f"{path}: a confidence map must be 8-bit grey, this one is {image.mode}")
     return np.asarray(image)

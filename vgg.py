@@ -1,7 +1,5 @@
 """VGG16 as a fully convolutional network, layer by layer: the encoder of FCN-8s.
 
-    python vgg.py [HxW]      print the size, channels and grid of every map, for an image of this size, or of 375 x 1242
-
 VGG16 (Simonyan and Zisserman 2015, table 1, column D) classifies images of 224 x 224. Its first
 dense layer reads the whole of pool5, which is 7 x 7 at that size, so the size of the image is
 fixed. A dense layer that reads a 7 x 7 map is a 7 x 7 convolution applied at one position. Written
@@ -12,7 +10,6 @@ Darrell 2015, section 3.1). The last dense layer, which names ImageNet's 1000 cl
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -90,20 +87,12 @@ def geometry(layer: nn.Module) -> tuple[int, int, int]:
     )
 
 
-def size_after(layer: nn.Module, n: int) -> int:
-    """Rows (or columns) of a layer's output for an input of n rows (columns). Pools round up, as in
-    the authors' network.
-    """
-    kernel, stride, padding = geometry(layer)
-    if isinstance(layer, nn.ConvTranspose2d):
-        return stride * (n - 1) + kernel - 2 * padding
-    return math.ceil((n + 2 * padding - kernel) / stride) + 1
-
-
 class VGG16(nn.Module):
-    """Normalised images [N, 3, H, W] float, H and W >= 1, to three maps: pool3 [N, 256, h, w] with
-    a cell for 8 x 8 pixels, pool4 [N, 512, h, w] with one for 16 x 16, and fc7 [N, 4096, h, w] with
-    one for 32 x 32.
+    """From normalised images [N, 3, H, W] float, H and W >= 1, to three maps of features:
+
+        pool3    [N, 256, h, w]     a cell for 8 x 8 pixels
+        pool4    [N, 512, h, w]     a cell for 16 x 16 pixels
+        fc7      [N, 4096, h, w]    a cell for 32 x 32 pixels
 
     pad          padding of conv1_1. VGG16 has 1. The authors of FCN used 100: then pool5 is so
                  large that the 7 x 7 window of fc6, which has no padding in their network, fits
@@ -115,7 +104,7 @@ class VGG16(nn.Module):
     dropout      share of the elements of fc6 and fc7 that training sets to zero (single elements,
                  not whole channels)
 
-    `grid` gives the Grid of each layer's output by the layer's name; cell i is centred on this
+    `grid` gives the Grid of each layer's output by the layer's name. Cell i is centred on this
     pixel:
 
         layer             pad=1         pad=100
@@ -140,7 +129,7 @@ class VGG16(nn.Module):
         self.dropout = dropout
         if pad != 1 and pad < 97:
             raise ValueError(
-                f"pad is {pad}: it must be 1 (no border) or at least 97 (fc6 fits the smallest image)"
+                f"pad is {pad}: it must be 1 (no border) or at least 97 (fc6 then fits every image)"
             )
         if not width > 0 or fc_channels < 1:
             raise ValueError(
@@ -230,35 +219,3 @@ class VGG16(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         x = F.relu(self.fc7(x))
         return F.dropout(x, self.dropout, self.training)
-
-
-if __name__ == "__main__":
-    from support.console import Parser, matching, parse_size
-
-    parser = Parser("vgg.py", description=__doc__)
-    parser.add_argument(
-        "size",
-        metavar="HxW",
-        nargs="?",
-        default=(375, 1242),
-        type=matching(r"[1-9]\d{0,5}x[1-9]\d{0,5}", "a size, HxW", parse_size),
-        help="default 375x1242",
-    )
-    size = parser.parse_args().size
-    for pad in (1, 100):
-        with torch.device("meta"):  # shapes without memory for the weights
-            net = VGG16(pad)
-        (height, width), channels = size, 3
-        print(
-            f"VGG16(pad={pad}): {sum(p.numel() for p in net.parameters()):,} parameters\n"
-            "layer       kernel stride padding  map [channels, rows, columns]  cell i is centred on      and sees to"
-        )
-        for name, layer in net.named_children():
-            height, width = size_after(layer, height), size_after(layer, width)
-            channels = getattr(layer, "out_channels", channels)
-            grid, (kernel, stride, padding) = net.grid[name], geometry(layer)
-            print(
-                f"{name:8} {kernel:9} {stride:6} {padding:7}  {f'[{channels}, {height}, {width}]':29}"
-                f"  pixel {grid.stride:2} i {grid.offset:+6.1f}      {grid.reach:5.1f} pixels away"
-            )
-        print()

@@ -13,6 +13,8 @@ from test_vgg import reference as vgg_reference
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcn import FCN8s, bilinear_kernel, cross_entropy, fuse
+from support.checkpoint import write_checkpoint
+from support.console import InputError
 from support.device import recompute
 from support.labels import IGNORE
 
@@ -63,7 +65,7 @@ def test_a_kitti_image_takes_no_more_operations_than_its_layers_have_weights_tim
     ]
     least = sum(
         9 * a * b * count
-        for block, count in zip(channels, cells)
+        for block, count in zip(channels, cells[:5], strict=True)
         for a, b in zip(block[:-1], block[1:], strict=True)
     )
     least += (
@@ -123,9 +125,9 @@ def test_the_network_compiles_as_one_graph_with_the_same_gradients(again):
 )
 def test_crops_are_those_of_the_authors_network(pad, crops):
     net = small(pad=pad)
-    assert (net.crop_pool4, net.crop_pool3, net.crop_image) == crops
-    assert small(pad=pad, stride=16).crop_image == (27 + pad - 100 if pad > 1 else 0)
-    assert small(pad=pad, stride=32).crop_image == (19 + pad - 100 if pad > 1 else 0)
+    assert net.crop == dict(zip(("pool4", "pool3", "image"), crops, strict=True))
+    assert small(pad=pad, stride=16).crop["image"] == (27 + pad - 100 if pad > 1 else 0)
+    assert small(pad=pad, stride=32).crop["image"] == (19 + pad - 100 if pad > 1 else 0)
 
 
 @given(height=SIZES, width=SIZES)
@@ -289,26 +291,71 @@ def test_upsampling_is_fixed_by_default_and_learns_on_request():
             ), name
 
 
-def test_skip_scale_multiplies_the_pools_before_they_are_scored():
-    net = randomise_scores(small(skip_scale=(0.01, 0.0001)))
+def test_skip_gain_multiplies_the_pools_before_they_are_scored():
+    net = randomise_scores(small(skip_gain={"pool4": 0.01, "pool3": 0.0001}))
     plain = small()
     plain.load_state_dict(net.state_dict())
-    plain.set_skip_scale(1, 1)
+    assert plain.skip_gain == net.skip_gain  # the weights carry it
+    plain.set_skip_gain({"pool4": 1, "pool3": 1})
     plain.score_pool4.weight.data *= 0.01
     plain.score_pool3.weight.data *= 0.0001
     x = torch.randn(1, 3, 70, 90)
     torch.testing.assert_close(net(x), plain(x))
 
 
-def test_config_builds_the_network_again():
-    net = randomise_scores(small(5, 100, 16, skip_scale=(0.5, 0.25)))
-    again = FCN8s(**net.config).eval()
-    again.load_state_dict(net.state_dict())
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("pad", [1, 100])
+@pytest.mark.parametrize("stride", FCN8s.STRIDES)
+def test_a_saved_network_is_loaded_as_it_was(tmp_path, pad, stride):
+    net = randomise_scores(small(2, pad, stride, skip_gain={"pool4": 0.5}))
+    net.classes, net.resize_factor = ["sky", "road"], 0.5
+    net.save(tmp_path / "net.pt")
+    again = FCN8s.load(tmp_path / "net.pt")
+    assert (again.classes, again.resize_factor, again.config) == (["sky", "road"], 0.5, net.config)
+    assert not again.training and [p.requires_grad for p in again.parameters()] == [
+        p.requires_grad for p in net.parameters()
+    ]
     x = torch.randn(1, 3, 33, 47)
     assert torch.equal(net(x), again(x))
 
 
-@pytest.mark.parametrize("settings", [{"num_classes": 0}, {"stride": 4}, {"pad": 50}])
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda saved: saved["config"].update(pad=100), "pad=1"),
+        (lambda saved: saved["config"].update(pad=50), "pad is 50"),
+        (lambda saved: saved["config"].update(fc_channels=5), "size mismatch for score_fr.weight"),
+        (lambda saved: saved["config"].update(depth=5), "depth"),
+        (lambda saved: saved["config"].update(skip_gain={"pool2": 1.0}), "pool2"),
+        (lambda saved: saved["model"].pop("score_fr.bias"), "Missing.*score_fr.bias"),
+        (lambda saved: saved["model"].update({"score_fr.bias": "text"}), "score_fr.bias"),
+    ],
+)
+def test_weights_that_do_not_fit_are_an_error_that_names_the_file(tmp_path, change, reason):
+    net = small()
+    net.classes = ["sky", "road"]
+    saved = net.to_checkpoint()
+    change(saved)
+    write_checkpoint(saved, tmp_path / "net.pt")
+    with pytest.raises(InputError, match=f"net.pt: the weights do not fit.*{reason}") as error:
+        FCN8s.load(tmp_path / "net.pt")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("classes", [None, ["road"], ["a", "b", "c"]])
+def test_a_network_is_saved_with_a_name_for_every_class(tmp_path, classes):
+    net = small(2)
+    net.classes = classes
+    with pytest.raises(ValueError, match="must name 2 classes"):
+        net.save(tmp_path / "net.pt")
+    assert not (tmp_path / "net.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_classes": 0}, {"stride": 12}, {"pad": 50}, {"skip_gain": {"pool5": 1}}]
+)
 def test_settings_that_make_no_network_are_refused(settings):
     with pytest.raises(ValueError):
         small(**settings)
@@ -325,7 +372,9 @@ def test_loss_is_the_mean_over_valid_pixels_alone(data):
     )
     scores = torch.randn(2, classes, 2, 3, dtype=torch.double)
     flat = scores.permute(0, 2, 3, 1).reshape(-1, classes).numpy()
-    terms = [np.log(np.exp(s).sum()) - s[t] for s, t in zip(flat, labels) if t != IGNORE]
+    terms = [
+        np.log(np.exp(s).sum()) - s[t] for s, t in zip(flat, labels, strict=True) if t != IGNORE
+    ]
     value = cross_entropy(scores, torch.from_numpy(labels).view(2, 2, 3))
     assert value.item() == pytest.approx(np.mean(terms) if terms else 0.0, rel=1e-5, abs=1e-6)
 

@@ -1,51 +1,49 @@
-"""The drawings show the network as it is."""
+"""What is printed and drawn of the network is the network."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT, STRIDES, small
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fcn import FCN8s
-from support.derivation import derivation
-from tools.figures import maps_of
+from fcn import FCN8s, derivation, maps
+
+SIZES = st.integers(1, 150)
 
 
-@given(height=st.integers(1, 300), width=st.integers(1, 300), pad=st.sampled_from([1, 97, 100]))
-def test_every_map_that_is_drawn_has_the_size_that_the_network_computes(height, width, pad):
-    net = FCN8s(3, pad, width=1 / 64, fc_channels=2).eval()
-    computed = {}
+@given(height=SIZES, width=SIZES, pad=st.sampled_from([1, 97, 100]), stride=STRIDES)
+def test_maps_are_those_that_the_network_computes(height, width, pad, stride):
+    net = small(3, pad, stride, width=1 / 64, fc_channels=2)
+    found, computed = maps(net, height, width), {}
     for name, layer in [*net.vgg.named_children(), *net.named_children()]:
         if name != "vgg":
             layer.register_forward_hook(
                 lambda layer, inputs, output, name=name: computed.update({name: output.shape[1:]})
             )
     output = net(torch.zeros(1, 3, height, width))
-    drawn = {
-        name: (shown.channels, shown.rows, shown.columns)
-        for name, shown in maps_of(net, height, width).items()
-    }
-    assert (
-        all(drawn[name] == tuple(shape) for name, shape in computed.items()) and len(computed) == 26
-    )
-    assert drawn["scores"] == tuple(output.shape[1:])
+    assert list(found)[0] == "image" and found["scores"].shape == output.shape[1:]
+    assert {name: found[name].shape for name in computed} == computed
+    assert [name for name in found if name in computed] == list(computed)
+    sums = {f"sum_{skip}" for skip in net.crop if skip != "image"}
+    assert set(found) == {"image", "scores", *computed, *sums}
 
 
 def test_the_sizes_for_an_image_of_kitti_are_the_published_ones():
-    with torch.device("meta"):
-        maps = maps_of(FCN8s(2, pad=100), 375, 1242)
-    rows = {
-        name: (maps[name].rows, maps[name].columns)
-        for name in ("pool3", "pool4", "pool5", "fc7", "upscore2", "upscore8")
-    }
-    assert rows == {
+    found = maps(FCN8s(2, pad=100, width=1 / 64, fc_channels=1), 375, 1242)
+    published = {
         "pool3": (72, 180),
         "pool4": (36, 90),
         "pool5": (18, 45),
         "fc7": (12, 39),
-        "upscore2": (26, 80),
+        "sum_pool4": (26, 80),
+        "sum_pool3": (54, 162),
         "upscore8": (440, 1304),
     }
+    assert {name: found[name].shape[1:] for name in published} == published
 
 
 @pytest.mark.parametrize(
@@ -58,20 +56,26 @@ def test_the_sizes_for_an_image_of_kitti_are_the_published_ones():
     ],
 )
 def test_the_derivation_ends_in_the_crops_of_the_network(pad, stride, crops):
-    text = derivation(FCN8s(2, pad, stride, width=1 / 64, fc_channels=1))
+    text = derivation(small(2, pad, stride))
     assert [line.partition("crop ")[2] for line in text.splitlines() if "crop" in line] == crops
 
 
-@pytest.mark.parametrize(
-    "script, said",
-    [
-        ("vgg.py", "pool3 2 2 0 [256, 72, 180] pixel 8 i -95.5"),
-        ("fcn.py", "they coincide where 16 m - 91.5 = 16 k - 11.5"),
-    ],
-)
-def test_the_arithmetic_is_printed(command, script, said):
-    status, out, _ = command(script)
-    assert status == 0 and said in " ".join(out.split())
+def test_maps_and_crops_are_printed(command):
+    status, out, _ = command("fcn.py", "100x50", "--pad", 100)
+    out = " ".join(out.split())
+    assert status == 0 and "pool3 2 2 0 [256, 38, 31] pixel 8 i - 95.5 21.5" in out
+    assert "the two coincide where 16 m - 91.5 = 16 k - 11.5 m = k + 80/16 = k + 5" in out
+    assert "134,362,751 learnt parameters" in out and "scores [21, 100, 50] pixel i 245" in out
+    status, out, error = command("fcn.py", "--pad", 50)
+    assert (status, out) == (2, "") and error.startswith("fcn.py: error: pad is 50")
+
+
+def test_a_reader_that_stops_early_is_no_error():
+    """As in `python fcn.py | head`."""
+    command = [sys.executable, ROOT / "fcn.py"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
 
 
 def test_the_command_draws_both_pictures(tmp_path, command):

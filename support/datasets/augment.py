@@ -1,7 +1,8 @@
-"""Random views of the training images: another scale, another part, mirrored, in another light.
+"""Augmentation: random views of the training images.
 
-Image and label go through one and the same window. The image is interpolated, labels are picked and
-never blended.
+A view has another scale, shows another part, is mirrored or not, and lies in another light. Image
+and label go through one and the same window. The image is interpolated, labels are picked and never
+blended.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageEnhance
 
-SCALE = (0.75, 1.35)  # random scale: the network meets each car nearer and farther than it was
-STEP = 32  # height and width of a view are multiples of this: some ten sizes instead of hundreds. The libraries
-# prepare kernels and memory for every new size, which made a training step a tenth slower Another
-# street lies in another light, and has cars and houses of other colours. On a street that no
-# training image shows, these changes of colour were worth three points of mean IoU.
+SCALE_RANGE = (0.75, 1.35)  # each car is met nearer and farther than it was
+# Height and width of a view are multiples of this: some ten sizes instead of hundreds. The
+# libraries prepare kernels and memory for every new size, which made a step a tenth slower.
+STEP = 32
+# Another street lies in another light, and has cars and houses of other colours. On a street that
+# no training image shows, these changes of colour were worth three points of mean IoU.
 SATURATION = 0.5  # the distance of colours from grey, times 0.5 ... 1.5
 LIGHT = 0.15  # red, green and blue, each times 0.85 ... 1.15
 GAMMA = 0.4  # exponent of e**-0.4 ... e**0.4: dark parts lighter or darker
@@ -32,26 +34,24 @@ def augment(
     label: np.ndarray,
     rng: np.random.Generator,
     crop: tuple[int, int] | None = None,
-    scale: tuple[float, float] = SCALE,
+    scale_range: tuple[float, float] = SCALE_RANGE,
     colours: bool = True,
     flip: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random view of image uint8 [H, W, 3] and label uint8 [H, W], in the same types at [h, w].
 
-    crop       (height, width): the view is at most this large
-    scale      the range of the scale
-    colours    without it, only contrast and brightness change
-    flip       whether half the views are mirrored; without it, left stays left
+    crop           (height, width): the view is at most this large
+    scale_range    the smallest and the largest scale
+    colours        without it, only contrast and brightness change
+    flip           whether half the views are mirrored; without it, left stays left
     """
     height, width = label.shape
-    factor = np.exp(
-        rng.uniform(np.log(scale[0]), np.log(scale[1]))
-    )  # even in the logarithm: as often larger as smaller
+    # Even in the logarithm: as often larger as smaller.
+    factor = np.exp(rng.uniform(*np.log(scale_range)))
     h, w = view_size(height, width, factor)
     if crop:
         h, w = min(h, crop[0]), min(w, crop[1])
-    # The window of the original that becomes h x w. Crop and scale are one resampling of no more
-    # than is needed.
+    # The window of the original that becomes h x w: crop and scale are one resampling.
     window_h, window_w = min(height, h / factor), min(width, w / factor)
     # A quarter of the windows lies at each edge. An even draw would show the outermost rows, where
     # the nearest road is, far less often than the network meets them later.
@@ -65,13 +65,10 @@ def augment(
     if colours:
         picture = ImageEnhance.Color(picture).enhance(rng.uniform(1 - SATURATION, 1 + SATURATION))
         light, gamma = rng.uniform(1 - LIGHT, 1 + LIGHT, (3, 1)), np.exp(rng.uniform(-GAMMA, GAMMA))
-    contrast, brightness = (
-        rng.uniform(1 - CONTRAST, 1 + CONTRAST),
-        rng.uniform(-BRIGHTNESS, BRIGHTNESS),
-    )
-    levels = (
-        255 * np.minimum(light * np.arange(256) / 255, 1) ** gamma
-    )  # [3, 256]: what becomes of each level
+    contrast = rng.uniform(1 - CONTRAST, 1 + CONTRAST)
+    brightness = rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+    # [3, 256]: the new level of each of 256 levels of red, green and blue
+    levels = 255 * np.minimum(light * np.arange(256) / 255, 1) ** gamma
     levels = np.clip((levels - 127.5) * contrast + 127.5 + brightness, 0, 255).astype(np.uint8)
     image = np.asarray(picture.point(levels.ravel().tolist()))
 

@@ -1,6 +1,4 @@
-"""Reading picture files: photos of the common formats as RGB, upright; and masks as the numbers or
-colours that are stored.
-"""
+"""Reading picture files: photos of the common formats as RGB, upright; masks as they are stored."""
 
 from __future__ import annotations
 
@@ -8,39 +6,24 @@ import os
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from support.console import InputError
+from support.labels import Sample
 
-IMAGE_ENDINGS = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".bmp",
-    ".gif",
-    ".pgm",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-}
+IMAGE_ENDINGS = set(".png .jpg .jpeg .jfif .bmp .gif .pgm .ppm .tif .tiff .webp".split())
 VIDEO_ENDINGS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 OTHER_ENDINGS = {".heic", ".heif", ".avif"}  # pictures that are not read
-# What a file may be inside, whatever its name says. Pillow knows some forty formats more; their
-# decoders are rarely used, and a file that reaches one of them is no photo. JPEG covers the MPO of
-# telephones, PPM covers PGM.
+# The contents of a file count, not its name. Pillow knows some forty formats more, whose decoders
+# are rarely used and rarely checked. JPEG covers the MPO of telephones, PPM covers PGM.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-HIDDEN = (
-    ".",
-    "@eaDir",
-    "__MACOSX",
-)  # what names begin with that people do not see: thumbnails, and traces of other systems
+HIDDEN = (".", "@eaDir", "__MACOSX")  # names of thumbnails and of other systems' files begin so
 TRANSPARENT = 2**24  # stands for all colours that are not opaque
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held: 1 upright, 2 to 8 as below
 TURNS = {
@@ -52,38 +35,36 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-LARGEST = (
-    2**28
-)  # pixels of a picture: telephones reach 200 million. A larger file is assumed to be an attack on the memory
+# Telephones reach 200 million pixels. A larger file is assumed to be an attack on the memory.
+MAX_PIXELS = 2**28
+CACHE_BYTES = 2 * 2**30  # KITTI Road takes 0.5 GB, CamVid 0.3 GB
 
 
 def allow_large_pictures():
-    """Let Pillow open pictures of up to LARGEST pixels without a warning. Called by scripts that
-    are run: the limit is one for all of a program, and what only imports this file keeps Pillow's,
-    179 million.
+    """Let Pillow open pictures of up to MAX_PIXELS without a warning.
+
+    Scripts call this. The limit holds for the whole process, so a program that only imports this
+    file keeps Pillow's own, 179 million.
     """
-    Image.MAX_IMAGE_PIXELS = (
-        LARGEST // 2
-    )  # Pillow warns above this number, and refuses above twice this number
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it, and refuses above twice it
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class Room:
-    """Lets threads decode pictures at once as long as these have no more than `total` pixels
-    together.
+    """Bounds the memory of threads that decode: `total` pixels at once, the other threads wait.
 
-    The others wait. A picture larger than that waits until it is alone.
+    A picture of more pixels than that waits until it is alone.
     """
 
-    def __init__(self, total: int = LARGEST):
+    def __init__(self, total: int = MAX_PIXELS):
         self.total = self.left = total
         self.changed = threading.Condition()
 
     @contextmanager
-    def of(self, pixels: int):
+    def take(self, pixels: int) -> Iterator[None]:
+        pixels = min(pixels, self.total)
         with self.changed:
-            self.changed.wait_for(lambda: pixels <= self.left or self.left == self.total)
+            self.changed.wait_for(lambda: pixels <= self.left)
             self.left -= pixels
         try:
             yield
@@ -96,16 +77,6 @@ class Room:
 ROOM = Room()
 
 
-class Picture(NamedTuple):
-    """A photo, uint8 [H, W, 3], turned upright; the EXIF orientation (1 to 8) it was stored with;
-    and how many frames or pages its file has, of which this is the first.
-    """
-
-    pixels: np.ndarray
-    orientation: int
-    frames: int
-
-
 def files_in(folder: Path) -> list[Path]:
     """The pictures in a folder, sorted by name, without hidden files. Raises InputError if there is
     no such folder.
@@ -113,120 +84,85 @@ def files_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     return sorted(
-        f
-        for f in folder.iterdir()
-        if f.suffix.lower() in IMAGE_ENDINGS and not f.name.startswith(".")
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".")
     )
 
 
 def files_below(folder: Path, endings: set[str] = IMAGE_ENDINGS) -> list[Path]:
-    """The pictures in a folder and all folders in it, or the files of other endings, sorted by
-    path, without what is hidden.
+    """The files of these endings in a folder and in all folders below it, sorted by path.
 
-    Raises InputError if there is no such folder.
+    Links to folders are followed, since data sets often lie on another disk. Hidden files and
+    folders are left out. Raises InputError if there is no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    found, seen = [], set()
-    for place, folders, names in os.walk(
-        folder, followlinks=True
-    ):  # data sets are often links to another disk
+    found, visited = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [name for name in folders if not name.startswith(HIDDEN) and real not in seen]
-        if real not in seen:
-            found += [
-                Path(place, name)
-                for name in names
-                if Path(name).suffix.lower() in endings and not name.startswith(".")
-            ]
-        seen.add(real)
+        if real in visited:  # a loop of links
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
+        found += [
+            Path(place, name)
+            for name in names
+            if Path(name).suffix.lower() in endings and not name.startswith(".")
+        ]
     return sorted(found)
 
 
-def open_picture(path: Path, mask: bool = False) -> Image.Image:
-    """A decoded Pillow image, as it is stored. Raises InputError naming the file.
-
-    mask    its numbers mean something: refuse what is no PNG inside, what Pillow would stretch, and
-            what a tag would turn
-    """
-    with decoded(path, mask) as (image, _, _):
-        if mask and orientation_of(image) != 1:
-            raise InputError(
-                f"{path}: has an EXIF tag that turns it; save it as it is to be read, without the tag"
-            )
-    return image
-
-
 @contextmanager
-def decoded(path: Path, mask: bool):
-    """Within it there is room for the picture. Yields the decoded image, the number of frames or
-    pages in its file, and the EXIF orientation that Pillow has followed already, 1 if none. Raises
-    InputError naming the file, also for errors within.
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Within it, the Pillow image of a file, still to be decoded, and room in memory for it.
+
+    Raises InputError naming the file, also for what goes wrong while it is decoded.
     """
-    frames = followed = 1
     try:
-        with Image.open(path, formats=FORMATS) as image, ROOM.of(image.width * image.height):
-            if mask and image.format != "PNG":
-                raise InputError(
-                    f"{path}: is {image.format} inside, and must be PNG; a lossy format blends the class ids, and "
-                    "other endings do not change what a file is"
-                )
-            if (
-                mask and image.tile and image.tile[0][3] in ("L;2", "L;4")
-            ):  # Pillow would stretch the numbers to 0..255
-                raise InputError(
-                    f"{path}: is grey of {image.tile[0][3][2]} bits a pixel; save it with 8"
-                )
-            if image.format in (
-                "GIF",
-                "TIFF",
-                "WEBP",
-            ):  # the second picture in a telephone's JPEG is a preview
-                frames = getattr(image, "n_frames", 1)
-            before = orientation_of(image) if image.format == "TIFF" else 1
-            image.load()
-            if (
-                image.format == "TIFF" and orientation_of(image) != before
-            ):  # Pillow turns TIFFs by itself
-                followed = before
-            yield image, frames, followed
+        with Image.open(path, formats=FORMATS) as image, ROOM.take(image.width * image.height):
+            yield image
     except (InputError, MemoryError):
         raise
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
-        raise InputError(f"{path}: cannot be read as a picture ({reason(path, error)})") from None
+        reason = str(error) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = f"it is none of {', '.join(FORMATS)} inside, or damaged"
+        raise InputError(f"{path}: cannot be read as a picture ({reason})") from None
 
 
-def as_rgb(image: Image.Image) -> np.ndarray:
-    """A decoded picture of any mode as uint8 [H, W, 3]."""
-    if (
-        image.mode[0] in "IF"
-    ):  # 16 bits, 32 bits or floats: Pillow would clip them at 255 instead of scaling them
-        values = np.nan_to_num(np.asarray(image).astype(np.float64))
-        largest = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
-        if image.mode.startswith("I;16"):
-            largest = 65535  # the file says so, there is no need to guess
-        image = Image.fromarray(np.round(255 * values.clip(0) / largest).astype(np.uint8))
-    if "transparency" in image.info:  # otherwise Pillow warns about colours that it cannot keep
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+class Picture(NamedTuple):
+    """A photo, turned upright.
+
+    pixels         uint8 [H, W, 3]
+    orientation    the EXIF orientation, 1 to 8, that it was stored with
+    frames         frames or pages in its file, of which this is the first
+    """
+
+    pixels: np.ndarray
+    orientation: int
+    frames: int
 
 
-def reason(path: Path, error: Exception) -> str:
-    """Why a file cannot be read as a picture, and the mend where there is one."""
-    ending = path.suffix.lower()
-    if ending in VIDEO_ENDINGS:
-        return "it is a video; make pictures of it first, such as with: ffmpeg -i VIDEO FOLDER/%06d.png"
-    if ending in (".heic", ".heif"):
-        return "Pillow does not read HEIC; save it as JPEG, or set the telephone to take JPEG"
-    if "cannot identify" in str(error):
-        return f"it is none of {', '.join(FORMATS)} inside, or damaged"
-    return str(error) or type(error).__name__
+def read_picture(path: Path) -> Picture:
+    """A photo of any mode as RGB, upright. Raises InputError naming the file."""
+    with opened(path) as image:
+        # The second picture in a telephone's JPEG is a preview, no frame.
+        animated = image.format in ("GIF", "TIFF", "WEBP")
+        frames = getattr(image, "n_frames", 1) if animated else 1
+        orientation = orientation_of(image)
+        image.load()
+        left_to_do = orientation_of(image)  # Pillow turns TIFFs itself while it loads them
+        if left_to_do != 1:
+            image = image.transpose(TURNS[left_to_do])
+        return Picture(as_rgb(image), orientation, frames)
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation of a decoded picture, 1 to 8; 1 without the tag."""
+    """The EXIF orientation of a picture, 1 to 8; 1 without the tag."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # a damaged tag; the picture itself is whole
@@ -234,75 +170,86 @@ def orientation_of(image: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def read_picture(path: Path) -> Picture:
-    """A photo of any mode as RGB, upright. Raises InputError naming the file."""
-    with decoded(path, mask=False) as (image, frames, followed):
-        orientation = orientation_of(image)
-        if orientation != 1:
-            image = image.transpose(TURNS[orientation])
-        return Picture(as_rgb(image), orientation if followed == 1 else followed, frames)
+def as_rgb(image: Image.Image) -> np.ndarray:
+    """A decoded picture of any mode as uint8 [H, W, 3]."""
+    if image.mode[0] in "IF":  # 16 or 32 bits, or floats: Pillow would clip them at 255, not scale
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        largest = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
+        if image.mode.startswith("I;16"):
+            largest = 65535
+        image = Image.fromarray(np.round(255 * values.clip(0) / largest).astype(np.uint8))
+    if "transparency" in image.info:  # otherwise Pillow warns about colours that it cannot keep
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
 
 
-def read_mask(path: Path, shown_as: dict[int, tuple] | None = None) -> np.ndarray:
-    """Class ids uint8 [H, W] of a grey or palette PNG: the stored numbers, not the colours. Raises
-    InputError.
+def open_mask(path: Path) -> Image.Image:
+    """A decoded Pillow image whose numbers mean something, as they are stored.
 
-    shown_as    the colour that the palettes of other masks give to each id, which this one's are
-                added to. Programs that pick a palette for each picture number the colours anew in
-                each: where one id has two colours, the ids mean nothing
+    Raises InputError naming the file if it is no PNG inside, or if Pillow would stretch its
+    numbers.
     """
-    image = open_picture(path, mask=True)
+    with opened(path) as image:
+        if image.format != "PNG":
+            raise InputError(
+                f"{path}: is {image.format} inside, and must be PNG; export it anew, since JPEG "
+                "blends the class ids"
+            )
+        if image.tile and image.tile[0][3] in ("L;2", "L;4"):
+            raise InputError(f"{path}: is grey of {image.tile[0][3][2]} bits a pixel; save 8 bits")
+        image.load()
+    return image
+
+
+def read_mask(path: Path, palette: dict[int, tuple] | None = None) -> np.ndarray:
+    """Class ids uint8 [H, W] of a grey or palette PNG: the stored numbers, not the colours.
+
+    palette    colour of each id in the masks read before; those of this mask are added. Programs
+               that make a palette for each picture number the colours anew in each, and then the
+               ids mean nothing
+
+    Raises InputError naming the file.
+    """
+    image = open_mask(path)
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
-        colours = sorted(image.convert("RGB").getcolors(2**24) or [], reverse=True)[:3]
         raise InputError(
-            f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is {image.mode}; if it "
-            "shows classes by colours, name them in classes.txt, beside the data's folders, in lines NAME R G B, "
-            f"here for {', '.join(' '.join(map(str, colour)) for _, colour in colours)} and others"
+            f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is "
+            f"{image.mode}; if it shows classes by colours, name these in classes.txt, in lines "
+            "NAME R G B"
         )
     ids = np.asarray(image)
-    if image.mode == "P" and shown_as is not None:
-        palette = image.getpalette("RGB")
-        for i in np.unique(ids).tolist():
-            colour = tuple(palette[3 * i : 3 * i + 3])
-            if shown_as.setdefault(i, colour) != colour:
-                raise InputError(
-                    f"{path}: its palette shows id {i} as {colour}, that of another mask as {shown_as[i]}; if the "
-                    "colours mean the classes, list them in classes.txt, NAME R G B; if the ids do, save the "
-                    "masks as grey"
-                )
     if ids.max(initial=0) > 255:
-        raise InputError(
-            f"{path}: has the id {ids.max()}; ids go from 0 to 254, and 255 is ignored"
-        )
+        raise InputError(f"{path}: has the id {ids.max()}; the largest id possible is 254")
+    if image.mode == "P" and palette is not None:
+        colours = image.getpalette("RGB")
+        for i in np.unique(ids).tolist():
+            colour = tuple(colours[3 * i : 3 * i + 3])
+            if palette.setdefault(i, colour) != colour:
+                raise InputError(
+                    f"{path}: its palette shows id {i} as {colour}, that of another mask as "
+                    f"{palette[i]}; if colours mean the classes, list them in classes.txt, NAME R "
+                    "G B; if ids do, save the masks as grey"
+                )
     return ids.astype(np.uint8)
 
 
 def read_colours(path: Path) -> np.ndarray:
-    """The colours of a mask: uint32 [H, W], 65536 R + 256 G + B, or TRANSPARENT. Raises InputError."""
-    image = open_picture(path, mask=True)
-    if image.mode.startswith("I"):  # Pillow would clip the values
-        image = Image.fromarray(read_mask(path))
-    rgba = np.asarray(image.convert("RGBA")).astype(np.uint32)
+    """The colours of a mask: uint32 [H, W], 65536 R + 256 G + B, or TRANSPARENT. Raises InputError
+    naming the file.
+    """
+    rgba = np.asarray(open_mask(path).convert("RGBA")).astype(np.uint32)
     colours = (rgba[..., 0] << 16) | (rgba[..., 1] << 8) | rgba[..., 2]
     return np.where(rgba[..., 3] == 255, colours, np.uint32(TRANSPARENT))
 
 
-# ---- One sample read: its picture and its label map, of one size and the same way up, kept in R
-
-CACHE_BYTES = (
-    2 * 2**30
-)  # decoded pictures and labels kept in RAM by each process; KITTI Road (0.5 GB) and CamVid (0.3) fit
-
-
 class Reader:
-    """reader(sample) gives (image uint8 [H, W, 3], label uint8 [H, W]). Decoded pairs stay in RAM
-    up to `cache_bytes`.
+    """reader(sample) gives image and label of a sample, and keeps decoded pairs in RAM.
 
-    read_label    that of the DataSet
+    read_label     that of the DataSet
+    cache_bytes    how much to keep; what does not fit is decoded again each time
 
-    What does not fit is decoded again each time. Nothing is evicted: each image is used once per
-    epoch in random order, so any cached image is as useful as any other. May be called from several
-    threads. Raises InputError naming the file.
+    Nothing is evicted: each image is used once per epoch in random order, so any cached image is as
+    useful as any other. May be called from several threads.
     """
 
     def __init__(
@@ -311,40 +258,43 @@ class Reader:
         cache_bytes: int = CACHE_BYTES,
     ):
         self.read_label = read_label
-        self.room = cache_bytes
+        self.bytes_left = cache_bytes
         self.cache = {}
         self.lock = threading.Lock()
 
-    def __call__(self, sample, strays: Counter | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, sample: Sample, unmapped: Counter | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The image uint8 [H, W, 3] and the label map uint8 [H, W] of a sample.
 
-        Its pixels without a class are added to `strays`, unless it is in the cache.
+        The pixels of ids or colours without a class are added to `unmapped`, unless the sample is
+        in the cache. Raises InputError naming the file.
         """
         if sample in self.cache:
             return self.cache[sample]
         picture = read_picture(sample.image)
-        label = same_way_up(sample, picture, self.read_label(sample.label, strays))
         image = picture.pixels
+        label = same_way_up(sample, picture, self.read_label(sample.label, unmapped))
         if image.shape[:2] != label.shape:
+            sizes = [f"{height}x{width}" for height, width in (label.shape, image.shape[:2])]
             raise InputError(
-                f"{sample.label}: is {label.shape[1]}x{label.shape[0]}, its image {sample.image} is "
-                f"{image.shape[1]}x{image.shape[0]}; they must be of one size"
+                f"{sample.label}: is {sizes[0]} (height x width), its image {sample.image} is "
+                f"{sizes[1]}; they must be of one size"
             )
         with self.lock:
-            if image.nbytes + label.nbytes <= self.room and sample not in self.cache:
-                self.room -= image.nbytes + label.nbytes
+            if image.nbytes + label.nbytes <= self.bytes_left and sample not in self.cache:
+                self.bytes_left -= image.nbytes + label.nbytes
                 self.cache[sample] = image, label
         return image, label
 
 
-def same_way_up(sample, picture, label: np.ndarray) -> np.ndarray:
-    """The label map uint8 [H, W] of a sample, turned upright with its picture (class Picture) if it
-    was drawn on the picture as it is stored. Raises InputError.
+def same_way_up(sample: Sample, picture: Picture, label: np.ndarray) -> np.ndarray:
+    """The label map uint8 [H, W] of a sample, turned with its picture if it was drawn unturned.
 
-    Cameras store what the sensor saw and note in an EXIF tag how they were held. Pictures are
-    turned by it; masks have no such tag. Some labelling tools show the picture turned, others as it
-    is stored. Where the turn swaps height and width, the mask's size tells which. Where both sizes
-    are alike, nobody can tell.
+    Cameras store the picture of the sensor, and note in an EXIF tag how they were held. Pictures
+    are turned by it, masks have no such tag. Some labelling tools show the picture turned, others
+    as it is stored. Where the turn swaps height and width, the mask's size tells which. Raises
+    InputError where it does not.
     """
     if picture.orientation == 1:
         return label
@@ -352,12 +302,10 @@ def same_way_up(sample, picture, label: np.ndarray) -> np.ndarray:
     stored = upright[::-1] if picture.orientation >= 5 else upright
     if label.shape == stored == upright:
         raise InputError(
-            f"{sample.image}: its EXIF tag turns it (orientation {picture.orientation}), its mask {sample.label} "
-            "has no such tag, and their sizes do not show whether it was drawn before or after the turn; save "
-            "the picture as it was labelled, without the tag"
+            f"{sample.image}: its EXIF tag turns it (orientation {picture.orientation}), and the "
+            f"size of its mask {sample.label} does not show whether it was drawn before or after "
+            "the turn; save the picture as it was labelled, without the tag"
         )
-    return (
-        np.asarray(Image.fromarray(label).transpose(TURNS[picture.orientation]))
-        if label.shape == stored
-        else label
-    )
+    if label.shape != stored:
+        return label
+    return np.asarray(Image.fromarray(label).transpose(TURNS[picture.orientation]))

@@ -1,191 +1,318 @@
-"""Images of any size: the scores tile by tile, so that the memory stays bounded, and what follows
-from the scores.
+"""From a picture of any size to labels and probabilities, in bounded memory.
 
-A tile is computed with a halo: pixels around it that are computed too and then cut off. The halo is
-256 pixels wide. A score of FCN-8s depends on pixels up to 245 away (`reach` of FCN8s), so with 245
-pixels around it a tile has all that its scores depend on. 256 is the next multiple of 32: every
-part must start at a multiple of 32, so that the five pools pair the same rows and columns as in the
-whole image. (FCN-16s and FCN-32s have a reach of 241 and 233, and the same halo.)
+A large picture is computed in tiles. Each tile is computed with a halo: pixels around it whose
+scores are then cut off. The halo is 256 pixels wide. A score of FCN-8s depends on pixels up to 245
+away (`reach` of FCN8s), so with its halo a tile has all that its scores depend on. 256 is the next
+multiple of 32: every tile starts at a multiple of 32, so that the five pools pair the same rows and
+columns as in the whole picture.
+
+FCN-8s computes one score for 8 x 8 pixels. In a small picture, poles and signs are thinner than
+that; in the enlarged picture they are thicker. So a network is trained and used at `resize_factor`
+times the size of its pictures, and its scores are interpolated back to their size.
+
+Test-time augmentation (TTA) averages the probabilities of several views of one picture: enlarged,
+reduced, mirrored. The network errs differently on each view, and some of the errors cancel out. A
+view at factor F takes F x F times as long as one at 1. Published scores are often taken so; a
+comparison must say it.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from torch import nn
 
-from fcn import cross_entropy
-from support.inference.average import averaged
+from support.device import DTYPES, as_batch, autocast_for
 from support.labels import IGNORE
+from vgg import normalise
 
-TILE = (
-    1536  # images of more than TILE x TILE pixels are computed in tiles of at most as many pixels
-)
-STRIP = 256  # rows that are interpolated at once
-
-
-def halo_for(reach: float) -> int:
-    """The width of the halo in pixels: `reach`, rounded up to a multiple of 32."""
-    return 32 * math.ceil(reach / 32)
+TILE = 1536  # pictures of more than TILE x TILE pixels are computed in tiles of at most as many
+HALO = 256  # pixels around a tile, a multiple of 32
+MIN_TILE = 2 * HALO + 32
+STRIP_ROWS = 256  # rows that are interpolated or averaged at once
 
 
-def smallest_tile(reach: float) -> int:
-    """The smallest `tile` that `tiled` takes: two halos, and 32 pixels between them."""
-    return 2 * halo_for(reach) + 32
+class TTA(NamedTuple):
+    """Test-time augmentation: the views whose probabilities are averaged.
+
+    factors    each view is this many times as large as the picture would be computed without TTA
+    flip       whether the mirror image of each view is averaged too
+    """
+
+    factors: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+
+NO_TTA = TTA()
+
+
+class Prediction(NamedTuple):
+    """The prediction for one picture, on the device that has computed it.
+
+    maps    uint8 [1 + K, H, W]: `labels`, the most probable class of each pixel, [H, W], and
+            `probabilities`, 255 times the probability of each of the K classes that were asked for
+    loss    float scalar, the mean over the valid pixels; None without a criterion
+    """
+
+    maps: torch.Tensor
+    loss: torch.Tensor | None = None
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return self.maps[0]
+
+    @property
+    def probabilities(self) -> torch.Tensor:
+        return self.maps[1:]
+
+    def to_host(self) -> tuple[np.ndarray, np.ndarray]:
+        """(labels, probabilities) as numpy arrays, in one copy."""
+        maps = self.maps.cpu().numpy()
+        return maps[0], maps[1:]
+
+
+def prepare(net: nn.Module, amp: str, device: torch.device) -> nn.Module:
+    """The network in evaluation mode on the device, its weights in the type of `amp` ("bf16",
+    "fp16" or "off": float32). It is converted in place.
+
+    Autocast alone would convert the weights again for each picture.
+    """
+    return net.to(device, DTYPES.get(amp)).eval()
+
+
+class Predictor:
+    """Predicts pictures with a network, on the device and in the type of its weights.
+
+    net       an FCN8s. It is used as it is: evaluation mode is for the caller to set
+    amp       "off", or the type that the forward pass computes in: "bf16" or "fp16", by autocast
+    resize    pictures are computed at this many times their size, by default net.resize_factor
+    size      (height, width) at which they are computed instead
+    tile      bounds the memory: no more than tile x tile pixels are computed at a time, with the
+              same result up to rounding
+    tta       the views that are averaged
+
+    Several threads may use one Predictor. Raises ValueError for a tile below MIN_TILE, and for a
+    network that sees farther than HALO.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        amp: str = "off",
+        *,
+        resize: float | None = None,
+        size: tuple[int, int] | None = None,
+        tile: int = TILE,
+        tta: TTA = NO_TTA,
+    ):
+        if net.reach > HALO:
+            raise ValueError(f"a score depends on pixels up to {net.reach} away: raise HALO")
+        if tile < MIN_TILE:
+            raise ValueError(f"tile is {tile}: it must be at least {MIN_TILE}, halo included")
+        self.net, self.tile, self.tta, self.size = net, tile, tta, size
+        self.resize = net.resize_factor if resize is None else resize
+        weight = next(net.parameters())
+        self.device = weight.device
+        self.dtype = weight.dtype if amp == "off" else torch.float32  # autocast converts by itself
+        self.autocast = autocast_for(amp, self.device)
+
+    def computed_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) at which a picture of this size is computed, apart from TTA."""
+        if self.size:
+            return self.size
+        # Rounded down, as in an exported file.
+        return max(1, int(height * self.resize)), max(1, int(width * self.resize))
+
+    def views(self, picture: np.ndarray) -> list[tuple[torch.Tensor, bool]]:
+        """The views of a picture uint8 [H, W, 3] RGB that are computed: uint8 [1, 3, h, w] on the
+        host, in pinned memory if the device is CUDA, and whether to mirror it first.
+
+        This is work for the processor, such as in a thread that reads pictures ahead.
+        """
+        height, width = self.computed_size(*picture.shape[:2])
+        views = []
+        for factor in self.tta.factors:
+            resized = resize(picture, max(1, round(height * factor)), max(1, round(width * factor)))
+            view = as_batch(resized, pin=self.device.type == "cuda")
+            views += [(view, flipped) for flipped in ([False, True] if self.tta.flip else [False])]
+        return views
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        picture: np.ndarray | tuple[list[tuple[torch.Tensor, bool]], tuple[int, int]],
+        *,
+        probabilities: Sequence[int] = (),
+        truth: torch.Tensor | np.ndarray | None = None,
+        criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Prediction:
+        """The Prediction for a picture.
+
+        picture          uint8 [H, W, 3] RGB, or (`views` of it, (H, W))
+        probabilities    the classes whose probabilities are wanted
+        truth            class ids or IGNORE [H, W], uint8 or int64, for the criterion
+        criterion        from scores [1, C, h, w] and labels int64 [1, h, w] to their mean loss over
+                         the valid pixels; it is called for parts of the picture
+        progress         is called before each tile, with the number of tiles done and of all tiles
+        """
+        if isinstance(picture, np.ndarray):
+            views, size = self.views(picture), picture.shape[:2]
+        else:
+            views, size = picture
+        scored = [
+            (self.scores(view, flipped, size, number, len(views), progress), flipped)
+            for number, (view, flipped) in enumerate(views)
+        ]
+        parts = average(scored, size) if len(views) > 1 else scored[0][0]
+        maps = torch.empty((1 + len(probabilities), *size), dtype=torch.uint8, device=self.device)
+        if criterion:
+            truth = torch.as_tensor(truth).to(self.device)
+        total, valid = 0.0, 0
+        for rows, columns, scores in parts:
+            maps[0, rows, columns] = scores[0].argmax(0).byte()
+            if len(probabilities):
+                softmax = scores[0].float().softmax(0)[list(probabilities)]
+                maps[1:, rows, columns] = (255 * softmax).round().byte()
+            if criterion:
+                labels = truth[None, rows, columns].long()
+                pixels = (labels != IGNORE).sum()
+                total, valid = total + criterion(scores, labels) * pixels, valid + pixels
+        return Prediction(maps, total / valid.clamp(min=1) if criterion else None)
+
+    def scores(self, view, flipped, size, number, count, progress) -> Iterator[tuple]:
+        """The scores of view `number` of `count`, part by part (see `tiled`), at the picture's
+        size. Tiles of all views are counted as if each had as many as this one.
+        """
+
+        def tile_done(done, tiles):
+            if progress:
+                progress(number * tiles + done, count * tiles)
+
+        image = view.to(self.device, non_blocking=True)
+        parts = tiled(self.compute, image.flip(3) if flipped else image, self.tile, tile_done)
+        height, width = image.shape[2:]
+        return parts if (height, width) == tuple(size) else stretch(parts, height, width, size)
+
+    def compute(self, images: torch.Tensor) -> torch.Tensor:
+        """From uint8 [N, 3, h, w] to scores [N, C, h, w]. Pictures are normalised tile by tile: as
+        floats they take four times their bytes.
+        """
+        with self.autocast():
+            return self.net(normalise(images).to(self.dtype))
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The image uint8 [H, W, 3] interpolated to [height, width, 3]."""
+    if (height, width) == image.shape[:2]:
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+# ---- Parts: (rows, columns, scores [1, C, h, w]), two slices and the scores there. Together the
+# parts cover the picture once.
 
 
 def tiled(
     compute: Callable,
     image: torch.Tensor,
-    reach: float,
     tile: int = TILE,
-    tell: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple]:
-    """The scores of a large image, part by part: yields (rows, columns, scores [N, C, h, w] of that
-    part), with two slices.
+    progress: Callable[[int, int], object] = lambda done, tiles: None,
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """The scores of an image [1, 3, H, W] in parts, each computed with its halo.
 
-    compute    FCN8s, or a function that ends in one: from a part [N, 3, h, w] of the image [N, 3,
-               H, W] to its scores
-    reach      that of the network
-    tile       bounds the memory: no more than tile x tile pixels are computed at a time
-    tell       is called before each part, with the number of parts done and the number of all parts
+    compute     from a part [1, 3, h, w] of the image to its scores
+    progress    is called before each tile, with the number of tiles done and of all tiles
 
-    The parts cover the image once, and their scores are those of the whole image up to rounding.
-    There is no halo where the image itself ends; there the network pads as usual. Raises ValueError
-    if the image has to be cut and `tile` is smaller than `smallest_tile`.
+    There is no halo where the image itself ends; there the network pads as usual.
     """
     height, width = image.shape[2:]
-    halo = halo_for(reach)
     # An image that is narrow in one direction leaves the rest of its tile to the other. But it
     # counts as no narrower than the halo, since the border of pad=100 and the windows of fc6 take
     # memory however narrow it is.
-    if max(height, halo) * max(width, halo) <= tile * tile:
+    if max(height, HALO) * max(width, HALO) <= tile * tile:
         yield slice(0, height), slice(0, width), compute(image)
         return
-    if tile < smallest_tile(reach):
-        raise ValueError(
-            f"tile is {tile}: it must be at least {smallest_tile(reach)}, {halo} on each side are halo"
-        )
-    wide = min(width, tile * tile // max(min(height, tile), halo))
-    tall = min(height, tile * tile // max(wide, halo))
-    parts = list(product(spans(height, tall, halo), spans(width, wide, halo)))
+    wide = min(width, tile * tile // max(min(height, tile), HALO))
+    tall = min(height, tile * tile // max(wide, HALO))
+    parts = list(product(spans(height, tall), spans(width, wide)))
     for done, ((top, bottom, above, below), (left, right, before, behind)) in enumerate(parts):
-        if tell:
-            tell(done, len(parts))
+        progress(done, len(parts))
         scores = compute(image[:, :, above:below, before:behind])
-        yield (
-            slice(top, bottom),
-            slice(left, right),
-            scores[:, :, top - above : bottom - above, left - before : right - before],
-        )
+        inner = scores[:, :, top - above : bottom - above, left - before : right - before]
+        yield slice(top, bottom), slice(left, right), inner
 
 
-def spans(length: int, window: int, halo: int) -> list[tuple[int, int, int, int]]:
-    """0 ... length in parts [start, stop), each with its halo in [first, last), which is at most
-    `window` long.
+def spans(length: int, window: int) -> list[tuple[int, int, int, int]]:
+    """0 ... length in spans (start, stop, first, last): [start, stop) and, with its halo, [first,
+    last), which is at most `window` long.
     """
     if length <= window:
         return [(0, length, 0, length)]
-    step = (window - 2 * halo) // 32 * 32
+    step = (window - 2 * HALO) // 32 * 32
     return [
-        (start, min(start + step, length), max(start - halo, 0), min(start + step + halo, length))
+        (start, min(start + step, length), max(start - HALO, 0), min(start + step + HALO, length))
         for start in range(0, length, step)
     ]
 
 
-def stretched(
+def stretch(
     parts: Iterable[tuple], height: int, width: int, size: tuple[int, int]
-) -> Iterator[tuple]:
-    """The parts that `tiled` yields of an image [N, 3, height, width], interpolated bilinearly to
-    `size` (H, W), strip by strip.
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """The parts of an image [1, 3, height, width], interpolated bilinearly to `size`, strip by
+    strip.
 
-    As F.interpolate does it to the whole, whose result may be too large for the memory.
+    F.interpolate computes the same for the whole, whose result may be too large for the memory.
     """
     whole = None
     for rows, columns, scores in parts:
         if whole is None:
             whole = scores.new_empty(*scores.shape[:2], height, width)
         whole[:, :, rows, columns] = scores
-    for top in range(0, size[0], STRIP):
-        rows = torch.arange(top, min(top + STRIP, size[0]), device=whole.device)
+    for strip in strips(size[0]):
+        rows = torch.arange(strip.start, strip.stop, device=whole.device)
         place = ((rows + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)  # in rows of `whole`
         above = place.long()
         weight = (place - above)[:, None]
-        strip = (
+        scores = (
             whole[:, :, above].float() * (1 - weight)
             + whole[:, :, (above + 1).clamp(max=height - 1)].float() * weight
         )
-        yield (
-            slice(top, top + len(rows)),
-            slice(0, size[1]),
-            F.interpolate(strip, size=(len(rows), size[1]), mode="bilinear", align_corners=False),
-        )
+        scores = F.interpolate(scores, size=(len(rows), size[1]), mode="bilinear")
+        yield strip, slice(0, size[1]), scores
 
 
-class Prediction(NamedTuple):
-    """What the scores of one image say, on the image's device.
+def average(
+    views: list[tuple[Iterable[tuple], bool]], size: tuple[int, int]
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+    """The mean of several views, strip by strip.
 
-    classes        uint8 [H, W], the most probable class
-    confidences    uint8 [K, H, W], 255 times the probability of each of the K classes that were
-                   asked for
-    loss           float scalar, the mean over the valid pixels, None without labels
+    views    of each view its parts at `size`, and whether it is mirrored
+
+    The scores are the logarithms of the mean probabilities, so their softmax gives these.
     """
+    height, width = size
+    mean = None
+    for parts, flipped in views:
+        for rows, columns, scores in parts:
+            probabilities = scores.float().softmax(1) / len(views)
+            if flipped:  # column x of the mirror image is column width - 1 - x of the picture
+                probabilities = probabilities.flip(3)
+                columns = slice(width - columns.stop, width - columns.start)
+            if mean is None:
+                mean = probabilities.new_zeros(*probabilities.shape[:2], height, width)
+            mean[:, :, rows, columns] += probabilities
+    for strip in strips(height):
+        yield strip, slice(0, width), mean[:, :, strip].log()
 
-    classes: torch.Tensor
-    confidences: torch.Tensor
-    loss: torch.Tensor | None
 
-
-@torch.no_grad()
-def predict_image(
-    compute: Callable,
-    image: torch.Tensor,
-    reach: float,
-    tile: int = TILE,
-    sought: Sequence[int] = (),
-    labels: torch.Tensor | None = None,
-    class_weights: torch.Tensor | None = None,
-    size: tuple[int, int] | None = None,
-    tell: Callable[[int, int], None] | None = None,
-    more: Sequence[tuple[torch.Tensor, bool]] = (),
-) -> Prediction:
-    """The Prediction of one image [1, 3, H, W] of any size, tile by tile.
-
-    sought          the classes whose confidences are wanted
-    labels          int64 [1, H, W], class ids or IGNORE; with them the loss is computed too
-    class_weights   of the loss, see `cross_entropy`
-    size            (H, W) of the result and the labels, if it is not that of the image
-    tell            see `tiled`; with `more`, parts of all views are counted, as if each had as many
-                    as the present one
-    more            other views of the same picture, (image, whether it is mirrored); the
-                    probabilities of all are averaged
-    """
-    size = tuple(size or image.shape[2:])
-    views = [(image, False), *more]
-
-    def scored(number, view):
-        count = tell and (lambda done, parts: tell(number * parts + done, len(views) * parts))
-        parts = tiled(compute, view, reach, tile, count)
-        return parts if size == view.shape[2:] else stretched(parts, *view.shape[2:], size)
-
-    each = [(scored(number, view), mirrored) for number, (view, mirrored) in enumerate(views)]
-    parts = averaged(each, *size) if more else each[0][0]
-    classes = torch.empty(size, dtype=torch.uint8, device=image.device)
-    confidences, total, valid = classes.new_empty(len(sought), *classes.shape), 0.0, 0
-    for rows, columns, scores in parts:
-        classes[rows, columns] = scores[0].argmax(0).byte()
-        if len(sought):
-            confidences[:, rows, columns] = (
-                (255 * scores[0].float().softmax(0)[list(sought)]).round().byte()
-            )
-        if labels is not None:
-            part = labels[:, rows, columns]
-            pixels = (part != IGNORE).sum()
-            total, valid = (
-                total + cross_entropy(scores, part, class_weights=class_weights) * pixels,
-                valid + pixels,
-            )
-    return Prediction(classes, confidences, None if labels is None else total / valid.clamp(min=1))
+def strips(height: int) -> Iterator[slice]:
+    """Slices of rows that cover 0 ... height."""
+    for top in range(0, height, STRIP_ROWS):
+        yield slice(top, min(top + STRIP_ROWS, height))

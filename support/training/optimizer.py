@@ -1,4 +1,4 @@
-"""The optimizer, and the learning rate of every step."""
+"""The optimizer, the learning rate of every step, and a watch on losses that are not finite."""
 
 from __future__ import annotations
 
@@ -10,111 +10,101 @@ from fcn import FCN8s
 from support.console import InputError
 from support.training.distributed import Ranks
 
+DIVERGED = 1.5  # times ln C. With class weights, the first loss differs from ln C by up to a third
 
-def sgd(net: FCN8s, settings: dict) -> torch.optim.SGD:
-    """The optimizer (paper, section 4.3). `times` of a group is what its rate is multiplied by: 2
-    for biases, a convention of Caffe's networks that the authors followed.
 
-    settings    momentum and weight_decay; biases are not decayed
+def sgd(net: FCN8s, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD over the parameters that are not frozen (paper, section 4.3).
+
+    Biases are not decayed and learn at twice the rate (`lr_mult`), a convention of Caffe that the
+    authors follow.
     """
     learnt = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+    weights = [p for name, p in learnt if name.endswith("weight")]
+    biases = [p for name, p in learnt if name.endswith("bias")]
     groups = [
-        {
-            "params": [p for name, p in learnt if name.endswith("weight")],
-            "times": 1,
-            "weight_decay": settings["weight_decay"],
-        },
-        {
-            "params": [p for name, p in learnt if name.endswith("bias")],
-            "times": 2,
-            "weight_decay": 0.0,
-        },
+        {"params": weights, "lr_mult": 1, "weight_decay": weight_decay},
+        {"params": biases, "lr_mult": 2, "weight_decay": 0.0},
     ]
-    place = learnt[0][1].device.type
-    # fused: one pass over 134 M numbers instead of five.
-    optimizer = torch.optim.SGD(
-        groups, lr=0.0, momentum=settings["momentum"], fused=place in ("cpu", "cuda") or None
-    )
-    if place == "cuda":
-        optimizer.register_step_pre_hook(lay_out_alike)
+    device = learnt[0][1].device.type
+    # fused: one pass over 134 million numbers instead of five
+    fused = device in ("cpu", "cuda") or None
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=fused)
+    if device == "cuda":
+        optimizer.register_step_pre_hook(match_strides)
     return optimizer
 
 
-def lay_out_alike(optimizer: torch.optim.SGD, *_):
-    """Give gradients and momenta the strides of their weights where a size is 1; the numbers stay
-    where they are.
+def match_strides(optimizer: torch.optim.SGD, *_):
+    """Give gradients and momenta the strides of their weights where a size is 1.
 
     With images in channels_last, the gradient [C, I, 1, 1] of a score layer may have the strides
     (I, 1, I, I), and its weight (I, 1, 1, 1). Both describe the same layout, since the last two
-    sizes are 1. CUDA's fused update compares the strides all the same, and refuses them (PyTorch's
-    issue 106951). A momentum has the strides of the first gradient, and keeps them in a checkpoint.
+    sizes are 1; but CUDA's fused update compares the strides and refuses them (PyTorch issue
+    106951). A momentum takes the strides of the first gradient and keeps them in a checkpoint.
     """
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         if p.ndim == 4 and 1 in p.shape and p.grad is not None:
             p.grad = p.grad.as_strided(p.shape, p.stride())
-            if optimizer.state[p].get("momentum_buffer") is not None:
-                optimizer.state[p]["momentum_buffer"] = optimizer.state[p][
-                    "momentum_buffer"
-                ].as_strided(p.shape, p.stride())
+            momentum = optimizer.state[p].get("momentum_buffer")
+            if momentum is not None:
+                optimizer.state[p]["momentum_buffer"] = momentum.as_strided(p.shape, p.stride())
 
 
-def learning_rate(step: int, total: int, settings: dict) -> float:
-    """The rate of step 0 ... total - 1: it rises in a straight line in the first `warmup` share of
-    the steps, then falls.
+def learning_rate(step: int, total: int, config) -> float:
+    """The learning rate of step 0 ... total - 1.
 
-    settings    lr, the highest rate; warmup; power: after the warm-up the rate is lr * (1 -
-                progress) ** power
+    It rises linearly to `config.lr` in the first `config.warmup` share of the steps, then falls
+    as (1 - progress) ** `config.power`.
     """
-    warmup = max(1, round(settings["warmup"] * total))
+    warmup = max(1, round(config.warmup * total))
     if step < warmup:
-        return settings["lr"] * (step + 1) / warmup
-    return settings["lr"] * (1 - (step - warmup) / max(1, total - warmup)) ** settings["power"]
-
-
-# ---- A run that diverges ends before anything of it is saved, and says at which step and what t
-
-WORSE = 1.5  # times the loss of an untrained network: with class weights, images differ by up to a third
+        return config.lr * (step + 1) / warmup
+    return config.lr * (1 - (step - warmup) / max(1, total - warmup)) ** config.power
 
 
 class Divergence:
-    """The first step at which the loss or its gradient was not finite. It stays on the device, so
-    that no step waits.
+    """Remembers the first step whose loss or gradient was not finite, so that it is never saved.
+
+    The number of the step stays on the device: a step does not wait for the GPU.
     """
 
-    def __init__(self, device: torch.device, total_steps: int, settings: dict, ranks: Ranks):
-        self.total_steps, self.settings, self.ranks = total_steps, settings, ranks
+    def __init__(self, device: torch.device, ranks: Ranks):
+        self.ranks = ranks
         self.step = torch.zeros((), dtype=torch.int64, device=device)  # 0: none so far
 
-    def watch(self, step: int, value: torch.Tensor):
-        """Look at a value of step `step` (1, 2, ...)."""
-        self.step = torch.where(torch.isfinite(value) | (self.step > 0), self.step, step)
+    def watch(self, step: int, *values: torch.Tensor):
+        """Look at scalars of step `step` (1, 2, ...)."""
+        finite = torch.isfinite(sum(values))
+        self.step = torch.where(finite | (self.step > 0), self.step, step)
 
-    def warning(self, loss: float, classes: int) -> str:
-        """What to say of the mean loss of an epoch: "", unless it is far above log C, that of
-        scores that are all alike.
-        """
-        if loss <= WORSE * math.log(classes):
-            return ""
-        return (
-            f"warning: a loss of {loss:.3g} is worse than that of an untrained network, {math.log(classes):.3g}: the run "
-            f"has diverged; begin again with a smaller --lr than {self.settings['lr']:g}"
-        )
+    def require_none(self, config, scaler: torch.amp.GradScaler):
+        """Raise InputError if there was such a step. Waits for the device.
 
-    def refuse(self):
-        """Raise InputError if there was such a step. Called before anything is saved; it waits for
-        the device.
+        With fp16, steps whose gradients overflow are left out and the loss scale is halved. A scale
+        below 1 means that they overflow whatever the scale: then the run has diverged too.
         """
         step = self.step.item()
-        if step:
+        if step or scaler.is_enabled() and scaler.get_scale() < 1:
             if not self.ranks.first:
-                raise SystemExit(2)  # all processes know it, one says it
-            rate = learning_rate(step - 1, self.total_steps, self.settings)
-            other = (
-                ", or with --amp off, since fp16 holds numbers up to 65504,"
-                if self.settings["amp"] == "fp16"
-                else ""
-            )
+                raise SystemExit(2)  # all processes have the same step; the first one reports it
+            where = f" at step {step}" if step else ""
+            fp16 = ", or with --amp off (fp16 holds numbers up to 65504)," * scaler.is_enabled()
             raise InputError(
-                f"the loss was not finite at step {step}, at a rate of {rate:.2g}; nothing of it is saved. Start "
-                f"again with a smaller --lr than {self.settings['lr']:g}{other} and another --out"
+                f"the loss was not finite{where}; nothing of it is saved. Start again with a "
+                f"smaller --lr than {config.lr:g}{fp16} and another --out"
             )
+
+
+def divergence_warning(loss: float, num_classes: int, lr: float) -> str:
+    """A warning if the mean loss of an epoch is far above ln C, where an untrained network starts.
+
+    "" for any other loss.
+    """
+    untrained = math.log(num_classes)
+    if loss <= DIVERGED * untrained:
+        return ""
+    return (
+        f"warning: a loss of {loss:.3g} is worse than that of an untrained network, "
+        f"{untrained:.3g}: the run has diverged; start again with a smaller --lr than {lr:g}"
+    )

@@ -1,21 +1,22 @@
-"""The folder of a run: chosen, and locked for one process.
+"""The folder of a run: which one, locked for one process, and its checkpoints.
 
-A run never writes into the folder of another run, and a lock keeps a second process out while the
-first is at work.
+A run never writes into the folder of another run.
 """
 
 from __future__ import annotations
 
-import sys
+import json
+import os
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
-from support.checkpoint import save_tensors
-from support.console import InputError
+from support.checkpoint import read_checkpoint, write_checkpoint
+from support.console import InputError, warn
+from support.draw import draw_curves
+from support.files import is_unfinished, write_csv, write_text
 
 try:
     import fcntl
@@ -24,65 +25,165 @@ except ImportError:  # Windows has other locks
 
     fcntl = None
 
+SAVE_STEPS = 500  # last.pt is due after this many steps
+SAVE_SECONDS = 300  # or after this many seconds, if the steps are slow
+# A write that took t seconds is followed by PAUSE * t seconds without another write of that file:
+# so each file takes 2 % of the time at most. A step of a fast GPU takes a hundredth of a second,
+# a checkpoint of 1 GB takes seconds.
+PAUSE = 50
+LAST = ("optimizer", "step", "log", "loss_sum", "elapsed", "scaler", "settings", "images", "best")
 
-def choose_folder(out: str | None, resume: bool, data: str | None, claim: bool) -> Path:
-    """The folder of this run: `out`, or the first of runs/NAME, runs/NAME-2 ... that is free.
 
-    claim    make a folder of the latter kind at once, so that no other run takes it; `give_up`
-             removes it again
+class RunDir:
+    """The folder of one run, locked until `close`; a with block closes it.
 
-    Raises InputError if it holds a run that is not to be resumed.
+    path          the folder
+    save_every    steps between two last.pt, or "auto": see above
+    device        of the tensors. From a GPU they are copied to the processor, and a thread writes
+                  them while the loop goes on. Tensors of a processor are written at once, since a
+                  copy would take the memory that the next step needs
+
+    Files are written one after the other, in the order in which they were given. A best.pt is
+    always written before the last.pt that counts on it. So a run can go on from what is on the
+    disk, whenever it is killed. Errors of a write (InputError) are raised by the next call.
     """
-    if resume and not out:
-        raise InputError("--resume: say which run with --out runs/NAME")
-    if out:
-        if not resume:
-            refuse_run(Path(out))
-        return Path(out)
-    stem = Path(data).resolve().name if data else "synthetic"
-    names = [stem] + [f"{stem}-{i}" for i in range(2, 10000)]
-    for folder in (Path("runs") / name for name in names):
+
+    def __init__(self, path: Path, save_every: int | str, device: torch.device, lock):
+        self.path, self.save_every, self.lock = path, save_every, lock
+        self.writer = ThreadPoolExecutor(1) if device.type != "cpu" else None
+        self.queue: list[Future] = []
+        self.unsaved_best: dict | None = None
+        self.written = {"best.pt": -float("inf"), "last.pt": time.perf_counter()}  # when
+        self.seconds = {"best.pt": 0.0, "last.pt": 0.0}  # how long it took
+
+    def write_config(self, content: dict):
+        """Write config.json: the settings of the run and what it runs on."""
+        write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
+
+    def write_log(self, log: list[dict], classes: list[str]):
+        """Write log.csv, a row for each epoch, and draw its curves."""
+        write_csv(self.path / "log.csv", log)
+        draw_curves(self.path / "curves.png", log, classes)
+
+    def due(self, step: int) -> bool:
+        """Whether last.pt should be written after step `step` (1, 2, ...)."""
+        late = time.perf_counter() - self.written["last.pt"] > SAVE_SECONDS
+        if self.save_every != "auto":
+            return step % self.save_every == 0 or late
+        return (step % SAVE_STEPS == 0 or late) and self.affordable("last.pt")
+
+    def affordable(self, name: str) -> bool:
+        pause = PAUSE * self.seconds[name]
+        busy = any(not write.done() for write in self.queue)
+        return not busy and time.perf_counter() - self.written[name] > pause
+
+    def save_best(self, content: dict):
+        """Write best.pt. If the last one was written a moment ago, a copy of the network is kept
+        in memory, and written before the next last.pt.
+        """
+        self.unsaved_best = None
+        if self.affordable("best.pt"):
+            self.write("best.pt", content)
+        else:
+            self.unsaved_best = to_host(content)
+
+    def save_last(self, content: dict):
+        """Write last.pt. The one before stays as before.pt."""
+        self.write_unsaved()
+        self.write("last.pt", content)
+
+    def write_unsaved(self):
+        if self.unsaved_best:
+            content, self.unsaved_best = self.unsaved_best, None
+            self.write("best.pt", content)
+
+    def write(self, name: str, content: dict):
+        if not self.writer:
+            self.write_now(name, content)
+            return
+        while len(self.queue) > 1 or self.queue and self.queue[0].done():
+            self.queue.pop(0).result()  # no more than two copies at a time; raises what went wrong
+        # Copied now: the next step changes the tensors.
+        self.queue.append(self.writer.submit(self.write_now, name, to_host(content)))
+
+    def write_now(self, name: str, content: dict):
+        started = time.perf_counter()
+        before = self.path / "before.pt" if name == "last.pt" else None
+        write_checkpoint(content, self.path / name, before)
+        self.written[name] = time.perf_counter()
+        self.seconds[name] = self.written[name] - started
+
+    def flush(self):
+        """Write what still waits, and wait for it. Raises InputError."""
+        self.write_unsaved()
+        while self.queue:
+            self.queue.pop(0).result()
+
+    def close(self):
+        """Flush, and unlock the folder. However the run ends, its best network is on the disk."""
         try:
-            if not claim:
-                return folder  # the first process chooses
-            folder.mkdir(parents=True)
+            self.flush()
+        finally:
+            if self.writer:
+                self.writer.shutdown()
+            if self.lock:
+                self.lock.close()
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+
+def to_host(content):
+    """A copy of nested dictionaries and lists with copies of all tensors on the processor."""
+    if isinstance(content, dict):
+        return {name: to_host(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [to_host(value) for value in content]
+    return content.to("cpu", copy=True) if isinstance(content, torch.Tensor) else content
+
+
+def new_folder(out: str | None, data: str | None) -> Path:
+    """Make the folder of a new run: `out`, or the first of runs/NAME, runs/NAME-2 ... that is free.
+
+    data    the folder of the data set, which gives NAME; without it, it is "synthetic"
+
+    Raises InputError if the folder holds a run already, or cannot be made.
+    """
+    if out:
+        require_no_run(Path(out))
+    stem = Path(data).resolve().name if data else "synthetic"
+    names = [stem, *(f"{stem}-{i}" for i in range(2, 10000))]
+    for folder in [Path(out)] if out else [Path("runs") / name for name in names]:
+        try:
+            folder.mkdir(parents=True, exist_ok=bool(out))
+            return folder
         except FileExistsError:
-            continue
+            if not out:
+                continue
+            raise InputError(f"{folder}: is a file; choose another --out") from None
         except OSError as error:
             raise InputError(
-                f"{folder}: cannot be written to ({error.strerror}); choose a folder with --out"
+                f"{folder}: cannot be made ({error.strerror}); choose another --out"
             ) from None
-        return folder
+    raise InputError("runs: holds 9,999 runs of this data set; choose another --out")
 
 
-def give_up(out: Path):
-    """Remove the folder of a run that could not begin, and the folder runs, if there is nothing in
-    them.
-    """
-    for folder in (out, out.parent):
-        with suppress(OSError):
-            folder.rmdir()
-
-
-def refuse_run(out: Path):
-    """Raise InputError if there is a run in the folder that could be resumed."""
+def require_no_run(out: Path):
+    """Raise InputError if the folder holds a run that could be resumed."""
     if (out / "last.pt").exists() or (out / "before.pt").exists():
-        raise InputError(
-            f"{out}: holds a run already; go on with --resume, or choose another --out"
-        )
+        raise InputError(f"{out}: holds a run already; add --resume, or choose another --out")
 
 
-def lock_folder(out: Path, resume: bool):
-    """Lock the folder of a run until the process ends, however it ends; make the folder if the run
-    is new.
+def lock_folder(out: Path):
+    """Lock the folder of a run until the process ends, however it ends, and clean it up.
 
-    Returns the open lock file; the lock is gone when it is closed. Raises InputError if another
-    process has the lock, or if there is no such run to resume.
+    Returns the open lock file; closing it releases the lock. Raises InputError if another process
+    has the lock.
     """
-    if resume and not out.is_dir():
-        raise InputError(f"{out / 'last.pt'}: there is no such run to resume")
     try:
-        out.mkdir(parents=True, exist_ok=True)
         lock = open(out / ".lock", "a+")
     except OSError as error:
         raise InputError(
@@ -96,125 +197,92 @@ def lock_folder(out: Path, resume: bool):
     except (BlockingIOError, PermissionError):
         lock.close()
         raise InputError(
-            f"{out}: another process is training in this folder; wait for it, or choose another --out"
+            f"{out}: another process is training in this folder; wait, or choose another --out"
         ) from None
     except OSError as error:  # some network file systems have no locks
-        print(
-            f"warning: {out} cannot be locked ({error.strerror}); do not train twice in it",
-            file=sys.stderr,
-        )
-    if not resume:
-        refuse_run(out)  # again: another process may have been quicker
-    for left in out.glob("*.part"):  # of writes that were killed
-        left.unlink()
+        warn("train.py", f"{out} cannot be locked ({error.strerror}); do not train twice in it")
+    for name in ("config.json", "log.csv", "curves.png", "samples.png", "best.pt", "last.pt"):
+        for left in out.glob(f"{name}.*.part"):
+            if is_unfinished(left.name):  # a kill has left it; not somebody else's file
+                left.unlink()
     return lock
 
 
-# ---- When and how the checkpoints of a run are written: often enough that little is lost, and s
+def read_last(out: Path) -> dict:
+    """The newest whole last.pt of a run. If it is damaged, before.pt, with a warning.
 
-STEPS = 500  # last.pt is due after so many steps
-SECONDS = 300  # or after so many seconds, if the steps are slow
-TIMES = 50  # but a file is not written again before 50 times as long has passed as writing it took: so each takes 2 % of
-# the time at most. A step of a fast GPU takes a hundredth of a second, a checkpoint of 1 GB some
-# seconds
-
-
-class Saving:
-    """The checkpoints of one run: last.pt, from which it is resumed, and best.pt, its best network
-    so far.
-
-    every    steps between two last.pt, as a person asked for; or "auto": as above
-    device   where the tensors are. From a GPU they are copied, and a thread writes them while the
-             loop goes on; a processor writes them at once, since a copy would take the memory that
-             the next step needs
-
-    One file is written after the other, and a best.pt always before the last.pt that counts with
-    it: so the pair on the disk is one from which a run can go on, whenever it is killed.
+    The damaged file becomes damaged.pt; otherwise the next checkpoint would put it in the place of
+    the whole one. Raises InputError if neither is whole.
     """
-
-    def __init__(self, every: int | str, device: torch.device):
-        self.every, self.waiting, self.under_way = every, None, None
-        self.writer = None if device.type == "cpu" else ThreadPoolExecutor(1)
-        self.written_at = {"best.pt": -float("inf"), "last.pt": time.perf_counter()}
-        self.took = {"best.pt": 0.0, "last.pt": 0.0}
-
-    def affordable(self, name: str) -> bool:
-        if self.under_way and not self.under_way.done():
-            return False
-        return time.perf_counter() - self.written_at[name] > TIMES * self.took[name]
-
-    def due(self, step: int) -> bool:
-        """Whether last.pt should be written after step `step` (1, 2, ...)."""
-        late = time.perf_counter() - self.written_at["last.pt"] > SECONDS
-        if self.every != "auto":
-            return step % self.every == 0 or late
-        return self.affordable("last.pt") and (step % STEPS == 0 or late)
-
-    def best(self, content: dict, out: Path):
-        """Write best.pt; or, if the last one was written a moment ago, keep a copy of the network
-        until `last` or `finish`.
-
-        Raises InputError if this file, or the one before, cannot be written; so do `last` and
-        `finish`.
-        """
-        self.waiting = None
-        if self.affordable("best.pt"):
-            self.write(content, out / "best.pt")
-        else:
-            self.waiting = on_host(content), out
-
-    def last(self, content: dict, out: Path):
-        """Write last.pt; the one before stays as before.pt until the next."""
-        self.write_waiting()
-        self.write(content, out / "last.pt", before=out / "before.pt")
-
-    def write_waiting(self):
-        if self.waiting:
-            self.wait()  # if it raises, what waits is still there
-            (content, out), self.waiting = self.waiting, None
-            self.write(content, out / "best.pt")
-
-    def write(self, content: dict, path: Path, before: Path | None = None):
-        if self.writer:
-            self.wait()
-            self.written_at[path.name] = time.perf_counter()
-            self.under_way = self.writer.submit(self.write_now, on_host(content), path, before)
-        else:
-            self.write_now(content, path, before)
-
-    def write_now(self, content: dict, path: Path, before: Path | None):
-        started = time.perf_counter()
-        save_tensors(content, path, before)
-        self.written_at[path.name] = time.perf_counter()
-        self.took[path.name] = self.written_at[path.name] - started
-
-    def wait(self):
-        """Until the file under way is written. Raises InputError if it cannot be."""
-        under_way, self.under_way = self.under_way, None
-        if under_way:
-            under_way.result()
-
-    def finish(self):
-        """Write what still waits, and wait for it. Raises InputError."""
-        self.write_waiting()
-        self.wait()
-
-    def __enter__(self) -> Saving:
-        return self
-
-    def __exit__(self, *error):
-        """However the run ends, the best network that is known is on the disk."""
+    if not out.is_dir():
+        raise InputError(f"{out}: there is no such run to resume")
+    if not any((out / name).exists() for name in ("last.pt", "before.pt")):
+        raise InputError(
+            f"{out / 'last.pt'}: the run has no checkpoint yet, it was stopped before the first "
+            "one; the same command without --resume starts it again"
+        )
+    reasons = []
+    for name in ("last.pt", "before.pt"):
         try:
-            self.finish()
-        finally:
-            if self.writer:
-                self.writer.shutdown()
+            saved = read_checkpoint(out / name)
+            if missing := [part for part in LAST if part not in saved]:
+                raise InputError(f"{out / name}: has no {missing[0]}, so no run can go on from it")
+        except InputError as error:
+            reasons.append(str(error))
+            continue
+        for reason in reasons:
+            warn("train.py", f"{reason}; going on from {out / name}")
+            if (out / "last.pt").exists():
+                os.replace(out / "last.pt", out / "damaged.pt")
+        return saved
+    raise InputError(reasons[0] if not (out / "before.pt").exists() else "; ".join(reasons))
 
 
-def on_host(content):
-    """A dictionary with all tensors within copied to the processor's memory."""
-    if isinstance(content, dict):
-        return {name: on_host(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [on_host(value) for value in content]
-    return content.to("cpu", copy=True) if isinstance(content, torch.Tensor) else content
+def require_same_data(folder, classes: list[str], images: list[list[str]], saved: dict):
+    """Raise InputError if the run to resume had other classes or images."""
+    if classes != saved["classes"]:
+        raise InputError(
+            f"{folder}: has the classes {', '.join(classes)}; the run to resume has "
+            f"{', '.join(saved['classes'])}"
+        )
+    if images != saved["images"]:
+        had, has = (
+            " + ".join(str(len(part)) for part in both) for both in (saved["images"], images)
+        )
+        raise InputError(
+            f"{folder}: has {has} images, the run to resume {had}, or others; start a new run"
+        )
+
+
+def restore(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler, saved: dict, out: Path):
+    """Give the optimizer its momentum back. Raises InputError if it does not fit the weights."""
+    try:
+        optimizer.load_state_dict(saved["optimizer"])
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{out}: the momentum does not fit the weights ({error})") from None
+    for group in optimizer.param_groups:  # the checkpoint has those of the machine that wrote it
+        group.update({name: optimizer.defaults[name] for name in ("fused", "foreach")})
+    if scaler.is_enabled() and saved["scaler"]:
+        scaler.load_state_dict(saved["scaler"])
+
+
+def require_best(out: Path, best: float, log: list, epochs: int, steps_left: int) -> float:
+    """The score that the next network has to beat; -1, which any does, if best.pt is lost.
+
+    Raises InputError if it is lost and no step is left in which another could be found.
+    """
+    if steps_left < 0:
+        raise InputError(f"--epochs {epochs}: the run has done more already")
+    if not log:
+        return best
+    try:
+        read_checkpoint(out / "best.pt")
+        return best
+    except InputError as error:
+        if not steps_left:
+            raise InputError(
+                f"{error}; the run has no epoch left to find another; last.pt has the last "
+                f"network, or go on with --epochs {epochs + 1}"
+            ) from None
+        warn("train.py", f"{error}; the best of the epochs to come takes its place")
+        return -1.0

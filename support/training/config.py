@@ -1,0 +1,138 @@
+"""From the command line to the Config of a run: what was typed, what was saved, what suits.
+
+Each option of train.py is one field of its Config. An option that is not given has its default, or
+the value with which the run started on --resume. "auto" becomes a value in `resolve`, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+
+from fcn import FCN8s
+from support.console import InputError, Parser, add_options, positive
+from support.device import default_amp
+from support.labels import DataSet
+from support.training.initialise import default_fc_channels
+
+# What --resume may change: the length of the run (the learning rate follows), where the same images
+# lie, what depends on the machine and changes rounding at most.
+FREE_ON_RESUME = {
+    *("data", "out", "resume", "debug", "epochs", "save_every"),
+    *("device", "amp", "workers", "recompute", "compile"),
+}
+MAX_PIXELS = 2**28  # of an image on its way through the network: more would fill the memory
+
+
+def gains(text: str) -> tuple[float, ...]:
+    """A converter for argparse: "A,B", positive numbers, one for each skip."""
+    values = tuple(positive(word) for word in text.split(","))
+    if len(values) != len(FCN8s.SKIPS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number for each of {FCN8s.SKIPS}")
+    return values
+
+
+def parse(argv: list[str] | None, config: type, description: str) -> dict:
+    """The options that were typed, by name. Exits with one line if one is wrong."""
+    stray = "the folder goes after --data; not an option"
+    parser = Parser("train.py", stray, description=description)
+    add_options(parser, config)
+    return vars(parser.parse_args(argv))
+
+
+def configure(
+    given: dict, saved: dict | None, config: type, demo: dict, paper: dict, processes: int
+):
+    """The Config of a run, in which settings may still be "auto".
+
+    given          the options that were typed
+    saved          settings of the run to resume, or None
+    demo, paper    defaults without --data, and with --recipe paper
+    processes      in which the run is computed
+
+    Raises InputError for settings that exclude each other, and for those that a resumed run cannot
+    change.
+    """
+    if saved:
+        for name, value in given.items():
+            if name not in FREE_ON_RESUME and value not in ("auto", saved[name]):
+                flag = f"--{name.replace('_', '-')}"
+                raise InputError(f"{flag} {value}: the run to resume has {saved[name]}")
+        free = {name: value for name, value in given.items() if name in FREE_ON_RESUME}
+        config = config(**{**saved, "debug": False, **free})
+    else:
+        config = new_config(given, config, demo, paper)
+    if config.batch_size < processes:
+        raise InputError(
+            f"--batch-size {config.batch_size}: is divided among {processes} processes, each needs "
+            "an image"
+        )
+    if processes > 1 and config.device.startswith("cuda:"):
+        raise InputError(f"--device {config.device}: each process has its own GPU; use cuda")
+    return config
+
+
+def new_config(given: dict, config: type, demo: dict, paper: dict):
+    """The Config of a new run, see `configure`."""
+    differs = demo if not given.get("data") else {}
+    if given.get("recipe") == "paper":
+        differs = paper
+    config = config(**{**differs, **given})
+    if not config.augment:
+        for name in ("crop", "resize"):
+            if name in given:
+                raise InputError(f"--{name}: --recipe paper trains on whole images; leave it out")
+    if config.weights == "none" and config.freeze not in ("auto", 0):
+        raise InputError(f"--freeze {config.freeze}: random weights have to learn; leave it out")
+    if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
+        raise InputError(
+            f"{config.weights}: no such file of weights; see weights/README.md, or train with "
+            "--weights none"
+        )
+    return config
+
+
+def resolve(config, data: DataSet, sizes: dict, weights: dict | None, device):
+    """Replace each "auto" in `config` by the value that suits data, weights and machine.
+
+    sizes      "median" and "largest" (height, width) of the training images
+    weights    content of the file of weights that the network starts with, or None
+
+    A resumed run keeps its values, on whatever machine. Not decided here: --device and --workers,
+    which are chosen anew on each machine; --save-every, which follows the clock; --weights, a file
+    to be found; --skip-gain, which is measured on the network. Raises InputError if the resized
+    images would fill the memory.
+    """
+    several = data.road is None  # several classes are sought, and mean IoU is the score
+    steps = math.ceil(len(data.train) / config.batch_size)  # in an epoch
+    config.amp = default_amp(config.amp, device)
+    if config.flip == "auto":
+        # In a mirror, the own lane is the left one: a network that learns both marks both.
+        config.flip = "no" if config.task == "lane" else "yes"
+    if config.class_weights == "auto":
+        config.class_weights = "sqrt" if several else "none"  # MaxF finds its own threshold
+    if config.fc_channels == "auto":
+        config.fc_channels = default_fc_channels(weights)
+    if config.freeze == "auto":
+        config.freeze = 0 if weights is None else 3 if several else 2
+    if config.resize == "auto":
+        # Measured on CamVid, whose images have 172,800 pixels (docs/results.md). KITTI's have
+        # 465,750, and its road is not thin.
+        small = np.prod(sizes["median"]) < 250_000
+        config.resize = 1.5 if small and several and config.augment else 1.0
+    if config.resize**2 * np.prod(sizes["largest"]) > MAX_PIXELS:
+        raise InputError(
+            f"--resize {config.resize:g}: makes more than {MAX_PIXELS:,} pixels of the largest "
+            "image; choose a smaller factor"
+        )
+    if config.epochs == "auto" and config.recipe == "paper":
+        # The authors' iterations: 300,000 at once, 100,000 for each of the stages 32s, 16s and 8s.
+        at_once = config.stride == 8 and config.skip_gain == (0.01, 0.0001)
+        config.epochs = math.ceil((300_000 if at_once else 100_000) / steps)
+    elif config.epochs == "auto":
+        # On a processor, 60 epochs of KITTI Road would take 5 to 14 hours. Small data sets get
+        # more epochs: 1,200 steps at least.
+        config.epochs = max(14 if device.type == "cpu" else 60, math.ceil(1200 / steps))
