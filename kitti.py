@@ -372,7 +372,7 @@ def main(argv: list[str] | None = None) -> int:
                 for (space, category), values in scores.items()
             ]
             write_csv(options.csv, rows)
-    except InputError as error:
+    except (InputError, OSError) as error:
         if options.debug:
             raise
         print(f"kitti.py: error: {error}", file=sys.stderr)
