@@ -219,7 +219,7 @@ def make_predictor(net: FCN8s, options, device: torch.device, jobs: list[Job]) -
 
 
 def read_job(predictor: Predictor, reader: Reader | None, job: Job) -> tuple | str:
-    """(picture uint8 [H, W, 3], its views, its label map or None), or why it cannot be predicted."""
+    """(picture uint8 [H, W, 3], its views, its truth or None), or why it cannot be predicted."""
     try:
         if reader:
             picture, truth = reader(job.sample)
@@ -229,7 +229,7 @@ def read_job(predictor: Predictor, reader: Reader | None, job: Job) -> tuple | s
             if photo.frames > 1:
                 warn(
                     "predict.py",
-                    f"{job.picture}: has {photo.frames} frames or pages; only the first is predicted",
+                    f"{job.picture}: has {photo.frames} frames or pages; only the first is done",
                 )
         return picture, predictor.views(picture), truth
     except InputError as error:
@@ -343,7 +343,7 @@ def parse(argv: list[str] | None):
         "--scores",
         metavar="FILE",
         type=Path,
-        help="with --data: pixels and IoU of each picture and class as CSV, the worst picture first",
+        help="with --data: pixels and IoU of each picture and class as CSV, the worst first",
     )
     group.add_argument(
         "--kitti",
