@@ -165,11 +165,12 @@ def table(cases: list[str], about: dict, rounds: list[dict]) -> str:
         share = median(
             about[case]["flop"] / row[case]["seconds"] / row["ceiling"][kind] for row in rounds
         )
+        share = "" if math.isnan(share) else f"{share:.0%}"
         ratio = median(row[published]["seconds"] / row[case]["seconds"] for row in rounds)
         spread = f"{median(seconds):.4g} ({min(seconds):.4g} to {max(seconds):.4g})"
         memory = rounds[-1][case]["memory"] / 2**30
         lines.append(
-            f"{case:30} {spread:^24} {speed:8.3g} {share:11.0%} {memory:6.2f} GiB {ratio:17.2f}x"
+            f"{case:30} {spread:^24} {speed:8.3g} {share:>11} {memory:6.2f} GiB {ratio:17.2f}x"
         )
     return "\n".join(lines) + "\n"
 
