@@ -107,7 +107,7 @@ def test_a_letter_that_systems_write_in_two_ways_is_one(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    "valid/{} {}/valid {}/training training/{} testing/{} {}/val {}/test val/{} Val/{} {}/Train".split(),
+    "valid/{} {}/valid {}/training training/{} testing/{} {}/val {}/test val/{} Val/{}".split(),
 )
 def test_parts_under_other_names_are_refused_not_mixed_or_left_out(tmp_path, wrong):
     plain = "{}" if wrong.startswith("{}") or wrong == "val/{}" else "train/{}"
