@@ -57,9 +57,9 @@ from support.device import (
     tune_malloc,
 )
 from support.inference.predictor import Predictor, prepare
-from support.training.batches import training_batches
+from support.training.batches import Batches
 from support.training.distributed import Ranks
-from support.training.initialise import FROZEN_ROAD, freeze
+from support.training.initialise import freeze
 from support.training.optimizer import sgd
 from vgg import normalise
 
@@ -165,11 +165,12 @@ def table(cases: list[str], about: dict, rounds: list[dict]) -> str:
         share = median(
             about[case]["flop"] / row[case]["seconds"] / row["ceiling"][kind] for row in rounds
         )
+        share = "" if math.isnan(share) else f"{share:.0%}"
         ratio = median(row[published]["seconds"] / row[case]["seconds"] for row in rounds)
         spread = f"{median(seconds):.4g} ({min(seconds):.4g} to {max(seconds):.4g})"
         memory = rounds[-1][case]["memory"] / 2**30
         lines.append(
-            f"{case:30} {spread:^24} {speed:8.3g} {share:11.0%} {memory:6.2f} GiB {ratio:17.2f}x"
+            f"{case:30} {spread:^24} {speed:8.3g} {share:>11} {memory:6.2f} GiB {ratio:17.2f}x"
         )
     return "\n".join(lines) + "\n"
 
@@ -257,7 +258,7 @@ def network(case: str) -> FCN8s:
         net.vgg.fc6 = nn.Conv2d(512, 4096, kernel_size=7)
         net.vgg.fc7 = nn.Conv2d(4096, 4096, kernel_size=1)
     else:
-        freeze(net.vgg, FROZEN_ROAD)
+        freeze(net.vgg, 2)
     return net
 
 
@@ -341,8 +342,9 @@ def training(case, device, file):
         batches = file_batches(device, n, height, width)
     else:
         pinned = device.type == "cuda"
-        batches = repeat(tuple(t.pin_memory() if pinned else t for t in (images, labels)))
-    once = our_step(case, net, device, on_device(batches, device))
+        host = repeat(tuple(t.pin_memory() if pinned else t for t in (images, labels)))
+        batches = on_device(host, device)
+    once = our_step(case, net, device, batches)
 
     def one_round():
         for _ in range(20 if from_files and device.type == "cuda" else 0):
@@ -359,7 +361,7 @@ def our_step(case: str, net: FCN8s, device, batches):
         checkpoint_activations(net.vgg)
     model = torch.compile(net) if "compile" in case else net
     parameters = [p for p in net.parameters() if p.requires_grad]
-    optimizer = sgd(net, {"momentum": 0.9, "weight_decay": 5e-4})
+    optimizer = sgd(net, momentum=0.9, weight_decay=5e-4)
     autocast = autocast_for("bf16" if "bf16" in case else "off", device)
 
     def once():
@@ -377,30 +379,18 @@ def our_step(case: str, net: FCN8s, device, batches):
 
 def file_batches(device, batch: int, height: int, width: int):
     """Batches as train.py makes them, from pictures of 375 x 1242 that are drawn for it."""
+    from train import Config
+
+    config = Config(batch_size=batch, crop=(height, width), resize=1.0, flip="yes")
+    workers = default_workers(config.workers, device)
     with TemporaryDirectory() as folder:
         synthetic.write(Path(folder), train=PICTURES, test=0, height=375, width=1242)
         data = find(folder)
         # Repeated: the threads start anew with each epoch, which would be a few batches long.
         samples = 100 * (data.train + data.val)
-        settings = {
-            "seed": 0,
-            "batch_size": batch,
-            "augment": True,
-            "colours": True,
-            "flip": "yes",
-            "scale": 1.0,
-        }
+        reader = Reader(data.read_label, cache_bytes=0)
         for epoch in count(1):
-            yield from training_batches(
-                Reader(data.read_label, cache_bytes=0),
-                samples,
-                epoch,
-                (height, width),
-                settings,
-                Ranks(),
-                default_workers("auto", device),
-                device,
-            )
+            yield from Batches(reader, samples, epoch, config, Ranks(), workers, device)
 
 
 # ---- peers: the same network as an ONNX file ----
