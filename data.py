@@ -116,10 +116,11 @@ def find(root: str | Path, options: DataOptions = DEFAULTS) -> DataSet:
     part_of = {}
     for part, samples in parts_of(data).items():
         for sample in samples:
-            if part_of.setdefault(sample.image, part) != part:
+            other = part_of.setdefault(sample.image, part)
+            if other != part:
                 raise InputError(
-                    f"{sample.image}: is listed for {part_of[sample.image]} and for {part}; take it "
-                    "out of one list, or the scores are too good"
+                    f"{sample.image}: is listed for {other} and for {part}; take it out of one "
+                    "list, or the scores are too good"
                 )
     test = f" + {len(data.test)} test" if data.test else ""
     parts = f"{len(data.train)} training + {len(data.val)} validation{test} images{drawn}"
