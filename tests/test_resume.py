@@ -31,13 +31,13 @@ TINY = (
     "--epochs 3 --width 0.03125 --fc-channels 8 --crop none --weights none --workers 0 "
     "--device cpu --amp off --save-every 2"
 ).split()
-EPOCH = 8  # steps in an epoch
+EPOCH = 6  # steps in an epoch
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "scenes"
-    synthetic.write(folder, train=10, test=0, height=32, width=64)
+    synthetic.write(folder, train=9, test=0, height=32, width=64)
     return folder
 
 
@@ -397,7 +397,7 @@ def test_a_run_is_not_resumed_with_fewer_images(begin, scenes, tmp_path, capsys)
     for file in (tmp_path / "data/training").rglob("uu_*000002.*"):
         file.unlink()
     assert resume(tmp_path / "run", "--epochs", "4") == 2
-    assert_one_line(capsys, "images, the run to resume 8 + 2, or others; start a new run")
+    assert_one_line(capsys, "images, the run to resume 6 + 3, or others; start a new run")
 
 
 def test_a_run_is_not_resumed_with_images_of_one_name_exchanged(begin, tmp_path, capsys):
