@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import subprocess
-import threading
 import time
 from functools import partial
 from itertools import pairwise
