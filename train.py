@@ -22,7 +22,7 @@ import PIL
 import torch
 from torch import nn
 
-from data import DataOptions, find
+from data import DataOptions, find, synthetic_roads
 from fcn import FCN8s, cross_entropy
 from metrics import epoch_line, log_columns
 from support.console import (
@@ -157,8 +157,6 @@ PAPER = dict(
     crop="none", augment=False, flip="no", class_weights="none", amp="off", reduction="sum",
     lr=1e-10, momentum=0.99, warmup=0.0, power=0.0, clip=0.0,
 )  # fmt: skip
-
-SYNTHETIC = Path(__file__).resolve().parent / "runs" / "synthetic-roads"
 
 
 def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], object]):
@@ -364,16 +362,6 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         save_last()
         run_dir.flush()
         evaluation.summarise(run_dir.path)
-
-
-def synthetic_roads() -> Path:
-    """The folder of synthetic roads; they are drawn if it is not there."""
-    if not SYNTHETIC.is_dir():
-        from support.datasets import synthetic  # once: they stay on the disk
-
-        print(f"drawing synthetic roads into {SYNTHETIC}")
-        synthetic.write(SYNTHETIC)
-    return SYNTHETIC
 
 
 def callable_model(net: FCN8s, config: Config, ranks: Ranks) -> nn.Module:

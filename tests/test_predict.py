@@ -138,7 +138,7 @@ def test_a_large_picture_in_tiles_gives_the_same_and_says_how_far_it_is(
         assert run(streets, picture, "--out", tmp_path / name, "--only", "mask", *more) == 0
     whole, tiles = (pixels(tmp_path / name / "mask/a.png") for name in ("whole", "tiles"))
     assert (whole != tiles).mean() < 1e-4 and len(np.unique(whole)) > 5
-    lines = [line for line in capsys.readouterr().out.splitlines() if "tile" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if ", tile " in line]
     numbers = [int(line.split("tile ")[1].split()[0]) for line in lines]
     total = int(lines[0].split(" of ")[1].split()[0])
     assert numbers == list(range(1, total)) and total > 2
@@ -542,7 +542,7 @@ def test_confidences_of_a_kitti_folder_can_be_scored_by_kitti(road, scenes, tmp_
     arguments = [road, "--data", scenes, "--out", tmp_path, "--confidence", "road"]
     for split in ("train", "val"):
         assert run(*arguments, "--split", split) == 0
-    status, out, _ = command("kitti.py", tmp_path / "confidence", scenes)
+    status, out, _ = command("kitti.py", tmp_path / "confidence", scenes / "training")
     assert status == 0 and "URBAN" in out
 
 

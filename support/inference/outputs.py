@@ -106,13 +106,14 @@ def unique_names(folder_of: dict[Path, Path]) -> list[Path]:
     """A name for each picture, all different, also where capitals do not count: its path below the
     folder of `folder_of`, without the ending.
 
-    If two were the same, all keep their endings; if that is not enough, they are paths below the
-    deepest common folder.
+    If two were the same, all names are paths below the deepest common folder, or have their
+    endings, or both.
     """
     root = os.path.commonpath(folder_of.values())
     short = [picture.relative_to(folder) for picture, folder in folder_of.items()]
     long = [picture.relative_to(root) for picture in folder_of]
-    for names in ([name.with_suffix("") for name in short], short, long):
+    short_stems, long_stems = ([name.with_suffix("") for name in names] for names in (short, long))
+    for names in (short_stems, long_stems, short, long):
         if len({str(name).casefold() for name in names}) == len(names):
             break
     return names
