@@ -9,17 +9,10 @@ import pytest
 import torch
 from conftest import lively, saved
 from PIL import Image
-from support.inference.segment import segment
 
 import export
-<<<<<<< HEAD
-from fcn import FCN8s
-from support.checkpoint import read_tensors, save_tensors
-from support.device import normalise
-=======
 from predict import segment
 from vgg import normalise
->>>>>>> w-inference
 
 SIZES = ((1, 33, 47), (2, 70, 90), (1, 128, 160), (3, 200, 333), (1, 32, 32))
 FORMATS = [
