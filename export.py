@@ -1,7 +1,7 @@
 """A trained network as a file that runs without this project.
 
-    python export.py runs/NAME/best.pt road.onnx     for ONNX Runtime, OpenVINO, TensorRT and others
-    python export.py runs/NAME/best.pt road.pt2      for PyTorch: torch.export.load("road.pt2").module()
+    python export.py best.pt road.onnx     for ONNX Runtime, OpenVINO, TensorRT and others
+    python export.py best.pt road.pt2      for PyTorch: torch.export.load("road.pt2").module()
 
 Input `image`: uint8 [N, 3, H, W], RGB as it is decoded, for every N, and every H and W from 32 on.
 The normalisation is inside, and so is the resize factor of the training: the file enlarges the
@@ -79,7 +79,7 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
     missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
     if ending == ".onnx" and missing:
         raise InputError(f"{out}: ONNX needs other packages: pip install {' '.join(missing)}")
-    net = FCN8s.load(checkpoint)
+    net = FCN8s.load(checkpoint).float()
     # To reduce a picture well it has to be filtered, and such a graph does not hold for every size.
     if net.resize_factor < 1:
         raise InputError(

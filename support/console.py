@@ -109,7 +109,7 @@ def option(default, help: str, convert: Callable | None = None, **more):
 
 
 def add_options(parser: argparse.ArgumentParser, config: type):
-    """Give `parser` one option for each `option` field of a dataclass; its help ends in the default.
+    """Give `parser` an option for each `option` field of a dataclass; its help ends in the default.
 
     An option that is not given is absent from the parsed namespace.
     """

@@ -71,12 +71,13 @@ def command(monkeypatch, capsys):
 
 
 # Runs programs in processes of their own, each a fork of one that has imported PyTorch and
-# train.py, and computed nothing: a fork is sound as long as there are no other threads. Each line
-# of input is a program, or the process to wait for.
+# train.py, and computed nothing: a fork is sound as long as there are no other threads. Optimizers
+# import torch._dynamo, which takes seconds. Each line of input is a program, or the process to wait
+# for.
 FORKER = """
 import json, os, sys, traceback
 sys.path.insert(0, sys.argv[1])
-import train
+import torch._dynamo, train
 print("ready", flush=True)
 for line in sys.stdin:
     task = json.loads(line)

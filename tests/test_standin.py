@@ -13,6 +13,7 @@ import torch
 from conftest import log_of
 from PIL import Image
 from standin import OnGpu, standin
+from support.training.waiting import Waiting
 
 import predict
 import train
@@ -20,7 +21,6 @@ from support import device
 from support.checkpoint import read_tensors
 from support.training import batches, optimizer, setup
 from support.training import optimizer as divergence
-from support.training.waiting import Waiting
 
 TINY = [
     "--width",

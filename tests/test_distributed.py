@@ -1,0 +1,178 @@
+"""Two processes on the CPU take the steps of one, write once, and stop and resume together."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, log_of, same
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import train
+from data import find
+from fcn import FCN8s, cross_entropy
+from support.checkpoint import read_tensors
+from support.labels import IGNORE
+from support.training.batches import Batches
+from support.training.distributed import Ranks
+
+TINY = (
+    "--width 0.0625 --fc-channels 16 --crop 16x32 --weights none --workers 0 --device cpu "
+    "--amp off --dropout 0 --batch-size 4 --epochs 4 --lr 0.02 --save-every 2"
+).split()
+
+# What runs twice: train.py. After step `at`, a signal reaches the second process only, which is not
+# the one that writes.
+SCRIPT = """
+import os, signal, sys
+from datetime import timedelta
+at, number, *argv = sys.argv[1:]
+import support.training.distributed, train
+support.training.distributed.STEP_TIMEOUT = timedelta(seconds=5)
+def disturb(event, step):
+    if (event, step) == ("step", int(at)) and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), int(number))
+sys.exit(train.main(argv, disturb))
+"""
+
+
+class Alone(Ranks):
+    """One of several processes, without the others."""
+
+    def __init__(self, rank, size):
+        self.rank, self.size, self.first = rank, size, rank == 0
+
+
+@pytest.fixture(scope="module")
+def streets(scenes, tmp_path_factory):
+    """The scenes with sky, which makes three classes."""
+    folder, data = tmp_path_factory.mktemp("data") / "streets", find(scenes)
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for sample in [*data.train, *data.val]:
+        label = data.read_label(sample.label)
+        label[:8] = 2
+        Image.fromarray(label).save(folder / "masks" / sample.image.name)
+        shutil.copy(sample.image, folder / "images")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(streets, two_forks, tmp_path_factory):
+    """A folder with two runs in two processes each: `whole`, started by torchrun, and `cut`, which
+    was stopped and resumed; and of both parts of the latter, statuses and what was printed.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+
+    def cut(at, *argv):
+        both = two_forks(SCRIPT, at, int(signal.SIGTERM), "--out", folder / "cut", *argv)
+        return [process.wait() for process in both], both[0].said + both[1].said
+
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run = ["--data", streets, "--out", folder / "whole", *TINY]
+    with subprocess.Popen(
+        [*torchrun, ROOT / "train.py", *run],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as the forks have it
+    ) as whole:  # meanwhile, since starting takes long
+        parts = cut(10, "--data", streets, *TINY), cut(0, "--resume")
+        error = whole.communicate()[1]
+    assert whole.returncode == 0, error[-3000:]
+    return folder, *parts
+
+
+def test_two_processes_take_the_steps_of_one_with_the_same_batch(two, streets, tmp_path):
+    """Nine images in batches of four: in the last batch there is none for the second process. Both
+    enlarge the images, though the first alone has measured them.
+    """
+    out = two[0] / "whole"
+    assert train.main(["--data", str(streets), "--out", str(tmp_path), *TINY]) == 0
+    ours, alone = (read_tensors(folder / "last.pt") for folder in (out, tmp_path))
+    assert ours["settings"]["resize"] == alone["settings"]["resize"] == 1.5
+    for a, b in zip(log_of(out), log_of(tmp_path), strict=True):
+        assert a["step"] == b["step"] and a["lr"] == b["lr"]
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+        assert a == pytest.approx(b, abs=5e-3)  # rounding may turn a few near a tie
+    for name, tensor in ours["model"].items():
+        assert torch.allclose(tensor, alone["model"][name], rtol=1e-2, atol=1e-4), name
+
+
+def test_two_processes_stop_together_and_resume_to_the_same_weights(two):
+    out, (stopped, _), (ended, printed) = two
+    assert stopped == [143, 143] and ended == [0, 0]
+    cut, whole = out / "cut", out / "whole"
+    assert log_of(cut) == log_of(whole)
+    assert same(*(read_tensors(folder / "last.pt")["model"] for folder in (cut, whole)))
+    # One process speaks.
+    assert printed.count("going on after step 10") == printed.count("best network") == 1
+
+
+def test_a_lost_process_ends_the_others(scenes, two_forks, tmp_path):
+    """The second process stands still after its second step, as if its machine were cut off."""
+    run = "--data", scenes, "--out", tmp_path / "run", *TINY
+    first, second = two_forks(SCRIPT, 2, int(signal.SIGSTOP), *run)
+    try:
+        assert first.wait() == 2 and "process 0 lost the others" in first.said
+    finally:
+        os.kill(second.process, signal.SIGKILL)
+        second.wait()
+
+
+def test_only_the_first_process_says_what_is_wrong(scenes, two_forks, tmp_path):
+    run = "--data", scenes, "--out", tmp_path / "run", *TINY, "--batch-size", "1"
+    first, second = two_forks(SCRIPT, 0, 0, *run)
+    assert first.wait() == second.wait() == 2
+    assert "--batch-size 1: is divided among 2 processes" in first.said
+    assert first.said.count("\n") == 1 and second.said == "" and not (tmp_path / "run").exists()
+
+
+@given(
+    st.integers(1, 30), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 3)
+)
+def test_the_shards_of_each_batch_hold_each_image_once(count, size, batch_size, skip, epoch):
+    """For any numbers of images, processes and images in a batch, from any step on."""
+    config = train.Config(batch_size=batch_size, resize=1.0, crop="none", flip="yes")
+
+    def reader(i):
+        return np.full((8, 8, 3), i, np.uint8), np.full((8, 8), i, np.uint8)
+
+    def images_of(rank, size):
+        """The images in each batch. What fills a batch without one is IGNORE."""
+        ranks, device = Alone(rank, size), torch.device("cpu")
+        batches = Batches(reader, range(count), epoch, config, ranks, 0, device, skip)
+        return [[int(x) for x in labels.flatten(1).amin(1) if x != IGNORE] for _, labels in batches]
+
+    whole = images_of(0, 1)
+    shards = [images_of(rank, size) for rank in range(size)]
+    for batch, *parts in zip(whole, *shards, strict=True):
+        assert sorted(sum(parts, [])) == sorted(batch)
+    if not skip:
+        assert sorted(sum(whole, [])) == list(range(count))
+
+
+@given(st.integers(1, 4), st.integers(0, 2**31))
+def test_the_gradients_of_the_shards_add_up_to_those_of_the_batch(size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    net = FCN8s(3, width=1 / 32, fc_channels=4, dropout=0).double()
+    torch.nn.init.normal_(net.score_fr.weight, generator=generator)
+    images = torch.randn(4, 3, 16, 24, generator=generator).double()
+    labels = torch.randint(0, 3, (4, 16, 24), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORE
+    labels[3] = IGNORE  # a shard without a valid pixel
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    cross_entropy(net(images), labels).backward()
+    whole = [p.grad.clone() for p in parameters]
+    net.zero_grad()
+    for rank in range(size):
+        pixels = (labels != IGNORE).sum()
+        cross_entropy(net(images[rank::size]), labels[rank::size], pixels).backward()
+    for a, p in zip(whole, parameters, strict=True):
+        assert torch.allclose(a, p.grad, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,565 @@
+"""A run that is stopped, killed or left without room on its disk ends as if nothing had happened."""
+
+import csv
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TIMES, picture
+from hypothesis import given
+from hypothesis import strategies as st
+
+import train
+from support.checkpoint import read_tensors, write_checkpoint
+from support.console import InputError
+from support.datasets import synthetic
+from support.training.run_dir import PAUSE, SAVE_SECONDS, SAVE_STEPS, RunDir
+
+KILLS = int(os.environ.get("KILLS", 21))  # make soak sets more
+TINY = (
+    "--epochs 3 --width 0.03125 --fc-channels 8 --crop none --weights none --workers 0 "
+    "--device cpu --amp off --save-every 2"
+).split()
+EPOCH = 6  # steps in an epoch
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "scenes"
+    synthetic.write(folder, train=9, test=0, height=32, width=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def begin(scenes):
+    """begin(out, *options, **more) is train.main with a new run in `out`; the exit status."""
+    return lambda out, *options, **more: train.main(
+        ["--data", str(scenes), "--out", str(out), *TINY, *options], **more
+    )
+
+
+def resume(out, *options, **more):
+    return train.main(["--resume", "--out", str(out), *options], **more)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(begin, tmp_path_factory):
+    """The folder of a run that nothing happened to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert begin(out) == 0
+    return out
+
+
+@pytest.fixture
+def finished(undisturbed, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(undisturbed, tmp_path / "finished")
+
+
+def at(event, step, action):
+    """The hook of train.main that acts once: when `event` is done after `step` steps."""
+    return lambda *now: action() if now == (event, step) else None
+
+
+def kill():
+    raise SystemExit("killed")
+
+
+def rows_of(out):
+    """As text: to the last digit, and nan too."""
+    with open(out / "log.csv", newline="") as file:
+        return [
+            {name: value for name, value in row.items() if name not in TIMES}
+            for row in csv.DictReader(file)
+        ]
+
+
+def assert_same_end(out, other):
+    assert not list(out.glob("*.part"))
+    assert rows_of(out) == rows_of(other)
+    for name in ("last.pt", "best.pt"):
+        a, b = (read_tensors(folder / name)["model"] for folder in (out, other))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def assert_one_line(capsys, *parts):
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(part in error for part in parts), error
+
+
+# ---- killed ----
+
+# train.py with every chance to be killed counted: the steps, and the moments inside the write of a
+# file. At chance number `moment` the process kills itself and cleans nothing up; half of the file
+# that it is writing is on the disk. A moment with a decimal point is a time in seconds, after which
+# the kernel kills it wherever it is.
+KILLED = """
+import io, os, signal, sys
+import torch, train
+moment, *arguments = sys.argv[1:]
+left = float(moment)
+if "." in moment:
+    signal.setitimer(signal.ITIMER_REAL, left)
+    left = 0
+
+def chance():
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def watched(function):
+    return lambda *args: (chance(), function(*args))[1]
+
+def half_saved(content, file, save=torch.save):
+    if left == 1:
+        whole = io.BytesIO()
+        save(content, whole)
+        file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+        file.flush()
+    chance()
+    save(content, file)
+
+torch.save, os.fsync, os.replace = half_saved, watched(os.fsync), watched(os.replace)
+sys.exit(train.main(arguments, lambda event, step: chance()))
+"""
+
+
+def test_killed_at_any_moment_a_run_ends_with_the_same_weights(scenes, fork, tmp_path):
+    """KILLS kills, a third in each of three runs side by side: without threads, with threads, and
+    with threads by the clock.
+    """
+    rng = random.Random(0)
+    threads = ["--workers", "2", "--batch-size", "4"]
+    options = {"plain": [], "threads": threads, "clock": threads}
+    kills = dict.fromkeys(options, 0)
+
+    def started(case, moment, out):
+        going = any((out / name).exists() for name in ("last.pt", "before.pt"))
+        new = ["--data", scenes, *TINY, *options[case]]
+        return fork(KILLED, moment, "--out", out, *(["--resume"] if going else new))
+
+    def moment(case):
+        return round(rng.uniform(0.001, seconds), 4) if case == "clock" else rng.randint(1, 30)
+
+    clock = time.monotonic()
+    for run in [started(case, 0, tmp_path / case / "whole") for case in options]:
+        assert run.wait() == 0, run.said
+    seconds = time.monotonic() - clock
+    while open_cases := [case for case in options if kills[case] < KILLS / 3]:
+        runs = {case: started(case, moment(case), tmp_path / case / "run") for case in open_cases}
+        for case, run in runs.items():
+            status = run.wait()
+            assert status in (0, -signal.SIGKILL, -signal.SIGALRM), run.said
+            kills[case] += status < 0
+            if status == 0:  # it was through before its moment came: begin again
+                assert_same_end(tmp_path / case / "run", tmp_path / case / "whole")
+                shutil.rmtree(tmp_path / case / "run")
+    for run in [started(case, 0, tmp_path / case / "run") for case in options]:
+        assert run.wait() == 0, run.said
+    for case in options:
+        assert_same_end(tmp_path / case / "run", tmp_path / case / "whole")
+
+
+def test_however_seldom_checkpoints_are_one_follows_the_first_epoch(begin, undisturbed, tmp_path):
+    with pytest.raises(SystemExit):
+        begin(tmp_path, "--save-every", "1000", after=at("evaluation", 2 * EPOCH, kill))
+    assert read_tensors(tmp_path / "last.pt")["step"] == EPOCH
+    assert resume(tmp_path) == 0
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_without_a_checkpoint_the_same_command_starts_again(begin, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        begin(tmp_path, after=at("step", 1, kill))
+    capsys.readouterr()
+    assert resume(tmp_path) == 2
+    assert_one_line(capsys, "last.pt: the run has no checkpoint yet", "without --resume starts it")
+    assert begin(tmp_path) == 0
+
+
+# ---- stopped ----
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("event, step", [("step", 5), ("evaluation", EPOCH)])
+def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
+    begin, undisturbed, tmp_path, capsys, number, status, event, step
+):
+    usual = signal.getsignal(number)
+    stop = at(event, step, partial(signal.raise_signal, number))
+    assert begin(tmp_path, "--save-every", "1000", after=stop) == status
+    assert signal.getsignal(number) == usual
+    assert f"go on with: python train.py --resume --out {tmp_path}" in capsys.readouterr().err
+    assert read_tensors(tmp_path / "last.pt")["step"] == step
+    assert resume(tmp_path) == 0
+    assert_same_end(tmp_path, undisturbed)
+
+
+def test_further_sigterms_have_no_effect(begin, undisturbed, tmp_path, monkeypatch):
+    """torchrun and schedulers repeat it, also in the middle of the checkpoint."""
+
+    def stop(*_):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda *args: (stop(), save(*args)))
+    assert begin(tmp_path, after=at("step", 1, stop)) == 143
+    monkeypatch.undo()
+    assert read_tensors(tmp_path / "last.pt")["step"] == 1
+    assert resume(tmp_path) == 0
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_ends_the_run_at_once(scenes, undisturbed, fork, tmp_path, first):
+    program = f"""
+import signal, sys, train
+def twice(event, step):
+    if step == 5:
+        signal.raise_signal({int(first)})
+        signal.raise_signal(signal.SIGINT)
+sys.exit(train.main(sys.argv[1:], twice))
+"""
+    run = fork(program, "--data", scenes, "--out", tmp_path, *TINY)
+    assert run.wait() == -signal.SIGINT, run.said
+    assert "Ctrl-C once more stops at once" in run.said
+    assert read_tensors(tmp_path / "last.pt")["step"] == 4  # --save-every 2
+    assert resume(tmp_path) == 0
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_last_scoring_says_training_is_complete(finished, capsys, number, status):
+    stop = at("save", 3 * EPOCH, partial(signal.raise_signal, number))
+    assert resume(finished, after=stop) == status
+    best = f"training is complete, {finished / 'best.pt'} is the result"
+    assert f"{best}; for the last scores: python train.py --resume" in capsys.readouterr().err
+    assert resume(finished) == 0
+    assert "best network, of epoch" in capsys.readouterr().out
+
+
+# ---- what the disk and other processes do ----
+
+
+@pytest.mark.parametrize("broken, good", [("fsync", 4), *(("replace", n) for n in range(4, 12))])
+def test_a_full_disk_is_one_line_and_leaves_a_checkpoint(
+    begin, undisturbed, tmp_path, monkeypatch, capsys, broken, good
+):
+    function, calls = getattr(os, broken), []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) > good:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return function(*args)
+
+    monkeypatch.setattr(os, broken, full)
+    assert begin(tmp_path) == 2
+    monkeypatch.undo()
+    assert_one_line(capsys, "No space left", str(tmp_path))
+    assert not list(tmp_path.glob("*.part"))
+    assert resume(tmp_path) == 0
+    assert_same_end(tmp_path, undisturbed)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make a disk to fill"
+)
+def test_a_really_full_disk_leaves_the_checkpoint(begin, undisturbed, tmp_path, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        out, filler = disk / "run", disk / "filler"
+        assert begin(out, "--epochs", "1") == 0
+        with open(filler, "wb", buffering=0) as file, pytest.raises(OSError):
+            while True:
+                file.write(bytes(4096))
+        before = (out / "last.pt").read_bytes()
+        assert resume(out, "--epochs", "3") == 2
+        assert_one_line(capsys, "No space left")
+        assert (out / "last.pt").read_bytes() == before
+        filler.unlink()
+        assert resume(out, "--epochs", "3") == 0
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "gone"])
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
+    undisturbed, finished, capsys, damage
+):
+    last = finished / "last.pt"
+    content, half = last.read_bytes(), last.stat().st_size // 2
+    zeros = content[:half] + bytes(64) + content[half + 64 :]
+    last.write_bytes({"cut": content[:half], "zeros": zeros}.get(damage, b""))
+    if damage == "gone":
+        last.unlink()
+    assert resume(finished) == 0
+    assert_one_line(capsys, "last.pt", f"going on from {finished / 'before.pt'}")
+    assert_same_end(finished, undisturbed)
+    assert (finished / "damaged.pt").exists() == (damage != "gone")
+
+
+def test_two_damaged_checkpoints_are_one_line(finished, capsys):
+    for name in ("last.pt", "before.pt"):
+        (finished / name).write_bytes(b"")
+    assert resume(finished) == 2
+    assert_one_line(capsys, "last.pt: is damaged", "before.pt: is damaged")
+
+
+def test_a_lost_best_network_is_replaced(finished, capsys):
+    (finished / "best.pt").unlink()
+    assert resume(finished, "--epochs", "4") == 0
+    assert_one_line(capsys, "best.pt", "the best of the epochs to come takes its place")
+    assert read_tensors(finished / "best.pt")["epoch"] == 4
+
+
+def test_a_lost_best_network_without_an_epoch_left_is_one_line(finished, capsys):
+    (finished / "best.pt").unlink()
+    assert resume(finished) == 2
+    assert_one_line(capsys, "best.pt", "go on with --epochs 4")
+
+
+def test_two_runs_in_one_folder_are_refused(begin, tmp_path, capsys):
+    def others():
+        capsys.readouterr()
+        assert begin(tmp_path) == 2
+        assert_one_line(capsys, f"{tmp_path}: another process is training in this folder")
+
+    def resumed():
+        capsys.readouterr()
+        assert resume(tmp_path) == 2
+        assert_one_line(capsys, f"{tmp_path}: another process is training in this folder")
+
+    def after(*now):
+        at("step", 1, others)(*now)
+        at("step", 3, resumed)(*now)
+
+    assert begin(tmp_path, after=after) == 0
+    assert begin(tmp_path) == 2
+    assert_one_line(capsys, f"{tmp_path}: holds a run already; add --resume")
+
+
+def test_two_runs_without_out_get_a_folder_each(scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["--data", str(scenes), *TINY, "--epochs", "1"]
+    assert train.main([*command, "--crop", "900x900"]) == 2
+    assert not (tmp_path / "runs").exists()  # a run that cannot begin leaves no folder
+    assert train.main(command, at("step", 1, lambda: train.main(command))) == 0
+    assert {path.parent.name for path in tmp_path.rglob("best.pt")} == {"scenes", "scenes-2"}
+
+
+# ---- what may change on --resume ----
+
+
+def test_the_data_of_a_run_may_move(begin, scenes, tmp_path, capsys):
+    here, there, run = (tmp_path / name for name in ("here", "there", "run"))
+    shutil.copytree(scenes, here)
+    assert begin(run, "--data", str(here)) == 0
+    here.rename(there)
+    assert resume(run, "--epochs", "4") == 2
+    assert_one_line(capsys, f"{here}: no such folder")
+    assert resume(run, "--epochs", "4", "--data", str(there)) == 0
+
+
+def test_what_depends_on_the_machine_may_change(begin, tmp_path):
+    assert begin(tmp_path, "--recompute") == 0
+    saved = read_tensors(tmp_path / "last.pt")
+    for group in saved["optimizer"]["param_groups"]:
+        group.update(fused=None, foreach=True)  # as the optimizer of another machine has them
+    write_checkpoint(saved, tmp_path / "last.pt")
+    assert resume(tmp_path, "--epochs", "4", "--amp", "bf16", "--no-recompute") == 0
+    saved = read_tensors(tmp_path / "last.pt")
+    assert saved["settings"]["amp"] == "bf16" and saved["settings"]["recompute"] is False
+    groups = saved["optimizer"]["param_groups"]
+    assert all(group["fused"] and not group["foreach"] for group in groups)
+
+
+def test_a_run_is_not_resumed_with_fewer_images(begin, scenes, tmp_path, capsys):
+    shutil.copytree(scenes, tmp_path / "data")
+    assert begin(tmp_path / "run", "--data", str(tmp_path / "data")) == 0
+    for file in (tmp_path / "data/training").rglob("uu_*000002.*"):
+        file.unlink()
+    assert resume(tmp_path / "run", "--epochs", "4") == 2
+    assert_one_line(capsys, "images, the run to resume 6 + 3, or others; start a new run")
+
+
+def test_a_run_is_not_resumed_with_images_of_one_name_exchanged(begin, tmp_path, capsys):
+    for name in ("x/1", "y/1", "x/2", "y/3"):
+        for part, pixels in (("images", (32, 48, 3)), ("masks", (32, 48))):
+            picture(tmp_path / f"set/{part}/{name}.png", np.indices(pixels)[1] % 2)
+    (tmp_path / "set/val.txt").write_text("y/1\n")
+    assert begin(tmp_path / "run", "--data", str(tmp_path / "set")) == 0
+    (tmp_path / "set/val.txt").write_text("x/1\n")
+    capsys.readouterr()
+    assert resume(tmp_path / "run", "--epochs", "4") == 2
+    assert_one_line(capsys, "has 3 + 1 images, the run to resume 3 + 1, or others")
+
+
+# ---- what ends a run in its steps ----
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nothing_that_is_not_finite_reaches_the_disk(begin, tmp_path, monkeypatch, capsys, where):
+    function, calls = F.cross_entropy, []
+
+    def broken(*args, **more):
+        calls.append(args)
+        loss = function(*args, **more)
+        if len(calls) != 5:
+            return loss
+        endless = (loss - loss.detach()).sqrt()  # 0, with an infinite gradient
+        return loss * torch.nan if where == "loss" else loss.detach() + endless
+
+    monkeypatch.setattr(F, "cross_entropy", broken)
+    assert begin(tmp_path, "--save-every", "1") == 2
+    assert_one_line(capsys, "the loss was not finite at step 5", "smaller --lr")
+    saved = read_tensors(tmp_path / "last.pt")
+    assert saved["step"] == 4 and all(value.isfinite().all() for value in saved["model"].values())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+    ],
+)
+def test_out_of_memory_is_one_line(begin, finished, tmp_path, monkeypatch, capsys, error):
+    def full(*args, **more):
+        raise error
+
+    monkeypatch.setattr(F, "cross_entropy", full)
+    assert begin(tmp_path / "run") == 2
+    assert_one_line(capsys, "out of memory: a smaller --crop or --batch-size", "--recompute")
+    assert resume(finished, "--epochs", "4") == 2
+    assert_one_line(capsys, "out of memory: --recompute needs less")
+
+
+def test_an_error_of_the_program_keeps_its_traceback(begin, tmp_path):
+    def broken(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        begin(tmp_path / "run", after=broken)
+    with pytest.raises(InputError):
+        train.main(["--data", str(tmp_path / "none"), "--debug"])
+
+
+# ---- when checkpoints are written, and in which order ----
+
+DEVICES = pytest.mark.parametrize("device", ["cpu", "cuda"])
+
+
+def run_dir(path, save_every="auto", device="cpu"):
+    return RunDir(path, save_every, torch.device(device), lock=None)
+
+
+@pytest.fixture(scope="module")
+def steps_of(tmp_path_factory):
+    """steps_of(save_every, step_takes, save_takes, steps, epoch) takes steps on a clock that only
+    steps and saves move: (times at which each file was begun, time of the whole run). Every `epoch`
+    steps there is a new best network.
+    """
+    folder = tmp_path_factory.mktemp("clock")
+
+    def take(save_every, step_takes, save_takes, steps, epoch=10**9):
+        now, begun = 0.0, {"best.pt": [], "last.pt": []}
+
+        def save(content, file):
+            nonlocal now
+            begun[os.path.basename(file.name)[:7]].append(now)
+            now += save_takes
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(time, "perf_counter", lambda: now)
+            monkeypatch.setattr(torch, "save", save)
+            monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+            with run_dir(folder, save_every) as files:
+                for step in range(1, steps + 1):
+                    now += step_takes
+                    if files.due(step):
+                        files.save_last({})
+                    if step % epoch == 0:
+                        files.save_best({})
+        return begun, now
+
+    return take
+
+
+def longest(times, end):
+    return max(b - a for a, b in pairwise([0.0, *times, end]))
+
+
+@given(step_takes=st.floats(0.005, 20), save_takes=st.floats(0.01, 30))
+def test_checkpoints_take_2_percent_and_come_as_often_as_that_allows(
+    steps_of, step_takes, save_takes
+):
+    begun, end = steps_of("auto", step_takes, save_takes, 6000)
+    times = begun["last.pt"]
+    # The duration of the first one is not known before it is written.
+    assert (len(times) - 1) * save_takes <= end / PAUSE
+    # They come when steps or seconds are full, or, after one that took long, the next time they are.
+    due = min(SAVE_STEPS * step_takes, SAVE_SECONDS)
+    assert longest(times, end) <= max(due, PAUSE * save_takes) + save_takes + due + step_takes
+
+
+@given(save_every=st.integers(1, 700), save_takes=st.floats(0.01, 30))
+def test_save_every_is_obeyed_at_any_cost(steps_of, save_every, save_takes):
+    begun, _ = steps_of(save_every, 0.1, save_takes, 2000)
+    assert len(begun["last.pt"]) >= 2000 // save_every
+
+
+@pytest.mark.parametrize("save_every", ["auto", 1000])
+def test_a_slow_machine_loses_five_minutes_at_most(steps_of, save_every):
+    begun, end = steps_of(save_every, 7.0, 1.0, 1000)
+    assert longest(begun["last.pt"], end) <= SAVE_SECONDS + 7 + 1 + 1e-6
+
+
+@given(step_takes=st.floats(0.005, 1), save_takes=st.floats(0.01, 30), epoch=st.integers(10, 400))
+def test_a_network_that_improves_all_the_time_costs_2_percent(
+    steps_of, step_takes, save_takes, epoch
+):
+    begun, end = steps_of("auto", step_takes, save_takes, 6000, epoch)
+    # Besides, there is one with each last.pt, the first one, and one at the end.
+    others = len(begun["last.pt"]) + 2
+    assert (len(begun["best.pt"]) - others) * save_takes <= end / PAUSE
+
+
+@DEVICES
+def test_best_is_on_the_disk_before_the_last_that_counts_on_it(tmp_path, monkeypatch, device):
+    replace, replaced = os.replace, []
+
+    def recorded(source, path):
+        replace(source, path)
+        replaced.append((path.name, read_tensors(path)["epoch"]))
+
+    monkeypatch.setattr(os, "replace", recorded)
+    # By this clock each file takes as long as anything else, so the next best.pt has to wait.
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    weights = torch.zeros(3)
+    with run_dir(tmp_path, device=device) as files:
+        for epoch in (1, 2):
+            files.save_best({"epoch": epoch, "model": weights.fill_(epoch)})
+        weights.fill_(9)  # the next step changes them
+        files.save_last({"epoch": 2})
+        files.save_best({"epoch": 3})
+    names = [("best.pt", 1), ("best.pt", 2), ("last.pt", 2), ("best.pt", 3)]
+    assert replaced == names
