@@ -111,21 +111,23 @@ def find(root: str | Path, options: DataOptions = DEFAULTS) -> DataSet:
     if not data.train:
         raise InputError(f"{root}: no image is left for the training set")
     if not data.val:
-        train, val = hold_out(root, data.train, options.split_seed)
+        train, val = hold_out(data.train, options.split_seed)
         data, drawn = data._replace(train=train, val=val), ", drawn by --split-seed"
-    in_train = {sample.image for sample in data.train}
-    for sample in data.val + data.test:
-        if sample.image in in_train:
-            raise InputError(
-                f"{sample.image}: is listed for training and again for validation or test; take it "
-                "out of one list, or the network is scored on what it was trained on"
-            )
+    part_of = {}
+    for part, samples in parts_of(data).items():
+        for sample in samples:
+            other = part_of.setdefault(sample.image, part)
+            if other != part:
+                raise InputError(
+                    f"{sample.image}: is listed for {other} and for {part}; take it out of one "
+                    "list, or the scores are too good"
+                )
     test = f" + {len(data.test)} test" if data.test else ""
     parts = f"{len(data.train)} training + {len(data.val)} validation{test} images{drawn}"
     return keep_classes(data._replace(summary=f"{data.summary}: {parts}"), options.classes)
 
 
-def hold_out(root: Path, samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
+def hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
     """(train, val): about HELD_OUT_SHARE of each group of samples goes to val, one image at least.
 
     Images are drawn by a hash of the seed and their file name; of one name in several folders, by
@@ -135,7 +137,8 @@ def hold_out(root: Path, samples: list[Sample], seed: int) -> tuple[list[Sample]
     """
     if len(samples) < 2:
         raise InputError(
-            f"{root}: there is one labelled image; two at least are needed, one of them is held out"
+            f"{samples[0].image}: is the only labelled image; two at least are needed, one of them "
+            "is held out"
         )
     above = os.path.commonpath([sample.image.parent for sample in samples])
 

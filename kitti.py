@@ -225,7 +225,8 @@ def maxf_ap(counts: np.ndarray) -> dict[str, float]:
     All are nan if no pixel is road, and FPR is nan if all are.
 
     Source: Fritsch, Kuehnl and Geiger, A New Performance Measure and Evaluation Benchmark for Road
-    Detection Algorithms, ITSC 2013, section IV; the benchmark's development kit computes the same.
+    Detection Algorithms, ITSC 2013, section IV. The benchmark's development kit computes the same,
+    with rounding errors in place of exact comparisons of REC and r.
     """
     # Pixels at or above each threshold: sums from the top. The integers are exact.
     false, true = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
@@ -372,7 +373,7 @@ def main(argv: list[str] | None = None) -> int:
                 for (space, category), values in scores.items()
             ]
             write_csv(options.csv, rows)
-    except InputError as error:
+    except (InputError, OSError) as error:
         if options.debug:
             raise
         print(f"kitti.py: error: {error}", file=sys.stderr)

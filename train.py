@@ -268,11 +268,6 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
             )
         after("save", step)
 
-    def stop_if_requested(at: int = 0):
-        if number := stop.requested(at):
-            save_last()
-            raise Stopped(number, run_dir.path)
-
     # ---- loop
     divergence = Divergence(device, ranks)
     progress = Progress(total_steps, step, images=config.batch_size)
@@ -318,7 +313,9 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
                 loss_sum += loss
                 divergence.watch(step, loss, *([] if scaler.is_enabled() else [norm]))
                 after("step", step)
-                stop_if_requested(step)
+                if number := stop.requested(step):
+                    save_last()
+                    raise Stopped(number, run_dir.path)
                 if ranks.first and run_dir.due(step):
                     save_last()
                 if progress.due():  # seldom: reading the loss makes the device wait
@@ -331,7 +328,9 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
             divergence.require_none(config, scaler)
             result = evaluation(data.val)
             after("evaluation", step)
-            stop_if_requested()
+            if number := stop.requested():
+                save_last()
+                raise Stopped(number, run_dir.path)
             score = result[result["monitor"]]
             is_best = epoch == 1 or score > best  # the first in any case, even if it is nan
             best = score if is_best else best

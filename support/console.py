@@ -109,7 +109,7 @@ def option(default, help: str, convert: Callable | None = None, **more):
 
 
 def add_options(parser: argparse.ArgumentParser, config: type):
-    """Give `parser` one option for each `option` field of a dataclass; its help ends in the default.
+    """Give `parser` an option for each `option` field of a dataclass; its help ends in the default.
 
     An option that is not given is absent from the parsed namespace.
     """
@@ -166,7 +166,9 @@ def share(text: str) -> float:
 def size(text: str) -> tuple[int, int]:
     """A converter for argparse: "HxW" to (height, width) in pixels."""
     if not re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size, height x width, such as 375x1242")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size, height x width, such as 375x1242"
+        )
     height, width = map(int, text.split("x"))
     return height, width
 
@@ -200,15 +202,16 @@ class Progress:
         self.total, self.done, self.first, self.images = total, done, done, images
         self.start = self.shown = time.perf_counter()
         self.live = sys.stdout.isatty()
+        self.pause = 0.5 if self.live else 30  # seconds between two lines
 
     def due(self) -> bool:
         """Count one more step. Returns whether it is time to show something."""
         self.done += 1
-        return self.late()
+        return time.perf_counter() - self.shown >= self.pause
 
     def late(self) -> bool:
         """Whether it is time to show something."""
-        return time.perf_counter() - self.shown >= (0.5 if self.live else 30)
+        return time.perf_counter() - self.shown >= self.pause
 
     def show(self, text: str, part: float = 0.0):
         """Show a text, the speed and the time left; `part` of the current step (0 to 1) is done."""

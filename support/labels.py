@@ -15,6 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 IGNORE = 255  # pixels with this label neither train nor count
+VOC_CLASSES = (
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
+    "motorbike person pottedplant sheep sofa train tvmonitor"
+).split()
 
 
 class Sample(NamedTuple):

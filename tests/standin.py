@@ -194,7 +194,7 @@ class Dispatch(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """autocast; and functions that would put a plain number on the device `meta`, where it is lost."""
+    """autocast; and functions that would put a plain number on `meta`, where it is lost."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         def number(x, dtype):

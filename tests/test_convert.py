@@ -18,7 +18,7 @@ from torch import nn
 from fcn import FCN8s
 from support.checkpoint import read_tensors
 from support.console import InputError
-from support.datasets.published import VOC_CLASSES
+from support.labels import VOC_CLASSES
 from vgg import IMAGE_MEAN, IMAGE_STD, VGG16
 from weights import convert as module
 from weights.convert import convert, download

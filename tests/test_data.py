@@ -54,13 +54,13 @@ def test_hold_out_takes_its_share_of_each_group_in_any_order_and_place(counts, s
         ]
 
     here, there = samples(Path("/here")), samples(Path("/elsewhere"))
-    train, val = hold_out(Path("/here"), here, seed)
+    train, val = hold_out(here, seed)
     assert sorted(train + val) == sorted(here) and train and val
     for group, count in groups.items():
         held = sum(sample.group == group for sample in val)
         assert abs(held - HELD_OUT_SHARE * count) <= 0.5 or held == len(val) == 1
     moved = there[turn % len(there) :] + there[: turn % len(there)]
-    assert set(stems(hold_out(Path("/elsewhere"), moved, seed)[1])) == set(stems(val))
+    assert set(stems(hold_out(moved, seed)[1])) == set(stems(val))
 
 
 @pytest.mark.parametrize(
@@ -250,13 +250,17 @@ def ids_with_gaps(root):
     "make, options, says",
     [
         (lambda root: None, {}, "no data set found here; known layouts are KITTI Road"),
-        (lambda root: own(root, "a"), {}, "there is one labelled image; two at least"),
-        (listed_twice, {}, "images/b.jpg: is listed for training and again"),
+        (lambda root: own(root, "a"), {}, "a.jpg: is the only labelled image; two at least"),
+        (listed_twice, {}, "images/b.jpg: is listed for training and for validation"),
         (ids_with_gaps, {}, "ids up to 200.*classes.txt"),
         (lambda root: own(root, "abc"), {"task": "lane"}, "--task lane"),
         (lambda root: own(root, "abc"), {"classes": "cat"}, "--classes cat"),
         (lambda root: own(root, "abc"), {"images": "a/*.jpg"}, "--images and --masks: go together"),
-        (lambda root: voc(root, train="12", val="2"), {}, "2.jpg: is listed for training and"),
+        (
+            lambda root: voc(root, train="12", val="2"),
+            {},
+            "2.jpg: is listed for training and for validation",
+        ),
         (lambda root: voc(root, train="12"), {}, "val.txt: cannot be read as a list"),
     ],
 )

@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import lively, saved
 from PIL import Image
+from support.inference.segment import segment
 
 import export
 from fcn import FCN8s
 from support.checkpoint import read_tensors, save_tensors
 from support.device import normalise
-from support.inference.segment import segment
 
 SIZES = ((1, 33, 47), (2, 70, 90), (1, 97, 131), (1, 128, 160), (3, 200, 333), (1, 32, 32))
 FORMATS = [

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fcn import FCN8s, bilinear_kernel, cross_entropy, fuse
 from support.checkpoint import write_checkpoint
 from support.console import InputError
-from support.device import recompute
+from support.device import checkpoint_activations
 from support.labels import IGNORE
 
 SIZES = st.integers(1, 200)
@@ -93,7 +93,7 @@ def test_recomputing_activations_gives_the_same_gradients(seed, height, width, p
 
     kept = gradients()
     assert any(gradient.any() for gradient in kept)
-    recompute(net.vgg)
+    checkpoint_activations(net.vgg)
     assert all(torch.equal(a, b) for a, b in zip(kept, gradients(), strict=True))
 
 
@@ -102,7 +102,7 @@ def test_the_network_compiles_as_one_graph_with_the_same_gradients(again):
     """Traced as torch.compile does it, without the C++ compiler that would make kernels of it."""
     net = randomise_scores(FCN8s(3, width=1 / 32, fc_channels=8, dropout=0)).train()
     if again:
-        recompute(net.vgg)
+        checkpoint_activations(net.vgg)
     image, labels = torch.randn(1, 3, 40, 50), torch.randint(0, 3, (1, 40, 50))
 
     def gradients(model):

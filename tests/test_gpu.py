@@ -1,74 +1,29 @@
-"""make gpu: one part that fails does not keep the others from running, and the report says so. Its
-parts run here in small.
-"""
-
-import subprocess
+"""tools/gpu.py: a part that fails does not keep the others from running, and the report says so."""
 
 import pytest
-from conftest import log_of
+import torch
 
-from tools import gpu
-from tools.gpu import Report, killed
-
-TINY = [
-    "--width",
-    "0.0625",
-    "--fc-channels",
-    "16",
-    "--crop",
-    "32x64",
-    "--weights",
-    "none",
-    "--workers",
-    "1",
-    "--device",
-    "cpu",
-    "--amp",
-    "off",
-]
+from tools.gpu import Report, main
 
 
-def test_every_part_runs_and_the_report_and_the_status_say_which_failed(
-    tmp_path, monkeypatch, capsys
-):
-    done = []
-
-    def run(self, *command, limit):
-        done.append(command)
-        if command[0] == "-m":
-            raise subprocess.TimeoutExpired(command, limit)
-
-    monkeypatch.setattr(Report, "run", run)
-    monkeypatch.setattr(
-        gpu, "trained", lambda report, out, *options, limit: done.append(("trained", *options))
-    )
-    monkeypatch.setattr(
-        gpu, "killed", lambda report, out, *options: done.append(("killed", *options))
-    )
-    assert (
-        gpu.main(["--device", "cpu", "--out", str(tmp_path / "out"), "--data", "camvid", "--small"])
-        == 1
-    )
-    said = (tmp_path / "out/report.txt").read_text()
-    assert said == capsys.readouterr().out and said.endswith("failed: tests\n")
-    assert [command[0] for command in done] == ["-m", "trained", "trained", "killed"]
-    assert "--data" in done[2] and all("cpu" in command for command in done[1:])
-    assert "fc6 as one matrix product" in said and "each by itself" in said
+def test_parts_that_fail_are_reported_and_the_others_run(tmp_path):
+    report = Report(tmp_path / "new/report.txt")
+    report.run("good", 60, "-c", "print('all is well')")
+    report.run("bad", 60, "-c", "import sys; sys.exit('no such thing')")
+    report.run("slow", 0.1, "-c", "while True: pass")
+    report.run("impossible", 60, "-c", "null byte: \0")
+    report.run("last", 60, "-c", "print('the end')")
+    said = (tmp_path / "new/report.txt").read_text()
+    assert report.failed == ["bad", "slow", "impossible"]
+    assert "all is well\n\n[good: done" in said and "no such thing\n\n[bad: FAILED: " in said
+    assert said.index("[slow: FAILED") < said.index("the end\n\n[last: done")
 
 
-def test_a_run_is_killed_and_resumed_and_ends_like_one_that_was_not(scenes, tmp_path, capsys):
-    killed(Report(tmp_path / "report.txt"), tmp_path, "--data", str(scenes), *TINY)
-    assert (
-        log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
-        and len(log_of(tmp_path / "whole")) == 4
-    )
-    assert "going on after step" in (tmp_path / "report.txt").read_text()
-
-
-def test_without_a_gpu_or_an_empty_folder_nothing_is_begun(tmp_path, capsys):
+def test_nothing_is_begun_without_a_gpu_or_an_empty_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(SystemExit):
-        gpu.main(["--out", str(tmp_path), "--device", "cpu"])
-    assert "is not empty" in capsys.readouterr().err
-    assert gpu.main(["--out", str(tmp_path / "new"), "--device", "tpu"]) == 2
-    assert "--device tpu" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    for out, reason in ((tmp_path, "is not empty"), (tmp_path / "new", "finds no CUDA GPU")):
+        with pytest.raises(SystemExit):
+            main(["--out", str(out)])
+        assert reason in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

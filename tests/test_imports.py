@@ -3,17 +3,30 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
 from conftest import ROOT
 
-FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("support/*.py"), *ROOT.glob("weights/*.py")])
+FILES = {
+    str(path.relative_to(ROOT).with_suffix("")).replace("/", "."): path
+    for pattern in ("*.py", "support/**/*.py", "weights/*.py", "tools/*.py")
+    for path in ROOT.glob(pattern)
+}
+NO_TORCH = ["data", "kitti", "metrics", "support.draw", "support.prefetch"]
+NO_TORCH += [name for name in FILES if name.startswith("support.datasets.")]
+# Packages that a file asks for by name if they are missing.
+OPTIONAL = {
+    "export": {"onnxruntime"},
+    "tools.bench": {"onnxruntime", "openvino"},
+    "weights.convert": {"safetensors"},
+}
 
 
-def imported(file):
+def imported(name):
     """The names of all modules that a file imports, anywhere in it."""
     names = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -21,38 +34,31 @@ def imported(file):
     return names
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_only_the_packages_of_the_requirements_are_imported_and_nothing_imports_the_scripts_at_the_top(
-    file,
-):
-    names = imported(file)
-    ours = {path.stem for path in ROOT.glob("*.py")} | {"support", "weights"}
-    formats = {"export.py": {"onnxruntime"}, "bench_peers.py": {"onnxruntime", "openvino"}}.get(
-        file.name, set()
-    )  # asked for by name
-    assert {name.split(".")[0] for name in names} <= {
-        "torch",
-        "numpy",
-        "PIL",
-        *ours,
-        *formats,
-        *sys.stdlib_module_names,
-    }
-    assert names.isdisjoint({"train", "predict", "export"})
+def test_imports_have_no_circle():
+    order = TopologicalSorter({name: imported(name) & FILES.keys() for name in FILES})
+    assert set(order.static_order()) == FILES.keys()  # raises CycleError
 
 
-@pytest.mark.parametrize(
-    "module", ["data", "support.pictures", "support.views", "support.draw", "support.roads"]
-)
-def test_reading_and_drawing_need_no_pytorch(module):
-    said = f"import {module}, sys; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("name", FILES)
+def test_only_the_required_packages_are_imported(name):
+    ours = {file.partition(".")[0] for file in FILES}
+    known = {"torch", "numpy", "PIL", *ours, *OPTIONAL.get(name, ()), *sys.stdlib_module_names}
+    assert {module.partition(".")[0] for module in imported(name)} <= known
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("support.")])
+def test_nothing_in_support_imports_the_scripts(name):
+    assert imported(name).isdisjoint({"train", "predict", "export"})
+
+
+def test_the_network_needs_next_to_nothing():
+    ours = {name: imported(name) & FILES.keys() for name in ("vgg", "fcn")}
+    assert ours["vgg"] == {"support.dense"}
+    assert ours["fcn"] == {"vgg", "support.labels", "support.checkpoint", "support.console"}
+    said = "import fcn, sys; sys.exit('support.checkpoint' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", said], cwd=ROOT).returncode == 0
 
 
-def test_the_table_of_contents_of_support_names_every_file():
-    contents = (ROOT / "support/__init__.py").read_text(encoding="utf-8")
-    assert [
-        file.name
-        for file in ROOT.glob("support/*.py")
-        if file.name != "__init__.py" and file.name not in contents
-    ] == []
+def test_reading_scoring_and_drawing_need_no_pytorch():
+    said = f"import {', '.join(NO_TORCH)}, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", said], cwd=ROOT).returncode == 0

@@ -20,19 +20,23 @@ from kitti import (
     CATEGORIES,
     bird_cells,
     bird_view,
+    calibration_of,
     find,
     histogram,
     homography,
     maxf_ap,
     read_label,
     road_scores,
+    score_folder,
     write_submission,
 )
+from metrics import Scores
 from support.console import InputError
 from support.datasets import synthetic
-from support.labels import IGNORE
+from support.labels import IGNORE, Sample
 
 CALIBRATION = "training/calib/um_000000.txt"
+ROAD_TASK = SimpleNamespace(task="road")
 TRUTH = "training/gt_image_2/um_road_000000.png"
 
 
@@ -236,16 +240,26 @@ def test_perfect_maps_score_perfectly_in_both_spaces(scenes, results, tmp_path, 
         assert scores == [1, 1, 1, 1, 0, 0]
 
 
-def test_birds_eye_views_score_like_the_maps_they_show(scenes, results, tmp_path, command):
-    rng = np.random.default_rng(0)
-    for file in results.iterdir():
-        noisy = np.asarray(Image.open(file)) // 2 + rng.integers(0, 128, (120, 400))
+def test_maps_score_like_their_birds_eye_views_and_in_training(scenes, results, tmp_path):
+    rng, scores = np.random.default_rng(0), Scores(["not road", "road"], 1)
+    for sample in find(scenes.parent, ROAD_TASK).train:
+        file, truth = results / sample.label.name, read_label(sample.label)
+        noisy = np.asarray(Image.open(file)) // 4 + rng.integers(0, 192, truth.shape, np.uint8)
+        scores.update(sample, noisy // 128, truth, noisy)
+        above = bird_view(noisy, bird_cells(calibration_of(sample.image), *truth.shape), 0)
         picture(file, noisy)
-        cells = bird_cells(scenes / "calib" / f"{file.stem.replace('_road', '')}.txt", 120, 400)
-        picture(tmp_path / "above" / file.name, bird_view(noisy, cells, 0))
-    from_image = command("kitti.py", results, scenes, "--space", "bev")
-    assert from_image[0] == 0 and "bird's eye" in from_image[1]
-    assert command("kitti.py", tmp_path / "above", scenes) == from_image
+        picture(tmp_path / "above" / file.name, above)
+    from_above = score_folder(results, scenes, "bev")
+    assert score_folder(tmp_path / "above", scenes) == from_above
+    assert score_folder(results, scenes) | from_above == scores.result()["road"]
+
+
+def test_only_kitti_is_scored_from_above(tmp_path):
+    (tmp_path / "calib").mkdir()
+    (tmp_path / "calib/1.txt").write_text("of another kind")
+    scores, road = Scores(["background", "path"], 1), np.ones((2, 2), np.uint8)
+    scores.update(Sample(tmp_path / "images/1.png", tmp_path / "masks/1.png", ""), road, road, road)
+    assert list(scores.result()["road"]) == [("image", "all")]
 
 
 @pytest.mark.parametrize(
@@ -274,12 +288,16 @@ def test_only_the_birds_eye_view_needs_a_calibration(scenes, results, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["a"], ["none", "none"], [".", "."], ["a", "b", "--space", "moon"]]
+    "arguments, said",
+    [
+        ([], "RESULTS_DIR"),
+        (["{}/gt_image_2", "none"], "no such folder"),
+        (["none", "{}"], "no such folder"),
+        (["{}/image_2", "{}"], "holds no map named as a ground truth"),
+        (["{}", "{}", "--space", "moon"], "--space"),
+    ],
 )
-def test_a_command_without_maps_to_score_says_so_in_one_line(
-    tmp_path, monkeypatch, command, arguments
-):
-    monkeypatch.chdir(tmp_path)
-    status, out, error = command("kitti.py", *arguments)
-    assert status == 2 and not out
+def test_a_command_without_maps_to_score_says_so_in_one_line(scenes, command, arguments, said):
+    status, out, error = command("kitti.py", *(text.format(scenes) for text in arguments))
+    assert status == 2 and not out and said in error
     assert error.startswith("kitti.py: error: ") and error.count("\n") == 1

@@ -67,12 +67,13 @@ def test_scores_pool_the_pixels_of_all_images(images, road):
         return found
 
     parts = [scores(**{f"image {i}": pixels}) for i, (_, pixels) in enumerate(images)]
-    result = sum(pickle.loads(pickle.dumps(parts)), scores()).result()
+    total = sum(pickle.loads(pickle.dumps(parts)), scores())
+    result = total.result()
     pooled = scores(all=np.concatenate([pixels for _, pixels in images], axis=1)).result()
     if road:
         assert result["road"]["image", "all"].pop("images") == len(images)
         pooled["road"]["image", "all"].pop("images")
-    assert repr(result) == repr(pooled)
+    assert repr(result) == repr(pooled) and len(total.rows()) == len(images)
 
 
 def test_rows_are_the_images_with_the_worst_first():

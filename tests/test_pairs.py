@@ -107,7 +107,7 @@ def test_a_letter_that_systems_write_in_two_ways_is_one(tmp_path):
 
 @pytest.mark.parametrize(
     "wrong",
-    "valid/{} {}/valid {}/training training/{} testing/{} {}/val {}/test val/{} Val/{} {}/Train".split(),
+    "valid/{} {}/valid {}/training training/{} testing/{} {}/val {}/test val/{} Val/{}".split(),
 )
 def test_parts_under_other_names_are_refused_not_mixed_or_left_out(tmp_path, wrong):
     plain = "{}" if wrong.startswith("{}") or wrong == "val/{}" else "train/{}"
@@ -317,11 +317,10 @@ def test_a_part_that_is_not_listed_comes_from_the_rest(tmp_path, parts):
         ("train.txt", "1\n9\n", "train.txt: names '9', and one image must have this name"),
         ("train.txt", "7\n", "train.txt: names '7', and one image must have this name"),
         ("val.txt", "\xff", "val.txt: cannot be read as a list of images"),
-        ("val.txt", "3\n1\n", "1.png: is listed for training and again for validation or test"),
-        ("test.txt", "1\n", "1.png: is listed for training and again for validation or test"),
+        ("val.txt", "3\n1\n", "1.png: is listed for training and for validation"),
+        ("test.txt", "3\n", "3.png: is listed for validation and for test"),
         ("train.txt", "5\n", "5.png: there is no mask named 5"),
         ("val.txt", "\n", "val.txt: names no images"),
-        ("val.txt", "0\n1\n2\n3\n", "is listed for training and again"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused_by_name(tmp_path, file, text, says):
@@ -334,3 +333,11 @@ def test_a_list_that_cannot_be_used_is_refused_by_name(tmp_path, file, text, say
     with pytest.raises(InputError, match=says) as error:
         find(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_lists_that_leave_nothing_to_train_on_are_refused(tmp_path):
+    for i in range(3):
+        pair(tmp_path / f"images/{i}.png", tmp_path / f"masks/{i}.png")
+    (tmp_path / "val.txt").write_text("0\n1\n2\n")
+    with pytest.raises(InputError, match="no image is left for the training set"):
+        find(tmp_path)

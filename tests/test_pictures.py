@@ -17,7 +17,7 @@ from support.labels import IGNORE, Sample
 
 
 def turned(path, pixels, orientation):
-    """A picture as a camera stores it that was held in this way: upright once its tag is followed."""
+    """A picture as a camera stores it that was held this way: upright once its tag is followed."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(path, exif=exif)
@@ -133,19 +133,20 @@ def test_many_threads_read_all_pictures_though_few_fit_in_memory_at_once(tmp_pat
 
 
 def test_a_thread_waits_until_its_picture_has_room():
-    room, order = Room(250), []
+    room = Room(250)
 
-    def second():
+    def decode():
         with room.take(100):
-            order.append("second")
+            return "decoded"
 
-    with ThreadPoolExecutor(1) as pool, room.take(1000):
-        waiting = pool.submit(second)
-        order.append("first")
-        assert not waiting.done()
-    assert order == ["first", "second"]
-    with pytest.raises(ZeroDivisionError), room.take(250):
-        1 / 0
+    with ThreadPoolExecutor(1) as pool:
+        with room.take(1000):  # of a picture that needs all the room
+            waiting = pool.submit(decode)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.05)
+        assert waiting.result() == "decoded"
+    with pytest.raises(InputError), room.take(250):
+        raise InputError("a picture that cannot be decoded")
     assert room.left == 250
 
 

@@ -15,8 +15,8 @@ from standin import OnGpu, standin
 import predict
 import train
 from support.checkpoint import read_tensors
-from support.device import default_amp, on_device, pick_device
-from support.training.batches import Batches, collate
+from support.device import default_amp, pick_device
+from support.training.batches import Batches
 from support.training.distributed import Ranks
 
 TINY = (
@@ -146,7 +146,7 @@ def test_fp32_is_not_tf32_and_bf16_is_for_new_gpus(monkeypatch):
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
-# ---- the stand-in itself: what a GPU would answer with a wrong number once in a thousand steps ----
+# ---- the stand-in itself: what a GPU answers with a wrong number once in a thousand steps ----
 
 
 def test_the_stand_in_counts_what_waits(monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, kill_at_evaluation, log_of, same
 from PIL import Image
+from support.inference.segment import segment
 
 import predict
 import train
@@ -23,7 +24,6 @@ from fcn import FCN8s, cross_entropy
 from support.checkpoint import read_tensors, save_tensors
 from support.console import InputError
 from support.draw import draw_curves
-from support.inference.segment import segment
 from support.labels import IGNORE
 from support.training import initialise as start
 from support.training import options

@@ -41,8 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 from fcn import FCN8s
 from support.checkpoint import read_tensors
 from support.console import InputError, Parser, one_line
-from support.datasets.published import VOC_CLASSES
 from support.files import atomic, sha256
+from support.labels import VOC_CLASSES
 from vgg import IMAGE_MEAN, IMAGE_STD, VGG16
 
 HERE = Path(__file__).resolve().parent

@@ -102,7 +102,7 @@ def describe(counts: Counts, data: DataSet) -> str:
         )
         if noun == "colour" and len(kinds) > max(16, 2 * len(data.classes)):
             lines.append(
-                f"warning: {len(kinds)} colours or more are none of classes.txt: edges that were "
+                f"warning: {len(kinds)} colours are none of classes.txt: edges that were "
                 "smoothed (anti-aliasing)? Save the masks with hard edges"
             )
     return "\n".join(lines)

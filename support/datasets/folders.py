@@ -34,26 +34,8 @@ def find(root: Path, options) -> DataSet:
         elif (root / "train" / "images").is_dir():
             patterns = "{split}/images/**/*", "{split}/masks/**/*"
         require_names_of_parts(root, "{split}" in patterns[0])
-    lists = {part: root / f"{part}.txt" for part in PARTS if (root / f"{part}.txt").is_file()}
-    parts, how = {part: [] for part in PARTS}, ""
-    if "{split}" in patterns[0]:
-        how = f", by folders{', not by lists' if lists else ''}"
-        for part in PARTS:
-            pairs = find_pairs(root, *(pattern.replace("{split}", part) for pattern in patterns))
-            # The masks of a test set are often not published; then there is nothing to score.
-            if part == "train" or pairs.masks or pairs.images and part == "val":
-                parts[part] = matched(pairs)
-    else:
-        pairs = find_pairs(root, *patterns)
-        keys = {part: chosen(pairs, file, root) for part, file in lists.items()}
-        keys.setdefault("train", pairs.images.keys() - set().union(*keys.values()))
-        if lists:
-            unused = len(pairs.images.keys() - set().union(*keys.values()))
-            how = f", as {', '.join(file.name for file in lists.values())} list them"
-            how += f" ({counted(unused, 'picture')} in no list)" if unused else ""
-        for part in keys:
-            parts[part] = matched(pairs, keys[part] if lists else None)
-
+    by_folder = "{split}" in patterns[0]
+    parts, how = (parts_by_folder if by_folder else parts_by_list)(root, *patterns)
     table = root / "classes.txt"
     if table.is_file():
         classes, colours = read_classes(table)
@@ -62,8 +44,37 @@ def find(root: Path, options) -> DataSet:
         classes, colours = count_classes(parts["train"] + parts["val"], table), {}
         named = "counted in the masks"
     summary = f"{root}: images and masks{how}, {counted(len(classes), 'class')} {named}"
-    read_label = mask_reader(classes, colours)
-    return DataSet(summary, classes, parts["train"], parts["val"], read_label, test=parts["test"])
+    return DataSet(summary, classes, read_label=mask_reader(classes, colours), **parts)
+
+
+def parts_by_folder(root: Path, images: str, masks: str) -> tuple[dict[str, list[Sample]], str]:
+    """The samples of each part, for patterns with {split}, and words on that for the summary."""
+    parts = {}
+    for part in PARTS:
+        pairs = find_pairs(root, images.replace("{split}", part), masks.replace("{split}", part))
+        # The masks of a test set are often not published; then there is nothing to score.
+        is_there = part == "train" or pairs.masks or pairs.images and part == "val"
+        parts[part] = matched(pairs) if is_there else []
+    return parts, ", by folders"
+
+
+def parts_by_list(root: Path, images: str, masks: str) -> tuple[dict[str, list[Sample]], str]:
+    """The samples of each part as lists name them, and words on that for the summary.
+
+    Without a list of the training set, all images that are in no list belong to it.
+    """
+    pairs = find_pairs(root, images, masks)
+    lists = [root / f"{part}.txt" for part in PARTS if (root / f"{part}.txt").is_file()]
+    if not lists:
+        return {"train": matched(pairs), "val": [], "test": []}, ""
+    keys = {file.stem: chosen(pairs, file, root) for file in lists}
+    unused = pairs.images.keys() - set().union(*keys.values())
+    how = f", as {', '.join(file.name for file in lists)} list them"
+    if "train" not in keys:
+        keys["train"] = unused
+    elif unused:
+        how += f" ({counted(len(unused), 'picture')} in no list)"
+    return {part: matched(pairs, keys.get(part, set())) for part in PARTS}, how
 
 
 def require_names_of_parts(root: Path, by_folder: bool):

@@ -10,12 +10,8 @@ from support.console import InputError, counted
 from support.datasets.classes import mask_reader, read_classes
 from support.datasets.folders import find_pairs, matched, read_list
 from support.datasets.images import read_mask
-from support.labels import IGNORE, DataSet, Sample
+from support.labels import IGNORE, VOC_CLASSES, DataSet, Sample
 
-VOC_CLASSES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
-    "motorbike person pottedplant sheep sofa train tvmonitor"
-).split()
 # The classes of Cityscapes' benchmark and their ids in *_labelIds.png; all other ids are ignored.
 CITYSCAPES = {
     "road": 7,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from support.datasets.augment import SCALE_RANGE, augment, view_size
-from support.datasets.images import Reader
 from support.device import on_device
 from support.labels import IGNORE, Sample
 from support.prefetch import prefetch
@@ -20,6 +19,7 @@ from vgg import IMAGE_MEAN
 class Batches:
     """Iterates over this process's shard of every batch of an epoch, on the device.
 
+    reader     from a sample to its image and label map, see Reader
     samples    the training set; each comes once, in a random order, in a random view
     skip       batches at the beginning of the epoch that are left out: a resumed run has had them
     config     of train.py: seed, batch_size, resize, crop, augment, colours and flip
@@ -32,7 +32,7 @@ class Batches:
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Callable,
         samples: list[Sample],
         epoch: int,
         config,

@@ -16,7 +16,6 @@ from fcn import FCN8s
 from support.console import InputError, Parser, add_options, positive
 from support.device import default_amp
 from support.labels import DataSet
-from support.training.initialise import default_fc_channels
 
 # What --resume may change: the length of the run (the learning rate follows), where the same images
 # lie, what depends on the machine and changes rounding at most.
@@ -136,3 +135,14 @@ def resolve(config, data: DataSet, sizes: dict, weights: dict | None, device):
         # On a processor, 60 epochs of KITTI Road would take 5 to 14 hours. Small data sets get
         # more epochs: 1,200 steps at least.
         config.epochs = max(14 if device.type == "cpu" else 60, math.ceil(1200 / steps))
+
+
+def default_fc_channels(weights: dict | None) -> int:
+    """The channels of fc6 and fc7 that suit a file of weights, see `read_weights`."""
+    if weights is None:
+        return 4096
+    if "model" in weights:
+        return weights["config"]["fc_channels"]
+    if "fc6.bias" in weights:
+        return weights["fc6.bias"].numel()
+    return 512  # convolutions alone: as many as pool5 has, for identity_init; more scored no better

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import torch
 
-from fcn import FCN8s
 from metrics import Scores, iou_cell, report
 from support.checkpoint import read_checkpoint
 from support.console import counted
-from support.datasets.images import Reader
 from support.device import autocast_for, default_workers
 from support.draw import draw_samples
 from support.inference.predictor import Predictor
@@ -25,6 +23,7 @@ from support.training.signals import Stop, Stopped
 class Evaluation:
     """evaluation(samples) scores the network on whole images, one at a time.
 
+    reader       from a Sample to its image and label map, see Reader
     criterion    from scores [1, C, H, W] and labels [1, H, W] to the mean loss over the pixels
     config       of train.py: amp, device and workers
     stop         once a signal has come, the remaining images are left out: the result is not used
@@ -32,9 +31,9 @@ class Evaluation:
 
     def __init__(
         self,
-        net: FCN8s,
+        net: torch.nn.Module,
         data: DataSet,
-        reader: Reader,
+        reader: Callable,
         criterion: Callable,
         config,
         ranks: Ranks,

@@ -88,17 +88,6 @@ def initialise(net: FCN8s, config, weights: dict | None, path: Path, image: np.n
         print(f"blocks 1 to {config.freeze} of VGG16 are frozen (--freeze)")
 
 
-def default_fc_channels(weights: dict | None) -> int:
-    """The channels of fc6 and fc7 that suit what `read_weights` returned."""
-    if weights is None:
-        return 4096
-    if "model" in weights:
-        return weights["config"]["fc_channels"]
-    if "fc6.bias" in weights:
-        return weights["fc6.bias"].numel()
-    return 512  # convolutions alone: as many as pool5 has, for identity_init; more scored no better
-
-
 def load_imagenet(net: VGG16, weights: dict, path: Path) -> str:
     """Load converted ImageNet weights into `net`. Returns one line on what was loaded.
 

@@ -6,14 +6,13 @@ import math
 
 import torch
 
-from fcn import FCN8s
 from support.console import InputError
 from support.training.distributed import Ranks
 
 DIVERGED = 1.5  # times ln C. With class weights, the first loss differs from ln C by up to a third
 
 
-def sgd(net: FCN8s, momentum: float, weight_decay: float) -> torch.optim.SGD:
+def sgd(net: torch.nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:
     """SGD over the parameters that are not frozen (paper, section 4.3).
 
     Biases are not decayed and learn at twice the rate (`lr_mult`), a convention of Caffe that the
