@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or left without room on its disk ends as if nothing had happened."""
+"""Stop a run, kill it, fill its disk: it ends as if nothing had happened."""
 
 import csv
 import errno
@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from functools import partial
 from itertools import pairwise
@@ -358,7 +359,7 @@ def test_two_runs_in_one_folder_are_refused(begin, tmp_path, capsys):
 def test_two_runs_without_out_get_a_folder_each(scenes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["--data", str(scenes), *TINY, "--epochs", "1"]
-    assert train.main([*command, "--crop", "900x900"]) == 2
+    assert train.main([*command, "--resize", "9000"]) == 2
     assert not (tmp_path / "runs").exists()  # a run that cannot begin leaves no folder
     assert train.main(command, at("step", 1, lambda: train.main(command))) == 0
     assert {path.parent.name for path in tmp_path.rglob("best.pt")} == {"scenes", "scenes-2"}
@@ -515,7 +516,7 @@ def test_checkpoints_take_2_percent_and_come_as_often_as_that_allows(
     times = begun["last.pt"]
     # The duration of the first one is not known before it is written.
     assert (len(times) - 1) * save_takes <= end / PAUSE
-    # They come when steps or seconds are full, or, after one that took long, the next time they are.
+    # They come when steps or seconds are full; after one that took long, the next time they are.
     due = min(SAVE_STEPS * step_takes, SAVE_SECONDS)
     assert longest(times, end) <= max(due, PAUSE * save_takes) + save_takes + due + step_takes
 
@@ -563,3 +564,41 @@ def test_best_is_on_the_disk_before_the_last_that_counts_on_it(tmp_path, monkeyp
         files.save_best({"epoch": 3})
     names = [("best.pt", 1), ("best.pt", 2), ("last.pt", 2), ("best.pt", 3)]
     assert replaced == names
+
+
+def test_a_gpu_goes_on_during_a_write_and_the_file_has_the_old_tensors(tmp_path, monkeypatch):
+    save, disk, weights = torch.save, threading.Event(), torch.zeros(3)
+
+    def slow(content, file):
+        assert disk.wait(60)
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", slow)
+    with run_dir(tmp_path, device="cuda") as files:
+        for step in (1, 2):  # the call returns although the disk does not
+            files.save_last({"model": {"w": weights.fill_(step)}})
+        weights.fill_(9)  # the next step changes them
+        disk.set()
+    for step, name in (1, "before.pt"), (2, "last.pt"):
+        assert read_tensors(tmp_path / name)["model"]["w"].tolist() == [step] * 3
+
+
+@DEVICES
+def test_a_failed_write_ends_the_run_and_best_is_on_the_disk(tmp_path, monkeypatch, device):
+    save, ticks = torch.save, iter(range(10**6))
+
+    def full(content, file):
+        if "last.pt" in file.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    last = "last.pt: cannot be written .No space left"
+    with pytest.raises(InputError, match=last), run_dir(tmp_path, device=device) as files:
+        for epoch in (1, 2):  # the second one waits
+            files.save_best({"epoch": epoch})
+        files.save_last({})
+        for _ in range(3):  # a thread fails later
+            files.save_last({})
+    assert read_tensors(tmp_path / "best.pt")["epoch"] == 2
