@@ -14,7 +14,7 @@ from conftest import lively, needs_int8, randomise_scores, saved, small
 from PIL import Image
 
 import predict
-from data import find
+from data import DataOptions, find
 from fcn import FCN8s
 from support.checkpoint import read_checkpoint, write_checkpoint
 from support.datasets import synthetic
@@ -414,17 +414,11 @@ def test_a_data_set_is_read_with_the_options_of_the_training(scenes, tmp_path, c
         path = checkpoint(tmp_path / "best.pt", ["not road", "road"], settings=settings)
         out = tmp_path / f"out {seed}"
         assert run(path, "--data", scenes, "--out", out, "--only", "mask") == 0
-        held_out = find(scenes, predict_options(split_seed=seed)).val
+        held_out = find(scenes, DataOptions(split_seed=seed)).val
         assert files(out / "mask") == {f"{sample.label.stem}.png" for sample in held_out}
         said.append(capsys.readouterr().out)
     assert all("URBAN     image" in text and "URBAN     bird's eye" in text for text in said)
     assert files(tmp_path / "out 0") != files(tmp_path / "out 3")
-
-
-def predict_options(**given):
-    from data import DataOptions
-
-    return DataOptions(**given)
 
 
 def test_the_threshold_of_maxf_gives_the_precision_and_recall_beside_it(
@@ -454,6 +448,7 @@ def test_scores_of_images_that_the_network_was_trained_on_are_called_too_good(tm
     for split, warned in (("val", True), ("train", False)):
         assert run(path, "--data", root, "--out", tmp_path / "out", "--split", split) == 0
         error = capsys.readouterr().err
+        assert error.count("\n") == warned
         assert ("trained on 1 of these 2 images, as images/1.png" in error) == warned
 
 
