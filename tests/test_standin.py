@@ -20,7 +20,7 @@ from support.training.batches import Batches
 from support.training.distributed import Ranks
 
 TINY = (
-    "--width 0.03125 --fc-channels 8 --weights none --workers 1 --batch-size 2 --dropout 0 "
+    "--width 0.0625 --fc-channels 16 --weights none --workers 1 --batch-size 2 --dropout 0 "
     "--amp off --epochs 1"
 ).split()
 CUDA = torch.device("cuda:0")
