@@ -10,7 +10,8 @@ It is strict about these things:
   from pinned memory, and operations whose result has a size that depends on the numbers.
 - Each stream has a clock, and an event is a time on it. Using a tensor fails on a stream that has
   not waited for the one that wrote it. `faults` notes memory that is freed while another stream may
-  still use it (`record_stream`), and pinned memory of threads that have not chosen a GPU.
+  still use it (`record_stream`).
+- `pinning` are the threads that have taken pinned memory, `chosen` those that have chosen a GPU.
 
 It cannot show speed, cuDNN's choices and rounding, the memory of a GPU, NCCL and torch.compile. A
 network that moves there gets new parameters; on a GPU it keeps them.
@@ -106,7 +107,7 @@ class State:
         self.default = self.current = Stream()
         self.memory, self.waits, self.faults = WeakValueDictionary(), Counter(), []
         self.pinned = set()  # addresses of pinned memory
-        self.threads = set()  # threads that have chosen a GPU
+        self.pinning, self.chosen = set(), set()  # threads
 
 
 gpu = State()
@@ -150,7 +151,9 @@ def compute(function, args, kwargs):
         x.memory.write()
 
     def outer(x):
-        return inner.get(id(x)) or OnGpu(x) if isinstance(x, torch.Tensor) and to_gpu else x
+        if not isinstance(x, torch.Tensor) or not to_gpu:
+            return x
+        return inner[id(x)] if id(x) in inner else OnGpu(x)
 
     return tree_map(outer, result)
 
@@ -162,7 +165,7 @@ def check_devices(function, name, tensors, there):
     elif (
         any(x.is_meta for x in here)
         or there
-        and (any(x.dim() for x in here) or name.endswith("_") and tensors[0] in here)
+        and (any(x.dim() for x in here) or here and name.endswith("_") and tensors[0] is here[0])
     ):
         raise RuntimeError(f"{function}: some tensors are on cuda:0 and some on the processor")
 
@@ -233,14 +236,13 @@ def standin(monkeypatch, capability=(9, 0)):
         tensor = empty(*size, **more)
         if pin_memory:
             gpu.pinned.add(tensor.untyped_storage().data_ptr())
-            if threading.get_ident() not in gpu.threads:
-                gpu.faults.append("pinned memory of a thread that has not chosen a GPU")
+            gpu.pinning.add(threading.get_ident())
         return tensor
 
     for name, value in {
         "is_available": lambda: True,
         "_lazy_init": lambda: None,
-        "set_device": lambda device: gpu.threads.add(threading.get_ident()),
+        "set_device": lambda device: gpu.chosen.add(threading.get_ident()),
         "get_device_capability": lambda device=None: capability,
         "is_bf16_supported": lambda *more: True,
         "Stream": Stream,

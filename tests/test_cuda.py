@@ -14,76 +14,89 @@ from PIL import Image
 import predict
 import train
 from support.checkpoint import read_tensors
-from support.device import on_device
-from support.training.batches import collate
+from support.training.batches import Batches
+from support.training.distributed import Ranks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
-TINY = "--width 0.0625 --fc-channels 16 --weights none --lr 0.01 --workers 1".split()
+TINY = (
+    "--width 0.0625 --fc-channels 16 --crop 32x64 --weights none --lr 0.01 --workers 1 --epochs 1"
+).split()
+PAPER = [option for option in TINY if option not in ("--crop", "32x64")]
 
 
-def run(out, *options):
-    assert train.main([str(option) for option in ("--out", out, *options)]) == 0
+def trained(out, scenes, *options, tiny=TINY):
+    assert train.main(["--data", str(scenes), "--out", str(out), *tiny, *options]) == 0
     return read_tensors(out / "last.pt")
 
 
-def test_batches_reach_the_gpu_as_they_reach_the_processor():
+@pytest.mark.parametrize("workers", [0, 3])
+def test_batches_come_from_pinned_memory_as_on_the_processor(workers):
+    """Of many sizes and in order, though the copy of each runs beside the computation before it."""
     rng = np.random.default_rng(0)
-    pairs = [
-        collate([(rng.integers(0, 256, (h, w, 3), np.uint8), rng.integers(0, 3, (h, w), np.uint8))])
-        for h, w in rng.integers(1, 300, (20, 2))
+    sizes = rng.integers(1, 300, (20, 2))
+    pictures = [
+        (rng.integers(0, 256, (h, w, 3), np.uint8), rng.integers(0, 3, (h, w), np.uint8))
+        for h, w in sizes
     ]
-    here, there = (list(on_device(pairs, torch.device(name))) for name in ("cpu", "cuda"))
-    for (image, label), (image_there, label_there) in zip(here, there, strict=True):
-        assert image_there.is_cuda and label_there.dtype == torch.int64
-        assert torch.allclose(image_there.cpu(), image, atol=1e-5)
-        assert torch.equal(label_there.cpu(), label)
+    config = train.Config(batch_size=2, resize=1.0, crop="none", flip="yes")
+    args = pictures.__getitem__, range(20), 1, config, Ranks(), workers
+    here, there = (Batches(*args, torch.device(name)) for name in ("cpu", "cuda:0"))
+    busy = torch.zeros(2000, 2000, device="cuda")
+    for (images, labels), (images_there, labels_there) in zip(here, there, strict=True):
+        for _ in range(20):
+            busy = busy @ busy
+        assert images_there.is_cuda and labels_there.dtype == torch.int64
+        assert torch.allclose(images_there.cpu(), images, atol=1e-5)
+        assert torch.equal(labels_there.cpu(), labels)
 
 
 @pytest.mark.parametrize(
     "amp, pad, tolerance",
     [("off", 1, 1e-3), ("bf16", 1, 5e-2), ("bf16", 100, 5e-2), ("fp16", 1, 2e-2)],
 )
-def test_steps_on_the_gpu_are_those_of_the_processor(scenes, tmp_path, amp, pad, tolerance):
-    """Up to the digits of fp32 (not TF32), bf16 and fp16, after a few steps on the same views."""
-    options = ["--data", scenes, *TINY, "--lr", 0.002, "--dropout", 0, "--pad", pad]
-    options += ["--batch-size", 3, "--epochs", 1]
-    here = run(tmp_path / "cpu", *options, "--device", "cpu", "--amp", "off")
-    there = run(tmp_path / "cuda", *options, "--device", "cuda", "--amp", amp)
-    losses = [end["log"][0]["train_loss"] for end in (here, there)]
-    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
-    for layer in ("score_fr", "score_pool4", "score_pool3"):  # they start at zero
-        a, b = (end["model"][f"{layer}.weight"] for end in (here, there))
+def test_steps_are_those_of_the_processor(scenes, tmp_path, amp, pad, tolerance):
+    """Up to the digits of fp32 (not TF32), bf16 and fp16."""
+    few = ["--lr", "0.002", "--dropout", "0", "--batch-size", "3", "--pad", str(pad)]
+    here = trained(tmp_path / "cpu", scenes, *few, "--device", "cpu", "--amp", "off")
+    there = trained(tmp_path / "cuda", scenes, *few, "--device", "cuda", "--amp", amp)
+    losses = [saved["log"][0]["train_loss"] for saved in (there, here)]
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    # These layers start at zero: what they hold was learnt.
+    for layer in ("score_fr", "score_pool4", "score_pool3"):
+        a, b = (saved["model"][f"{layer}.weight"] for saved in (here, there))
         assert a.norm() > 0 and (a - b).norm() <= 4 * tolerance * a.norm(), layer
 
 
-def test_a_run_moves_between_gpu_and_processor(scenes, tmp_path):
-    options = ["--data", scenes, *TINY, "--device", "cuda", "--amp", "off", "--epochs", 2]
-    run(tmp_path / "run", *options)
-    for device, epochs in (("cuda", 3), ("cpu", 4), ("cuda", 5)):
-        end = run(tmp_path / "run", "--resume", "--device", device, "--epochs", epochs)
-    log = end["log"]
+def test_a_run_learns_resumes_and_moves_between_devices(scenes, tmp_path):
+    run, masks = tmp_path / "run", []
+    trained(run, scenes, "--device", "cuda", "--amp", "off", "--epochs", "2")
+    for device, epochs in (("cuda", "3"), ("cpu", "4"), ("cuda", "5")):
+        go_on = ["--resume", "--out", str(run), "--device", device, "--epochs", epochs]
+        assert train.main(go_on) == 0
+    log = read_tensors(run / "last.pt")["log"]
     assert [row["epoch"] for row in log] == [1, 2, 3, 4, 5]
     assert log[-1]["train_loss"] < log[0]["train_loss"]
-    masks = []
     for device in ("cpu", "cuda"):
         out = tmp_path / device
-        options = [tmp_path / "run/best.pt", "--data", scenes, "--out", out, "--device", device]
-        assert predict.main([*map(str, options), "--amp", "off"]) == 0
-        masks.append([np.asarray(Image.open(file)) for file in sorted((out / "mask").iterdir())])
-    assert np.mean([(a == b).mean() for a, b in zip(*masks, strict=True)]) > 0.99
+        command = [run / "best.pt", "--data", scenes, "--out", out, "--device", device]
+        assert predict.main([*map(str, command), "--amp", "off"]) == 0
+        masks.append(np.stack([Image.open(file) for file in sorted(out.glob("mask/*"))]))
+    assert (masks[0] == masks[1]).mean() > 0.99
 
 
-@pytest.mark.parametrize("more", [[], ["--recompute"], ["--recipe", "paper", "--lr", "1e-7"]])
-def test_every_kind_of_run_ends_on_the_gpu(scenes, tmp_path, more):
-    run(tmp_path / "run", "--data", scenes, *TINY, "--device", "cuda", "--epochs", 1, *more)
+@pytest.mark.parametrize(
+    "tiny, options",
+    [(TINY, []), (TINY, ["--recompute"]), (PAPER, ["--recipe", "paper", "--lr", "1e-7"])],
+)
+def test_every_kind_of_run_ends(scenes, tmp_path, tiny, options):
+    assert trained(tmp_path, scenes, "--device", "cuda", *options, tiny=tiny)["step"] == 9
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
 def test_two_processes_train_with_a_gpu_each(scenes, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [ROOT / "train.py", "--data", scenes, "--out", tmp_path / "run", *TINY]
-    command += ["--batch-size", "4", "--epochs", "1"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run = ["--data", scenes, "--out", tmp_path / "run", *TINY, "--batch-size", "4"]
+    done = subprocess.run([*torchrun, ROOT / "train.py", *run], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "run/best.pt").exists()
