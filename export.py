@@ -1,14 +1,14 @@
 """A trained network as a file that runs without this project.
 
-    python export.py runs/NAME/best.pt road.onnx     for ONNX Runtime, OpenVINO, TensorRT and others
-    python export.py runs/NAME/best.pt road.pt2      for PyTorch: torch.export.load("road.pt2").module()
+    python export.py best.pt road.onnx     for ONNX Runtime, OpenVINO, TensorRT and others
+    python export.py best.pt road.pt2      for PyTorch: torch.export.load("road.pt2").module()
 
 Input `image`: uint8 [N, 3, H, W], RGB as it is decoded, for every N, and every H and W from 32 on.
-The normalisation is inside, and so is the scale of the training: the file enlarges the images and
-brings the scores back to their size. (Networks of scales below 1 are refused.) Output `scores`:
-float32 [N, C, H, W]. The most probable class of a pixel has the largest score; softmax over C gives
-probabilities. Metadata: `classes` (a JSON list of names), `mean` and `std` (JSON lists, of RGB in
-0..1), and `sha256` of the checkpoint. In a .pt2 file they are one extra file, metadata.json.
+The normalisation is inside, and so is the resize factor of the training: the file enlarges the
+images and interpolates the scores back to their size. Output `scores`: float32 [N, C, H, W]. The
+most probable class of a pixel has the largest score; softmax over C gives probabilities. Metadata:
+`classes` (a JSON list of names), `mean` and `std` (JSON lists, of RGB in 0..1), and `sha256` of the
+checkpoint. In a .pt2 file they are one extra file, metadata.json.
 
 After it is written, the file is read again and compared with the network at three other sizes. A
 file that disagrees is deleted. ONNX needs the packages onnx, onnxscript and onnxruntime, which
@@ -23,9 +23,9 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -35,19 +35,14 @@ from torch.fx.experimental import _config as export_config
 
 from fcn import FCN8s
 from support.console import InputError, Parser, explanation, one_line
-from support.device import normalise
 from support.files import sha256
-from vgg import IMAGE_MEAN, IMAGE_STD
+from vgg import IMAGE_MEAN, IMAGE_STD, normalise
 
 EXAMPLE = (2, 3, 64, 96)  # what the network is exported with
-SHAPES = (
-    (1, 3, 33, 47),
-    (2, 3, 70, 90),
-    (1, 3, 97, 131),
-)  # what the file is compared at: others, and no multiples of 32
-AGREES = 1e-3  # largest difference of a score, relative to the largest score
-LARGEST_ONNX = 2**31 - 2**24  # bytes of weights: one ONNX file holds 2 GiB, the graph included
-ONNX = ("onnx", "onnxscript", "onnxruntime")
+# Sizes at which the file is compared with the network: no multiples of 32.
+SHAPES = ((1, 3, 33, 47), (2, 3, 70, 90), (1, 3, 97, 131))
+TOLERANCE = 1e-3  # largest difference of a score, relative to the largest score
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Deployed(nn.Module):
@@ -59,53 +54,37 @@ class Deployed(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         image = normalise(image)
-        if self.net.resize_factor == 1:
+        factor = self.net.resize_factor
+        if factor == 1:
             return self.net(image).float()
-        scores = self.net(
-            F.interpolate(
-                image,
-                scale_factor=self.net.resize_factor,
-                mode="bilinear",
-                recompute_scale_factor=True,
-            )
-        )  # by the ratio of the rounded sizes, as on the way back
-        return F.interpolate(scores.float(), size=image.shape[2:], mode="bilinear")
+        # Resized by the ratio of the rounded sizes, as the scores are on the way back.
+        resized = F.interpolate(
+            image, scale_factor=factor, mode="bilinear", recompute_scale_factor=True
+        )
+        return F.interpolate(self.net(resized).float(), size=image.shape[2:], mode="bilinear")
 
 
 def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
-    """Write the network of a checkpoint to `out`, by its ending, and compare it. Returns the
-    largest relative difference.
+    """Write the network of a checkpoint to `out`, in the format that its ending says, and compare
+    it. Returns the largest relative difference of a score.
 
-    All or nothing: a file that was there before stays until the new one has agreed. Raises
-    InputError.
+    A file that was there before stays until the new one has agreed. Raises InputError if that
+    cannot be done.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     writers = {".onnx": write_onnx, ".pt2": write_pt2}
     ending = out.suffix.lower()
     if ending not in writers:
         raise InputError(f"{out}: must end in {' or '.join(writers)}, which says what to write")
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}")
-    if out.exists() and checkpoint.exists() and out.samefile(checkpoint):
-        raise InputError(f"{out}: is the checkpoint itself; choose another name")
-    missing = (
-        [name for name in ONNX if not importlib.util.find_spec(name)] if ending == ".onnx" else []
-    )
-    if missing:
-        raise InputError(
-            f"{out}: writing ONNX needs {' and '.join(missing)}: pip install {' '.join(missing)}"
-        )
+    missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
+    if ending == ".onnx" and missing:
+        raise InputError(f"{out}: ONNX needs other packages: pip install {' '.join(missing)}")
     net = FCN8s.load(checkpoint).float()
-    if (
-        net.resize_factor < 1
-    ):  # to reduce pictures well they have to be filtered, and such a graph does not hold for every size
+    # To reduce a picture well it has to be filtered, and such a graph does not hold for every size.
+    if net.resize_factor < 1:
         raise InputError(
-            f"{checkpoint}: was trained at {net.resize_factor:g} times the size of its images; only networks of "
-            "scale 1 and more can be exported"
-        )
-    if ending == ".onnx" and sum(p.nbytes for p in net.parameters()) > LARGEST_ONNX:
-        raise InputError(
-            f"{out}: ONNX holds at most 2 GB of weights in one file; write a .pt2 file"
+            f"{checkpoint}: was trained on images resized by {net.resize_factor:g}; only networks "
+            "with a factor of 1 and more can be exported"
         )
     metadata = {
         "classes": json.dumps(net.classes),
@@ -115,16 +94,16 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
     }
     model = Deployed(net).eval()
     try:
-        with TemporaryDirectory(
-            dir=out.parent, prefix=".export"
-        ) as folder:  # on the same disk, where a rename is atomic
+        # On the same disk, where a rename is atomic.
+        with TemporaryDirectory(dir=out.parent, prefix=".export") as folder:
             written = Path(folder) / f"network{ending}"
             run = writers[ending](model, written, metadata)
             difference = max(compare(model, run, shape) for shape in SHAPES)
-            if not difference <= AGREES:  # nan neither
+            if not difference <= TOLERANCE:  # nan neither
                 raise InputError(
-                    f"{out}: its scores differ from those of {checkpoint} by {difference:.1e} of the largest, so "
-                    "it was deleted; try another release of the packages that wrote it"
+                    f"{out}: its scores differ from those of {checkpoint} by {difference:.1e} of "
+                    "the largest, so it was deleted; try another release of the packages that "
+                    "wrote it"
                 )
             os.replace(written, out)
     except (OSError, RuntimeError) as error:
@@ -154,7 +133,7 @@ def write_onnx(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable
     """Write ONNX, the weights in the same file. Returns a function from images to the scores of the
     file that was written.
     """
-    import onnxruntime  # here, since most people export nothing
+    import onnxruntime  # an optional package
 
     program = torch.onnx.export(
         exported(model), dynamo=True, input_names=["image"], output_names=["scores"], verbose=False
@@ -194,10 +173,9 @@ def main(argv: list[str] | None = None) -> int:
         "--debug", action="store_true", help="show where in the code an error arose"
     )
     options = parser.parse_args(argv)
+    # It warns of packages that are not needed here.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        logging.getLogger("torch.onnx").setLevel(
-            logging.ERROR
-        )  # it warns of packages that are not needed here
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             difference = export(options.checkpoint, options.out)
@@ -208,8 +186,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"export.py: error: {message}", file=sys.stderr)
         return 2
     print(
-        f"wrote {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB; at three other sizes the scores differ by at "
-        f"most {difference:.1e} of the largest"
+        f"wrote {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB; at three other sizes "
+        f"the scores differ by at most {difference:.1e} of the largest"
     )
     return 0
 

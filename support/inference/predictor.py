@@ -35,6 +35,7 @@ from vgg import normalise
 TILE = 1536  # pictures of more than TILE x TILE pixels are computed in tiles of at most as many
 HALO = 256  # pixels around a tile, a multiple of 32
 MIN_TILE = 2 * HALO + 32
+MAX_PIXELS = 2**28  # of a view: more would fill the memory
 STRIP_ROWS = 256  # rows that are interpolated or averaged at once
 
 
@@ -133,9 +134,15 @@ class Predictor:
         """The views of a picture uint8 [H, W, 3] RGB that are computed: uint8 [1, 3, h, w] on the
         host, in pinned memory if the device is CUDA, and whether to mirror it first.
 
-        This is work for the processor, such as in a thread that reads pictures ahead.
+        This is work for the processor, such as in a thread that reads pictures ahead. Raises
+        ValueError for more than MAX_PIXELS.
         """
         height, width = self.computed_size(*picture.shape[:2])
+        if height * width * max(self.tta.factors) ** 2 > MAX_PIXELS:
+            raise ValueError(
+                f"would be computed at {height}x{width}, times {max(self.tta.factors):g} on each "
+                f"side; at most {MAX_PIXELS:,} pixels are possible, take a smaller size"
+            )
         views = []
         for factor in self.tta.factors:
             resized = resize(picture, max(1, round(height * factor)), max(1, round(width * factor)))

@@ -1,0 +1,218 @@
+"""From a picture to labels and probabilities: the same in tiles as in one piece, at every size, and
+averaged over views.
+"""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import PADS, STRIDES, lively, small
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fcn import cross_entropy
+from support.device import as_batch
+from support.inference.predictor import MIN_TILE, TTA, Predictor, prepare, stretch, tiled
+from support.labels import IGNORE
+from vgg import normalise
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def scores_of(net, picture, size=None):
+    """Scores [C, H, W] of a picture, computed in one piece at `size` and interpolated back."""
+    height, width = size or picture.shape[:2]
+    resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
+    with torch.no_grad():
+        scores = net(normalise(as_batch(np.asarray(resized))))
+    return F.interpolate(scores, size=picture.shape[:2], mode="bilinear")[0]
+
+
+def assert_alike(prediction, probabilities):
+    """The prediction has these probabilities [C, H, W], and the most probable class."""
+    assert (prediction.probabilities - 255 * probabilities).abs().max() <= 0.6
+    sure = probabilities.topk(2, 0).values.diff(dim=0)[0].abs() > 1e-3
+    assert sure.float().mean() > 0.5
+    assert torch.equal(prediction.labels[sure], probabilities.argmax(0).byte()[sure])
+
+
+# ---- tiles ----
+
+
+@settings(max_examples=3)
+@given(
+    more=st.integers(1, 150),
+    width=st.integers(600, 800),
+    tile=st.integers(640, 720),
+    pad=PADS,
+    stride=STRIDES,
+)
+@example(more=1, width=3000, tile=544, pad=1, stride=8)  # a strip of a hundred rows
+@example(more=150, width=721, tile=720, pad=100, stride=8)  # seams in both directions
+def test_the_tiles_of_a_picture_have_the_scores_of_the_whole(more, width, tile, pad, stride):
+    net = lively(pad, stride)
+    image = torch.randn(1, 3, tile * tile // width + more, width)  # a little more than fits
+    with torch.no_grad():
+        whole = net(image)
+        parts = list(tiled(net, image, tile))
+    assert len(parts) > 1
+    found = torch.full_like(whole, torch.nan)
+    for rows, columns, scores in parts:
+        assert found[:, :, rows, columns].isnan().all(), "parts overlap"
+        found[:, :, rows, columns] = scores
+    assert whole.std() > 1e-3 * whole.abs().max(), "scores that are all alike prove nothing"
+    assert (found - whole).abs().max() < 1e-3 * whole.abs().max()
+
+
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000), tile=st.integers(MIN_TILE, 1600))
+@example(height=40, width=20000, tile=MIN_TILE)
+def test_no_tile_has_more_pixels_than_it_may(height, width, tile):
+    largest, covered = 0, 0
+
+    def compute(image):
+        nonlocal largest
+        largest = max(largest, max(image.shape[2], 256) * max(image.shape[3], 256))
+        return image[:, :1]
+
+    for _, _, scores in tiled(compute, torch.empty(1, 1, 1, 1).expand(1, 3, height, width), tile):
+        covered += scores.shape[2] * scores.shape[3]
+    assert covered == height * width and largest <= tile * tile
+
+
+def test_labels_probabilities_and_loss_of_a_tiled_picture_are_those_of_its_scores():
+    net, picture = lively(1, 8), noise(700, 580)
+    truth = torch.randint(0, 2, (700, 580), dtype=torch.uint8)
+    truth[:300] = IGNORE
+    told = []
+    found = Predictor(net, tile=600)(
+        picture,
+        probabilities=[0, 1],
+        truth=truth,
+        criterion=cross_entropy,
+        progress=lambda done, tiles: told.append((done, tiles)),
+    )
+    scores = scores_of(net, picture)
+    assert_alike(found, scores.softmax(0))
+    torch.testing.assert_close(found.loss, cross_entropy(scores[None], truth[None].long()))
+    assert told == [(i, len(told)) for i in range(len(told))] and len(told) > 1
+    labels, probabilities = found.to_host()
+    assert np.array_equal(labels, found.labels) and labels.dtype == np.uint8
+    assert np.array_equal(probabilities, found.probabilities)
+
+
+def test_a_tile_that_leaves_no_room_beside_its_halo_is_refused():
+    with pytest.raises(ValueError, match="tile is 543: it must be at least 544"):
+        Predictor(small(), tile=543)
+
+
+# ---- sizes ----
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 600), st.integers(1, 60))
+def test_scores_stretched_by_strips_are_those_stretched_as_a_whole(height, width, tall, wide):
+    scores = torch.randn(1, 3, height, width)
+    middle = height // 2
+    parts = [
+        (slice(0, middle), slice(0, width), scores[:, :, :middle]),
+        (slice(middle, height), slice(0, width), scores[:, :, middle:]),
+    ]
+    found = torch.cat([part for _, _, part in stretch(parts, height, width, (tall, wide))], 2)
+    wanted = F.interpolate(scores, size=(tall, wide), mode="bilinear")
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 3))
+def test_a_picture_is_computed_at_the_resize_factor_times_its_size(height, width, factor):
+    net, picture = small(), np.full((height, width, 3), 77, np.uint8)
+    net.resize_factor = factor
+    size = max(1, int(height * factor)), max(1, int(width * factor))
+    for predictor in (Predictor(net), Predictor(small(), resize=factor)):
+        ((view, flipped),) = predictor.views(picture)
+        assert view.shape == (1, 3, *size) and (view == 77).all() and not flipped
+    ((view, _),) = Predictor(net, size=(20, 31)).views(picture)
+    assert view.shape == (1, 3, 20, 31)
+
+
+@pytest.mark.parametrize("how", [{"resize": 1.4}, {"resize": 0.6}, {"size": (33, 80)}])
+def test_a_result_has_the_size_of_the_picture_wherever_it_was_computed(how):
+    net, picture = lively(1, 8), noise(60, 90)
+    size = how.get("size") or tuple(int(side * how["resize"]) for side in (60, 90))
+    found = Predictor(net, **how)(picture, probabilities=[0, 1])
+    assert_alike(found, scores_of(net, picture, size).softmax(0))
+
+
+def test_a_view_that_would_fill_the_memory_is_refused():
+    for how in ({"resize": 200}, {"size": (20000, 20000)}, {"resize": 10, "tta": TTA((1, 20))}):
+        with pytest.raises(ValueError, match="at most 268,435,456 pixels"):
+            Predictor(small(), **how).views(noise(100, 100))
+
+
+# ---- test-time augmentation ----
+
+
+@given(
+    factors=st.lists(st.floats(0.4, 2), min_size=1, max_size=3),
+    flip=st.booleans(),
+    height=st.integers(20, 60),
+    width=st.integers(20, 60),
+)
+def test_tta_averages_the_probabilities_of_all_views(factors, flip, height, width):
+    net, picture = lively(1, 8), noise(height, width)
+    views = []
+    for factor in factors:
+        size = max(1, round(height * factor)), max(1, round(width * factor))
+        views.append(scores_of(net, picture, size).softmax(0))
+        if flip:
+            resized = Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR)
+            with torch.no_grad():
+                scores = net(normalise(as_batch(np.asarray(resized)[:, ::-1])))
+            scores = F.interpolate(scores, size=(height, width), mode="bilinear")
+            views.append(scores[0].softmax(0).flip(2))
+    tta = TTA(tuple(factors), flip)
+    found = Predictor(net, tta=tta)(picture, probabilities=[0, 1])
+    assert_alike(found, torch.stack(views).mean(0))
+
+
+def test_tta_in_tiles_is_that_of_whole_pictures_and_tells_how_far_it_is():
+    net, picture, told = lively(1, 8), noise(580, 700), []
+    whole, tiles = (
+        Predictor(net, tile=tile, tta=TTA(flip=True))(
+            picture, probabilities=[1], progress=lambda done, tiles: told.append(done / tiles)
+        )
+        for tile in (1536, 600)
+    )
+    assert told == sorted(told) and len(told) > 4 and told[-1] < 1
+    assert (whole.labels != tiles.labels).sum() <= 3
+    assert (whole.probabilities.int() - tiles.probabilities.int()).abs().max() <= 1
+
+
+def test_with_flip_a_mirrored_picture_gets_the_mirrored_labels():
+    net, picture = lively(1, 8), noise(60, 90)
+    for tta, alike in ((TTA(), False), (TTA(flip=True), True), (TTA((0.8, 1.2), True), True)):
+        predictor = Predictor(net, tta=tta)
+        labels, mirrored = predictor(picture).labels, predictor(picture[:, ::-1]).labels
+        different = (labels != mirrored.flip(1)).float().mean()
+        assert different < 1e-3 if alike else different > 0.02
+
+
+# ---- number formats and layout ----
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("resize", [1.0, 1.5])
+def test_every_map_of_a_prediction_is_channels_last(amp, resize):
+    """Convolutions and pools are fastest in it; the strides of every map say so."""
+    net, maps = prepare(small(3, width=1 / 16), amp, torch.device("cpu")), {}
+    for name, layer in net.vgg.named_children():
+        layer.register_forward_hook(
+            lambda layer, inputs, output, name=name: maps.update({name: output})
+        )
+    Predictor(net, amp, resize=resize)(noise(90, 130))
+    assert len(maps) == 20
+    for name, output in maps.items():
+        assert min(output.shape[1:]) > 1, "of one channel or row the strides say nothing"
+        assert output.is_contiguous(memory_format=torch.channels_last), name
+        assert output.dtype == (torch.bfloat16 if amp == "bf16" else torch.float32)
