@@ -76,8 +76,9 @@ def test_each_sample_comes_once_in_an_order_of_seed_and_epoch(count, size, worke
     assert sorted(sum(order(plain), [])) == list(range(count))
     assert all(len(batch) == size for batch in order(plain)[:-1])
     rest = batches(count, skip=skip, **options)  # of an epoch that was interrupted
-    for a, b in ((plain, threads), (plain[skip:], rest)):
-        assert all(torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q))
+    for wanted, found in ((plain, threads), (plain[skip:], rest)):
+        for (images, labels), (others, their_labels) in zip(wanted, found, strict=True):
+            assert torch.equal(images, others) and torch.equal(labels, their_labels)
 
 
 def test_another_seed_or_epoch_gives_another_order():
