@@ -533,6 +533,14 @@ def test_a_broken_test_image_leaves_no_zip_that_looks_whole(road, scenes, tmp_pa
     assert not (tmp_path / "out/submission.zip").exists()
 
 
+@pytest.mark.parametrize("folder", ["confidence", "bev"])
+def test_training_maps_of_kitti_can_be_scored_by_kitti(road, scenes, tmp_path, command, folder):
+    assert run(road, "--kitti", scenes, "--split", "train", "--out", tmp_path) == 0
+    assert not (tmp_path / "submission.zip").exists()
+    status, out, _ = command("kitti.py", tmp_path / folder, scenes / "training")
+    assert status == 0 and "URBAN" in out
+
+
 def test_confidences_of_a_kitti_folder_can_be_scored_by_kitti(road, scenes, tmp_path, command):
     arguments = [road, "--data", scenes, "--out", tmp_path, "--confidence", "road"]
     for split in ("train", "val"):
