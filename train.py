@@ -3,6 +3,7 @@ python train.py: the same on synthetic roads, with a network small enough for tw
 
 In the folder --out (default runs/NAME): config.json, log.csv, curves.png, samples.png, best.pt, and
 last.pt, from which --resume goes on with exactly the steps of an uninterrupted run.
+Where a default is auto, a value is chosen that suits data, weights and machine (docs/runs.md).
 Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT (Ctrl-C) or SIGTERM.
 """
 
@@ -115,9 +116,7 @@ class Config(DataOptions):
     # auto: 1.5 for small images of several classes, else 1
     resize: float | str = option("auto", "factor on the size of every image", auto_or(positive))
     # KITTI's whole image: the look of its edges is part of what is learnt
-    crop: tuple | str = option(
-        (384, 1248), "largest view in a step, or none", word_or("none", size)
-    )
+    crop: tuple | str = option((384, 1248), "largest view in a step, or none", none_or(size))
     # auto: yes, but not for --task lane: in a mirror, the own lane is the left one
     flip: str = option("auto", "mirror half of the views", choices=("auto", "yes", "no"))
     # auto: sqrt where mean IoU is the score, none for a road: MaxF finds its own threshold

@@ -176,7 +176,7 @@ def kitti_jobs(root: Path, task: str, split: str) -> list[Job]:
 def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]:
     """The class whose confidence goes into each folder, by the folder's path below --out.
 
-    wanted    --confidence: the name of a class, or "all": a folder for each; if the road is the only
+    wanted    --confidence: the name of a class, or "all": a folder for each; if a road is the only
               class sought, the road alone
 
     Raises InputError for a name that is no class.
