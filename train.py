@@ -207,6 +207,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         net = new_network(config, data.classes)
         initialise(net, config, weights, path, reader(data.train[0])[0])
         config.skip_gain = net.skip_gain
+        del weights  # half a gigabyte
     freeze(net.vgg, config.freeze)
     net = net.to(device)  # the weights stay contiguous; the images are channels_last
     autocast = autocast_for(config.amp, device)

@@ -255,9 +255,12 @@ def require_same_data(folder, classes: list[str], images: list[list[str]], saved
 
 
 def restore(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler, saved: dict, out: Path):
-    """Give the optimizer its momentum back. Raises InputError if it does not fit the weights."""
+    """Give the optimizer its momentum back. Raises InputError if it does not fit the weights.
+
+    The momentum is taken out of `saved`, so that it is in memory once.
+    """
     try:
-        optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load_state_dict(saved.pop("optimizer"))
     except (KeyError, ValueError) as error:
         raise InputError(f"{out}: the momentum does not fit the weights ({error})") from None
     for group in optimizer.param_groups:  # the checkpoint has those of the machine that wrote it
