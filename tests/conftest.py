@@ -264,20 +264,6 @@ def run(data, out, *more):
     return train.main([str(word) for word in argv])
 
 
-def killed(argv, event, number):
-    """train.py in this process, ended at the number-th "step", "evaluation" or "save"."""
-    import train
-
-    events = itertools.count(1)
-
-    def after(name, step):
-        if name == event and next(events) == number:
-            raise SystemExit("killed")
-
-    with pytest.raises(SystemExit, match="killed"):
-        train.main([str(word) for word in argv], after)
-
-
 def log_of(out):
     with open(out / "log.csv", newline="") as file:
         return [
