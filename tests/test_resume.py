@@ -274,9 +274,7 @@ def test_a_full_disk_is_one_line_and_leaves_a_checkpoint(
     assert_same_end(tmp_path, undisturbed)
 
 
-def test_a_disk_that_fills_in_the_middle_of_a_file_leaves_a_checkpoint(
-    begin, undisturbed, tmp_path, capsys
-):
+def test_a_disk_that_fills_within_a_file_leaves_a_checkpoint(begin, undisturbed, tmp_path, capsys):
     resource = pytest.importorskip("resource")
     kind, (soft, hard) = resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -535,7 +533,7 @@ def test_best_is_on_the_disk_before_the_last_that_counts_on_it(tmp_path, monkeyp
     assert written == [("best.pt", 1), ("best.pt", 2), ("last.pt", 3), ("best.pt", 4)]
 
 
-def test_a_gpu_goes_on_during_a_write_and_the_file_has_the_old_tensors(tmp_path, monkeypatch):
+def test_a_gpu_goes_on_during_a_write_of_its_old_tensors(tmp_path, monkeypatch):
     save, disk, weights = torch.save, threading.Event(), torch.zeros(3)
 
     def slow(content, file):
