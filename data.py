@@ -28,6 +28,7 @@ from support.datasets.published import find_cityscapes, find_voc
 from support.draw import draw_labels
 from support.labels import IGNORE, DataSet, Sample
 
+SYNTHETIC = Path(__file__).resolve().parent / "runs" / "synthetic-roads"
 HELD_OUT_SHARE = 0.2  # of the images of a data set without a validation set
 MAX_SHOWN = 24  # samples in the picture that --show draws
 
@@ -125,6 +126,16 @@ def find(root: str | Path, options: DataOptions = DEFAULTS) -> DataSet:
     test = f" + {len(data.test)} test" if data.test else ""
     parts = f"{len(data.train)} training + {len(data.val)} validation{test} images{drawn}"
     return keep_classes(data._replace(summary=f"{data.summary}: {parts}"), options.classes)
+
+
+def synthetic_roads() -> Path:
+    """The folder of synthetic roads, in KITTI Road's layout; it is drawn if it is not there."""
+    if not SYNTHETIC.is_dir():
+        from support.datasets import synthetic  # once: they stay on the disk
+
+        print(f"drawing synthetic roads into {SYNTHETIC}")
+        synthetic.write(SYNTHETIC)
+    return SYNTHETIC
 
 
 def hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:

@@ -329,8 +329,8 @@ def score_folder(
         path = results / sample.label.name
         if path.name not in maps:
             raise InputError(
-                f"{path}: is missing; every ground truth needs its map (predict.py --data scores "
-                "the validation set alone)"
+                f"{path}: is missing; every ground truth needs its map: predict.py --kitti DIR "
+                "--split train writes them, predict.py --data DIR scores the validation set alone"
             )
         truth, confidence = read_label(sample.label), read_confidence(path)
         above = confidence.shape == BEV and space != "image"

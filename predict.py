@@ -106,6 +106,8 @@ def predict(options, failed: list[str]):
 
     A message for each picture that cannot be done is added to `failed`. Raises InputError.
     """
+    if options.scores and not options.scores.absolute().parent.is_dir():
+        raise InputError(f"{options.scores}: there is no such folder to write into")
     saved = read_checkpoint(options.checkpoint)
     try:
         net = FCN8s.from_checkpoint(saved)
@@ -128,11 +130,13 @@ def predict(options, failed: list[str]):
                 f"{options.checkpoint}: --kitti needs a class called {' or '.join(TASKS)}; the "
                 f"classes are {', '.join(classes)}"
             )
-        jobs = kitti_jobs(options.kitti, classes[road])
+        split = "training" if options.split == "train" else "testing"
+        jobs = kitti_jobs(options.kitti, classes[road], split)
         confidences = {"confidence": road, "bev": road}
-        archive.unlink(missing_ok=True)  # it would look like this run's
+        if split == "testing":
+            archive.unlink(missing_ok=True)  # it would look like this run's
     elif options.data:
-        jobs, data = labelled_jobs(options.data, options.split, saved)
+        jobs, data = labelled_jobs(options.data, options.split or "val", saved)
         print(data.summary)
     else:
         jobs = picture_jobs(options.inputs, options.out)
@@ -191,10 +195,10 @@ def predict(options, failed: list[str]):
         missing = "there are no scores" if data else "there is nothing to upload"
         failed.append(f"{len(failed)} of {len(jobs)} pictures are missing, so {missing}")
     elif data:
-        print(report({options.split: scores.result()}, classes))
+        print(report({options.split or "val": scores.result()}, classes))
         if options.scores:
             write_csv(options.scores, scores.rows())
-    elif options.kitti:
+    elif options.kitti and split == "testing":
         write_submission(archive, [result_path(options.out, "bev", job) for job in jobs])
         print(f"to upload: {archive}")
 
@@ -336,8 +340,7 @@ def parse(argv: list[str] | None):
     group.add_argument(
         "--split",
         choices=("train", "val", "test"),
-        default="val",
-        help="the part of --data (default %(default)s)",
+        help="of --data: train, val (default) or test; of --kitti: train or test (default)",
     )
     group.add_argument(
         "--scores",
@@ -349,13 +352,16 @@ def parse(argv: list[str] | None):
         "--kitti",
         metavar="DIR",
         type=Path,
-        help="predict KITTI Road's test images: confidences, bird's-eye views and the zip",
+        help="predict KITTI Road: confidences, bird's-eye views and, of the test images, the zip",
     )
     group = parser.add_argument_group("results")
     group.add_argument(
         "--confidence",
         metavar="CLASS",
-        help="also write how probable CLASS is; all: every class, in a folder each",
+        nargs="?",
+        const="all",
+        help="also write how probable CLASS is; without a name: the road, if it is the only class "
+        "sought, else every class, in a folder each",
     )
     group.add_argument(
         "--only",

@@ -3,6 +3,7 @@ python train.py: the same on synthetic roads, with a network small enough for tw
 
 In the folder --out (default runs/NAME): config.json, log.csv, curves.png, samples.png, best.pt, and
 last.pt, from which --resume goes on with exactly the steps of an uninterrupted run.
+Where a default is auto, a value is chosen that suits data, weights and machine (docs/runs.md).
 Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT (Ctrl-C) or SIGTERM.
 """
 
@@ -22,7 +23,7 @@ import PIL
 import torch
 from torch import nn
 
-from data import DataOptions, find
+from data import DataOptions, find, synthetic_roads
 from fcn import FCN8s, cross_entropy
 from metrics import epoch_line, log_columns
 from support.console import (
@@ -115,9 +116,7 @@ class Config(DataOptions):
     # auto: 1.5 for small images of several classes, else 1
     resize: float | str = option("auto", "factor on the size of every image", auto_or(positive))
     # KITTI's whole image: the look of its edges is part of what is learnt
-    crop: tuple | str = option(
-        (384, 1248), "largest view in a step, or none", word_or("none", size)
-    )
+    crop: tuple | str = option((384, 1248), "largest view in a step, or none", none_or(size))
     # auto: yes, but not for --task lane: in a mirror, the own lane is the left one
     flip: str = option("auto", "mirror half of the views", choices=("auto", "yes", "no"))
     # auto: sqrt where mean IoU is the score, none for a road: MaxF finds its own threshold
@@ -157,8 +156,6 @@ PAPER = dict(
     crop="none", augment=False, flip="no", class_weights="none", amp="off", reduction="sum",
     lr=1e-10, momentum=0.99, warmup=0.0, power=0.0, clip=0.0,
 )  # fmt: skip
-
-SYNTHETIC = Path(__file__).resolve().parent / "runs" / "synthetic-roads"
 
 
 def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], object]):
@@ -364,16 +361,6 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         save_last()
         run_dir.flush()
         evaluation.summarise(run_dir.path)
-
-
-def synthetic_roads() -> Path:
-    """The folder of synthetic roads; they are drawn if it is not there."""
-    if not SYNTHETIC.is_dir():
-        from support.datasets import synthetic  # once: they stay on the disk
-
-        print(f"drawing synthetic roads into {SYNTHETIC}")
-        synthetic.write(SYNTHETIC)
-    return SYNTHETIC
 
 
 def callable_model(net: FCN8s, config: Config, ranks: Ranks) -> nn.Module:

@@ -1,5 +1,5 @@
-"""What tests share: hypothesis without its clock (machines differ), where the real files are, and
-small data and networks.
+"""Shared by the tests: hypothesis without a deadline (machines differ), real files, and small data
+sets, networks and runs.
 """
 
 import csv
@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcn import FCN8s
-from support.checkpoint import read_tensors
 from support.console import InputError
 from support.datasets import synthetic
 
@@ -52,15 +51,11 @@ def command(monkeypatch, capsys):
         status = 0
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", RuntimeWarning
-                )  # that the module is imported already
+                # The module may be imported already.
+                warnings.simplefilter("ignore", RuntimeWarning)
                 if script.startswith(("support/", "tools/")):
-                    runpy.run_module(
-                        script.removesuffix(".py").replace("/", "."),
-                        run_name="__main__",
-                        alter_sys=True,
-                    )
+                    module = script.removesuffix(".py").replace("/", ".")
+                    runpy.run_module(module, run_name="__main__", alter_sys=True)
                 else:
                     runpy.run_path(str(ROOT / script), run_name="__main__")
         except SystemExit as end:
@@ -109,14 +104,8 @@ class Fork:
 
     def __init__(self, ask, program, arguments, said, env):
         self.ask, self.file = ask, said
-        self.process = ask(
-            {
-                "program": program,
-                "arguments": list(map(str, arguments)),
-                "said": str(said),
-                "env": env,
-            }
-        )
+        arguments = list(map(str, arguments))
+        self.process = ask(dict(program=program, arguments=arguments, said=str(said), env=env))
 
     def wait(self):
         """Its exit status; minus the number of the signal that has ended it."""
@@ -164,18 +153,8 @@ def two_forks(fork):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        return [
-            fork(
-                program,
-                *arguments,
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE="2",
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-            )
-            for rank in (0, 1)
-        ]
+        env = dict(WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        return [fork(program, *arguments, RANK=r, LOCAL_RANK=r, **env) for r in "01"]
 
     return begin
 
@@ -215,9 +194,8 @@ def kitti(root, um=4, umm=3, uu=5, size=(6, 9)):
     rng = np.random.default_rng(0)
     for category, count in (("um", um), ("umm", umm), ("uu", uu)):
         for i in range(count):
-            picture(
-                root / f"training/image_2/{category}_{i:06d}.png", rng.integers(0, 256, (*size, 3))
-            )
+            pixels = rng.integers(0, 256, (*size, 3))
+            picture(root / f"training/image_2/{category}_{i:06d}.png", pixels)
             for task in ("road", "lane") if category == "um" else ("road",):
                 colours = np.array([ROAD, NOT_ROAD, NOT_VALID])[rng.integers(0, 3, size)]
                 picture(root / f"training/gt_image_2/{category}_{task}_{i:06d}.png", colours)
@@ -261,13 +239,6 @@ def lively(pad, stride):
     return net
 
 
-def load(net, path):
-    """Load a file of ImageNet's weights into a VGG16."""
-    from support.training.initialise import load_imagenet
-
-    return load_imagenet(net, read_tensors(path), path)
-
-
 def same(a, b):
     return all(torch.equal(a[name], b[name]) for name in a | b)
 
@@ -281,26 +252,30 @@ def saved(path, net, classes=("sky", "road", "car")):
 
 # ---- runs ----
 
+TINY = "--width 0.03125 --fc-channels 8 --weights none --workers 0 --device cpu --amp off".split()
+TIMES = {"seconds", "evaluation_seconds", "data_wait"}  # columns of the log that no two runs share
 
-def kill_at_evaluation(monkeypatch, number):
-    """Let the next run in this process end at its evaluation of this number, as if it were killed:
-    it raises SystemExit.
-    """
+
+def run(data, out, *more):
+    """train.py in this process, with a tiny network: the exit status."""
     import train
 
-    evaluate, calls = train.evaluate, []
+    argv = ["--data", data, "--out", out, "--epochs", 2, *TINY, *more]
+    return train.main([str(word) for word in argv])
 
-    def killed(*args):
-        calls.append(1)
-        if len(calls) == number:
-            monkeypatch.setattr(train, "evaluate", evaluate)
+
+def killed(argv, event, number):
+    """train.py in this process, ended at the number-th "step", "evaluation" or "save"."""
+    import train
+
+    events = itertools.count(1)
+
+    def after(name, step):
+        if name == event and next(events) == number:
             raise SystemExit("killed")
-        return evaluate(*args)
 
-    monkeypatch.setattr(train, "evaluate", killed)
-
-
-TIMES = {"seconds", "evaluation_seconds", "data_wait"}  # columns of the log that no two runs share
+    with pytest.raises(SystemExit, match="killed"):
+        train.main([str(word) for word in argv], after)
 
 
 def log_of(out):

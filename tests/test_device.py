@@ -5,91 +5,108 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import small
 
-from support import device as module
 from support.console import InputError
 from support.device import (
+    as_batch,
     autocast_for,
-    keep_memory,
+    checkpoint_activations,
+    default_amp,
+    default_workers,
     on_device,
     pick_device,
-    prepare_prediction,
-    suited_amp,
+    tune_malloc,
 )
+from vgg import normalise
 
-MPS = torch.device("mps")
+CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
 
 def test_apples_gpu_is_taken_by_name_alone(monkeypatch):
     zeros = torch.zeros
-    monkeypatch.setattr(
-        torch,
-        "zeros",
-        lambda *size, device=None: (
-            zeros(*size) if str(device) == "mps" else zeros(*size, device=device)
-        ),
-    )
-    assert pick_device("mps") == MPS
+
+    def zeros_there(*size, device=None):
+        return zeros(*size) if str(device) == "mps" else zeros(*size, device=device)
+
+    monkeypatch.setattr(torch, "zeros", zeros_there)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("mps") == MPS
     assert pick_device("auto").type in ("cpu", "cuda")
-
-
-def test_a_device_that_is_not_there_is_said(monkeypatch):
-    if not torch.backends.mps.is_available():
-        with pytest.raises(InputError, match="--device mps: PyTorch has no such device here"):
-            pick_device("mps")
-    with pytest.raises(InputError, match="--device meta: the devices here are cpu, cuda and mps"):
-        pick_device("meta")
-
-
-def test_apples_gpu_computes_in_fp32_without_streams_of_cuda(monkeypatch):
-    """The batches go to the CPU instead; any use of a stream or of pinned memory would fail."""
-    for name in ("Stream", "current_stream", "stream"):
-        monkeypatch.setattr(torch.cuda, name, lambda *args: pytest.fail("a stream of CUDA"))
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pytest.fail("pinned memory"))
-    monkeypatch.setattr(
-        "ctypes.CDLL", lambda name: pytest.fail("settings for the memory of a processor")
-    )
-    to = torch.Tensor.to
-    monkeypatch.setattr(
-        torch.Tensor,
-        "to",
-        lambda tensor, place, *more: tensor if place == MPS else to(tensor, place, *more),
-    )
-    monkeypatch.setattr(module, "normalise", lambda images: images.float())
-    batch = torch.ones(1, 3, 4, 5, dtype=torch.uint8), torch.zeros(1, 4, 5, dtype=torch.uint8)
-    ((images, labels),) = on_device([batch], MPS)
-    assert images.dtype == torch.float32 and labels.dtype == torch.int64
-    assert suited_amp("auto", MPS) == "off" and suited_amp("bf16", MPS) == "bf16"
+    assert default_amp("auto", MPS) == "off" and default_amp("bf16", MPS) == "bf16"
     with autocast_for("off", MPS)():
         assert not torch.is_autocast_enabled("mps")
-    assert keep_memory(MPS)((1, 3, 4, 5)) is None
+    assert tune_malloc(MPS)((1, 3, 4, 5)) is None
 
 
-def test_prediction_on_a_named_device_takes_the_network_there(monkeypatch):
-    net, places = small(), []
-    monkeypatch.setattr(net, "to", lambda *place: places.append(place) or net)
-    prepare_prediction(net, "auto", MPS)
-    assert places == [(MPS, None)]
+@pytest.mark.parametrize("name", ["meta", "tpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_said_in_one_line(name):
+    with pytest.raises(InputError, match=f"--device {name}: ") as error:
+        pick_device(name)
+    assert "\n" not in str(error.value)
 
 
-def test_what_reading_a_network_took_goes_back_to_the_system_after_the_first_picture():
+def test_batches_arrive_as_the_network_takes_them():
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    labels = torch.full((1, 4, 5), 7, dtype=torch.uint8)
+    batches = list(on_device([(as_batch(image), labels)] * 3, CPU))
+    assert len(batches) == 3
+    for images, truth in batches:
+        assert torch.equal(images, normalise(torch.tensor(image).permute(2, 0, 1)[None]))
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert truth.dtype == torch.int64 and (truth == 7).all()
+
+
+@pytest.mark.parametrize(
+    "workers, device, processes, wanted",
+    [
+        (3, CPU, 1, 3),
+        (0, CUDA, 1, 0),
+        ("auto", CPU, 1, 2),
+        ("auto", CUDA, 2, 6),
+        ("auto", CUDA, 8, 2),
+    ],
+)
+def test_a_gpu_gets_a_thread_for_each_core(monkeypatch, workers, device, processes, wanted):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_workers(workers, device) == wanted
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    image = torch.randn(1, 3, 40, 50)
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        net = small(fc_channels=8).train()
+        torch.nn.init.normal_(net.score_fr.weight)
+        if checkpointed:
+            checkpoint_activations(net.vgg)
+        net(image).sum().backward()
+        gradients.append([p.grad for p in net.parameters() if p.grad is not None])
+        with torch.no_grad():
+            assert net.eval()(image).shape == (1, 2, 40, 50)
+    assert len(gradients[0]) > 30
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_what_reading_a_network_took_goes_back_after_the_first_picture():
     def resident():
         return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-    give_back = keep_memory(torch.device("cpu"))
     if (
         not Path("/proc/self/status").exists()
         or not hasattr(ctypes.CDLL(None), "malloc_trim")
         or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     ):
         pytest.skip("needs Linux's usual C library, with its usual settings")
+    trim_memory = tune_malloc(CPU)
     pieces = [torch.ones(2**18) for _ in range(200)]  # 200 MiB, in pieces that the process keeps
     held = resident()
     del pieces
     assert held - resident() < 100 * 2**20
-    give_back((1, 3, 4, 5))
+    trim_memory((1, 3, 4, 5))
     assert held - resident() > 150 * 2**20

@@ -84,6 +84,14 @@ def test_a_legend_is_readable_and_names_the_classes_in_the_picture(width, height
     assert letters[0] <= below.any(1).sum() <= letters[1] and below.shape[0] < 0.15 * height
 
 
+def test_the_legend_of_a_narrow_picture_has_a_line_for_each_class():
+    label = np.arange(40 * 40, dtype=np.uint16).reshape(40, 40) % 11
+    shown = overlay(grey(40, 40), label.astype(np.uint8), numbered(11))
+    below = np.asarray(shown.convert("L"))[40:] > 200
+    rows = np.diff(below.any(1).astype(int), prepend=0)
+    assert (rows == 1).sum() == 11
+
+
 # ---- sheets and curves ----
 
 

@@ -44,6 +44,8 @@ def test_the_sizes_for_an_image_of_kitti_are_the_published_ones():
         "upscore8": (440, 1304),
     }
     assert {name: found[name].shape[1:] for name in published} == published
+    assert found["sum_pool4"].grid == found["upscore2"].grid
+    assert found["sum_pool3"].grid == found["upscore_pool4"].grid
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_nothing_in_support_imports_the_scripts(name):
 def test_the_network_needs_next_to_nothing():
     ours = {name: imported(name) & FILES.keys() for name in ("vgg", "fcn")}
     assert ours["vgg"] == {"support.dense"}
+    assert imported("support.dense").isdisjoint(FILES)
     assert ours["fcn"] == {"vgg", "support.labels", "support.checkpoint", "support.console"}
     said = "import fcn, sys; sys.exit('support.checkpoint' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", said], cwd=ROOT).returncode == 0

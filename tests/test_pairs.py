@@ -285,9 +285,11 @@ def test_lists_name_the_parts_in_any_spelling_and_the_rest_needs_no_mask(tmp_pat
     assert ", as train.txt, val.txt, test.txt list them (1 picture in no list)" in found.summary
 
 
-@pytest.mark.parametrize("name, image", [("1.jpg", "1"), ("x\\1.jpg", "x/1"), ("y/1", "y/1")])
+@pytest.mark.parametrize(
+    "name, image", [("1.jpg", "1"), ("x\\1.jpg", "x/1"), ("y/1", "y/1"), ("a.b", "a.b")]
+)
 def test_a_path_in_a_list_is_that_image_even_if_others_have_its_name(tmp_path, name, image):
-    for path in ("1", "x/1", "y/1"):
+    for path in ("1", "x/1", "y/1", "a.b"):
         pair(tmp_path / f"images/{path}.jpg", tmp_path / f"masks/{path}.png")
     (tmp_path / "val.txt").write_text(name)
     assert names(find(tmp_path).val, tmp_path) == [(f"images/{image}.jpg", f"masks/{image}.png")]
@@ -315,6 +317,7 @@ def test_a_part_that_is_not_listed_comes_from_the_rest(tmp_path, parts):
     "file, text, says",
     [
         ("train.txt", "1\n9\n", "train.txt: names '9', and one image must have this name"),
+        ("train.txt", "1.5\n", "train.txt: names '1.5', and one image must have this name"),
         ("train.txt", "7\n", "train.txt: names '7', and one image must have this name"),
         ("val.txt", "\xff", "val.txt: cannot be read as a list of images"),
         ("val.txt", "3\n1\n", "1.png: is listed for training and for validation"),

@@ -95,9 +95,10 @@ def test_masks_of_colours_and_ids_above_255_are_refused(tmp_path):
         read_mask(tmp_path / "rgb.png")
 
 
-def test_sixteen_bit_grey_photos_are_scaled(tmp_path):
-    Image.fromarray(np.full((3, 4), 256 * 77, np.uint16)).save(tmp_path / "deep.png")
-    assert (read_picture(tmp_path / "deep.png").pixels == 77).all()
+@pytest.mark.parametrize("deep, seen", [(256 * 77, 77), (200, 1)])
+def test_sixteen_bit_grey_photos_are_scaled_and_dark_ones_stay_dark(tmp_path, deep, seen):
+    Image.fromarray(np.full((3, 4), deep, np.uint16)).save(tmp_path / "deep.png")
+    assert (read_picture(tmp_path / "deep.png").pixels == seen).all()
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.webp"])

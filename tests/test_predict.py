@@ -14,7 +14,7 @@ from conftest import lively, needs_int8, randomise_scores, saved, small
 from PIL import Image
 
 import predict
-from data import find
+from data import DataOptions, find
 from fcn import FCN8s
 from support.checkpoint import read_checkpoint, write_checkpoint
 from support.datasets import synthetic
@@ -138,7 +138,7 @@ def test_a_large_picture_in_tiles_gives_the_same_and_says_how_far_it_is(
         assert run(streets, picture, "--out", tmp_path / name, "--only", "mask", *more) == 0
     whole, tiles = (pixels(tmp_path / name / "mask/a.png") for name in ("whole", "tiles"))
     assert (whole != tiles).mean() < 1e-4 and len(np.unique(whole)) > 5
-    lines = [line for line in capsys.readouterr().out.splitlines() if "tile" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if ", tile " in line]
     numbers = [int(line.split("tile ")[1].split()[0]) for line in lines]
     total = int(lines[0].split(" of ")[1].split()[0])
     assert numbers == list(range(1, total)) and total > 2
@@ -414,17 +414,11 @@ def test_a_data_set_is_read_with_the_options_of_the_training(scenes, tmp_path, c
         path = checkpoint(tmp_path / "best.pt", ["not road", "road"], settings=settings)
         out = tmp_path / f"out {seed}"
         assert run(path, "--data", scenes, "--out", out, "--only", "mask") == 0
-        held_out = find(scenes, predict_options(split_seed=seed)).val
+        held_out = find(scenes, DataOptions(split_seed=seed)).val
         assert files(out / "mask") == {f"{sample.label.stem}.png" for sample in held_out}
         said.append(capsys.readouterr().out)
     assert all("URBAN     image" in text and "URBAN     bird's eye" in text for text in said)
     assert files(tmp_path / "out 0") != files(tmp_path / "out 3")
-
-
-def predict_options(**given):
-    from data import DataOptions
-
-    return DataOptions(**given)
 
 
 def test_the_threshold_of_maxf_gives_the_precision_and_recall_beside_it(
@@ -454,6 +448,7 @@ def test_scores_of_images_that_the_network_was_trained_on_are_called_too_good(tm
     for split, warned in (("val", True), ("train", False)):
         assert run(path, "--data", root, "--out", tmp_path / "out", "--split", split) == 0
         error = capsys.readouterr().err
+        assert error.count("\n") == warned
         assert ("trained on 1 of these 2 images, as images/1.png" in error) == warned
 
 
@@ -538,11 +533,19 @@ def test_a_broken_test_image_leaves_no_zip_that_looks_whole(road, scenes, tmp_pa
     assert not (tmp_path / "out/submission.zip").exists()
 
 
+@pytest.mark.parametrize("folder", ["confidence", "bev"])
+def test_training_maps_of_kitti_can_be_scored_by_kitti(road, scenes, tmp_path, command, folder):
+    assert run(road, "--kitti", scenes, "--split", "train", "--out", tmp_path) == 0
+    assert not (tmp_path / "submission.zip").exists()
+    status, out, _ = command("kitti.py", tmp_path / folder, scenes / "training")
+    assert status == 0 and "URBAN" in out
+
+
 def test_confidences_of_a_kitti_folder_can_be_scored_by_kitti(road, scenes, tmp_path, command):
     arguments = [road, "--data", scenes, "--out", tmp_path, "--confidence", "road"]
     for split in ("train", "val"):
         assert run(*arguments, "--split", split) == 0
-    status, out, _ = command("kitti.py", tmp_path / "confidence", scenes)
+    status, out, _ = command("kitti.py", tmp_path / "confidence", scenes / "training")
     assert status == 0 and "URBAN" in out
 
 

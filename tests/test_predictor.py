@@ -177,7 +177,7 @@ def test_tta_averages_the_probabilities_of_all_views(factors, flip, height, widt
 
 
 def test_tta_in_tiles_is_that_of_whole_pictures_and_tells_how_far_it_is():
-    net, picture, told = lively(1, 8), noise(700, 580), []
+    net, picture, told = lively(1, 8), noise(580, 700), []
     whole, tiles = (
         Predictor(net, tile=tile, tta=TTA(flip=True))(
             picture, probabilities=[1], progress=lambda done, tiles: told.append(done / tiles)

@@ -188,8 +188,7 @@ def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
     keys = set()
     for line in read_list(file):
         name = line.replace("\\", "/").removeprefix("./")
-        last = PurePosixPath(name)
-        fits = by_name.get(last.name) or by_name.get(last.stem, set())
+        fits = by_name.get(PurePosixPath(name).name, set())
         if len(fits) > 1:
             fits = {key for key in fits if name in paths[key]}
         if len(fits) != 1:

@@ -308,4 +308,4 @@ def same_way_up(sample: Sample, picture: Picture, label: np.ndarray) -> np.ndarr
         )
     if label.shape != stored:
         return label
-    return np.asarray(Image.fromarray(label).transpose(TURNS[picture.orientation]))
+    return np.array(Image.fromarray(label).transpose(TURNS[picture.orientation]))

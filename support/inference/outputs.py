@@ -106,13 +106,14 @@ def unique_names(folder_of: dict[Path, Path]) -> list[Path]:
     """A name for each picture, all different, also where capitals do not count: its path below the
     folder of `folder_of`, without the ending.
 
-    If two were the same, all keep their endings; if that is not enough, they are paths below the
-    deepest common folder.
+    If two were the same, all names are paths below the deepest common folder, or have their
+    endings, or both.
     """
     root = os.path.commonpath(folder_of.values())
     short = [picture.relative_to(folder) for picture, folder in folder_of.items()]
     long = [picture.relative_to(root) for picture in folder_of]
-    for names in ([name.with_suffix("") for name in short], short, long):
+    short_stems, long_stems = ([name.with_suffix("") for name in names] for names in (short, long))
+    for names in (short_stems, long_stems, short, long):
         if len({str(name).casefold() for name in names}) == len(names):
             break
     return names
@@ -155,11 +156,13 @@ def labelled_jobs(root: Path, split: str, saved: dict) -> tuple[list[Job], DataS
     return jobs, data
 
 
-def kitti_jobs(root: Path, task: str) -> list[Job]:
-    """Jobs for KITTI Road's test images, named as the benchmark wants it. Raises InputError if
-    there are none, or if a calibration cannot be used: better now than after an hour.
+def kitti_jobs(root: Path, task: str, split: str) -> list[Job]:
+    """Jobs for KITTI Road's "training" or "testing" images, named as the benchmark wants it.
+
+    Raises InputError if there are none, or if a calibration cannot be used: better now than after
+    an hour.
     """
-    folder, jobs = root / "testing" / "image_2", []
+    folder, jobs = root / split / "image_2", []
     for picture in files_in(folder):
         category, _, number = picture.stem.rpartition("_")
         if category in TASKS[task]:
@@ -173,8 +176,8 @@ def kitti_jobs(root: Path, task: str) -> list[Job]:
 def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]:
     """The class whose confidence goes into each folder, by the folder's path below --out.
 
-    wanted    --confidence: the name of a class, or "all": a folder for each, of two classes with a
-              road among them only the road
+    wanted    --confidence: the name of a class, or "all": a folder for each; if a road is the only
+              class sought, the road alone
 
     Raises InputError for a name that is no class.
     """
@@ -183,7 +186,10 @@ def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]
     if wanted in classes:
         return {"confidence": classes.index(wanted)}
     if wanted != "all":
-        raise InputError(f"--confidence {wanted}: the classes are {', '.join(classes)}")
+        raise InputError(
+            f"--confidence {wanted}: is no class; the classes are {', '.join(classes)}; a picture "
+            "goes before --confidence"
+        )
     if only_road(classes) is not None:
         return {"confidence": only_road(classes)}
     safe = [re.sub(r"[^\w -]", "_", name).strip() or "_" for name in classes]

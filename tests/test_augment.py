@@ -1,0 +1,77 @@
+"""Random views: image and label stay together, and what may vary varies."""
+
+import numpy as np
+import pytest
+from conftest import kitti
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import find
+from support.datasets.augment import augment
+from support.datasets.images import Reader
+from support.labels import IGNORE
+
+crops = st.none() | st.tuples(st.integers(1, 70), st.integers(1, 70))
+seeds = st.integers(0, 10**6)
+
+
+@given(seeds, st.integers(1, 90), st.integers(1, 90), crops)
+def test_views_have_the_types_and_classes_and_stay_in_the_crop(seed, height, width, crop):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    label = rng.choice(np.array([0, 1, 5, IGNORE], np.uint8), (height, width))
+    view, view_label = augment(image, label, rng, crop)
+    assert view.dtype == view_label.dtype == np.uint8
+    assert view.shape == (*view_label.shape, 3)
+    assert crop is None or (np.array(view_label.shape) <= crop).all()
+    assert set(np.unique(view_label)) <= set(np.unique(label))  # picked, never blended
+
+
+@given(seeds, st.sampled_from([None, (40, 60), (17, 90)]))
+def test_image_and_label_stay_together(seed, crop):
+    """The label is drawn into the picture, and is found there after any flip, scale and crop."""
+    rng = np.random.default_rng(seed)
+    label = np.kron(rng.integers(0, 2, (5, 6), np.uint8), np.ones((16, 16), np.uint8))
+    view, view_label = augment(np.repeat(60 + 120 * label[..., None], 3, 2), label, rng, crop)
+    if len(np.unique(view_label)) == 2:
+        middle = (view.min((0, 1)).astype(int) + view.max((0, 1))) / 2
+        agree = ((view > middle) == view_label[..., None]).mean((0, 1))
+        assert (agree > 0.93).all()  # all but the blended edges
+
+
+def views(colour=(100, 100, 100), **options):
+    """(image, label) of forty views of a picture of one colour, whose left part has class 1."""
+    image = np.full((512, 512, 3), colour, np.uint8)
+    label = np.zeros((512, 512), np.uint8)
+    label[:, :160] = 1
+    return [augment(image, label, np.random.default_rng(i), **options) for i in range(40)]
+
+
+def test_views_have_few_sizes_from_a_range_and_many_windows():
+    heights = {label.shape[0] for _, label in views()}
+    assert min(heights) == 384 and 672 <= max(heights) <= 704 and len(heights) > 5
+    assert all(side % 32 == 0 for side in heights)
+    assert {label.shape for _, label in views(scale_range=(2, 2))} == {(1024, 1024)}
+    assert len({label.tobytes() for _, label in views(crop=(128, 128))}) > 4
+
+
+def test_light_has_any_colour_unless_colours_stay():
+    lights = np.array([image[0, 0] for image, _ in views()], int)
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert (lights[:, a] > lights[:, b]).any() and (lights[:, a] < lights[:, b]).any()
+    greys = np.array([image[0, 0] for image, _ in views(colours=False)])
+    assert (greys == greys[:, :1]).all() and len(np.unique(greys)) > 10
+    reds = np.array([image[0, 0] for image, _ in views((180, 100, 100))], int)
+    redness = (reds[:, 0] - reds[:, 1]) / np.maximum(lights[:, 0], 1)
+    assert redness.min() > 0 and redness.max() > 2 * redness.min()
+
+
+@pytest.mark.parametrize("room, kept", [(10**6, 12), (0, 0), (3 * 6 * 9 * 4, 3)])
+def test_a_reader_keeps_pairs_within_its_bytes_and_changes_nothing(tmp_path, room, kept):
+    found = find(kitti(tmp_path))
+    reader, plain = Reader(found.read_label, room), Reader(found.read_label, 0)
+    for sample in 2 * (found.train + found.val):
+        for ours, theirs in zip(reader(sample), plain(sample), strict=True):
+            assert np.array_equal(ours, theirs)
+    assert len(reader.cache) == kept
+    assert sum(a.nbytes for pair in reader.cache.values() for a in pair) <= room

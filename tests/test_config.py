@@ -1,0 +1,193 @@
+"""Settings: what was typed, what was saved, what "auto" comes to, and what is refused."""
+
+from dataclasses import asdict, fields
+
+import pytest
+import torch
+from conftest import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+
+import train
+from fcn import FCN8s
+from support.console import InputError
+from support.labels import DataSet
+from support.training.config import configure, resolve
+from support.training.optimizer import learning_rate
+from train import DEMO, PAPER, Config
+from vgg import VGG16
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+ROAD, STREET = ["not road", "road"], ["sky", "road", "car"]
+CONVOLUTIONS = {name: p for name, p in VGG16(width=1 / 64).state_dict().items() if "fc" not in name}
+
+
+def resolved(given=None, classes=ROAD, images=100, sizes=(375, 1242), weights=None, device=CPU):
+    """The Config of a new run on a folder of data."""
+    config = configure({"data": "d", "amp": "off", **(given or {})}, None, Config, DEMO, PAPER, 1)
+    data = DataSet("", classes, [None] * images, [], lambda path: None)
+    resolve(config, data, {"median": sizes, "largest": sizes}, weights, device)
+    return config
+
+
+# ---- defaults ----
+
+
+def test_no_auto_is_left():
+    later = {"device", "workers", "save_every", "weights", "skip_gain", "images", "masks"}
+    assert {name for name, value in asdict(resolved()).items() if value == "auto"} == later
+
+
+@pytest.mark.parametrize(
+    "classes, class_weights, frozen, resize", [(ROAD, "none", 2, 1), (STREET, "sqrt", 3, 1.5)]
+)
+def test_auto_follows_from_whether_a_road_alone_is_sought(classes, class_weights, frozen, resize):
+    random = resolved(classes=classes, sizes=(360, 480))
+    assert (random.class_weights, random.freeze, random.resize) == (class_weights, 0, resize)
+    assert resolved(classes=classes, weights=CONVOLUTIONS).freeze == frozen
+    assert resolved(classes=classes).resize == 1  # large images
+
+
+@pytest.mark.parametrize(
+    "task, flip, mirrored",
+    [("road", "auto", "yes"), ("lane", "auto", "no"), ("lane", "yes", "yes"), ("road", "no", "no")],
+)
+def test_lanes_are_not_mirrored(task, flip, mirrored):
+    assert resolved({"task": task, "flip": flip}).flip == mirrored
+
+
+@pytest.mark.parametrize(
+    "device, images, more, epochs",
+    [
+        (CPU, 100, {}, 14),
+        (GPU, 100, {}, 60),
+        (GPU, 10, {}, 120),  # 1,200 steps
+        (CPU, 100, {"batch_size": 10}, 120),
+        (CPU, 10, {"epochs": 3}, 3),
+        # The authors' iterations: solver.prototxt and solve.py of their four networks
+        (CPU, 8498, {"recipe": "paper"}, 36),
+        (CPU, 8498, {"recipe": "paper", "stride": 32}, 12),
+        (CPU, 8498, {"recipe": "paper", "stride": 16, "skip_gain": (1, 1)}, 12),
+        (CPU, 8498, {"recipe": "paper", "skip_gain": (1, 1)}, 12),
+    ],
+)
+def test_the_length_of_a_run_follows_from_machine_and_data(device, images, more, epochs):
+    assert resolved(more, images=images, device=device).epochs == epochs
+
+
+def test_fc_channels_are_those_of_the_weights():
+    checkpoint = FCN8s(2, width=1 / 64, fc_channels=7)
+    checkpoint.classes = ROAD
+    for weights, channels in (
+        (None, 4096),
+        (CONVOLUTIONS, 512),
+        (VGG16(width=1 / 64, fc_channels=6).state_dict(), 6),
+        (checkpoint.to_checkpoint(), 7),
+    ):
+        assert resolved(weights=weights).fc_channels == channels
+        assert resolved({"fc_channels": 9}, weights=weights).fc_channels == 9
+
+
+def test_the_paper_recipe_is_the_authors():
+    """solver.prototxt and train.prototxt of voc-fcn8s-atonce."""
+    authors = dict(
+        lr=1e-10, momentum=0.99, weight_decay=5e-4, reduction="sum", batch_size=1, clip=0,
+        augment=False, flip="no", crop="none", resize=1, warmup=0, power=0, class_weights="none",
+        pad=100, stride=8, skip_gain=(0.01, 0.0001), fc_channels=4096, dropout=0.5, freeze=0,
+        learn_upsampling=False, amp="off",
+    )  # fmt: skip
+    config = asdict(resolved({"recipe": "paper"}, STREET, sizes=(360, 480), weights=CONVOLUTIONS))
+    assert {name: config[name] for name in authors} == authors
+
+
+@given(total=st.integers(1, 500), peak=st.floats(1e-6, 1))
+def test_the_rate_rises_to_its_peak_and_falls_towards_zero(total, peak):
+    rates = [learning_rate(step, total, Config(lr=peak)) for step in range(total)]
+    top = rates.index(max(rates))
+    assert min(rates) > 0 and max(rates) == pytest.approx(peak)
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert total < 20 or (top <= 0.05 * total + 1 and rates[-1] < 0.15 * peak)
+    paper = Config(**{**PAPER, "lr": peak})
+    assert {learning_rate(step, total, paper) for step in range(total)} == {peak}
+
+
+# ---- a resumed run ----
+
+
+def test_a_resumed_run_keeps_its_settings():
+    saved = asdict(resolved({"lr": 0.5, "seed": 3}, STREET))
+    free = {"data": "moved", "epochs": 99, "workers": 5, "amp": "bf16", "recompute": True}
+    resumed = configure({"resume": True, **free, "freeze": "auto"}, saved, Config, DEMO, PAPER, 1)
+    assert asdict(resumed) == {**saved, **free, "resume": True}
+    with pytest.raises(InputError, match=r"--fc-channels 3: the run to resume has 4096"):
+        configure({"fc_channels": 3}, saved, Config, DEMO, PAPER, 1)
+
+
+# ---- the command line ----
+
+
+def test_the_help_of_train_names_every_option_and_default(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # so that no line is broken
+    status, said, error = command("train.py", "--help")
+    assert (status, error) == (0, "")
+    for field in (field for field in fields(Config) if field.metadata):
+        _, option, text = said.partition(f"\n  --{field.name.replace('_', '-')}")
+        assert option, field.name
+        default = "384x1248" if field.name == "crop" else field.default
+        assert default in (None, False) or f"(default {default})" in text.partition("\n  --")[0]
+
+
+@pytest.mark.parametrize("script", "fcn data kitti train predict export".split())
+def test_every_command_answers_help(command, script):
+    status, said, error = command(f"{script}.py", "--help")
+    assert status == 0 and said.startswith("usage:") and not error
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("--data nowhere", "nowhere: no such folder"),
+        ("--crop 0x0", "--crop"),
+        ("--crop 64", "--crop"),
+        ("--lr nan", "--lr"),
+        ("--lr 0", "--lr"),
+        ("--epochs 0", "--epochs"),
+        ("--epochs 1.5", "--epochs"),
+        ("--seed -1", "--seed"),
+        ("--dropout 1.1", "--dropout"),
+        ("--width 0", "--width"),
+        ("--stride 4", "--stride"),
+        ("--pad 50", "pad is 50"),
+        ("--amp fp8", "--amp"),
+        ("--device tpu", "--device tpu"),
+        ("--skip-gain 1", "--skip-gain"),
+        ("--skip-gain 1,0", "--skip-gain"),
+        ("--resize 1e9", "choose a smaller factor"),
+        ("--freeze 4", "--freeze"),
+        ("--freeze 1 --weights none", "random weights have to learn"),
+        ("--recipe paper --resize 2", "--resize: --recipe paper"),
+        ("--weights nothing.pth", "nothing.pth: no such file of weights"),
+        ("--weights auto", "add --weights none"),
+        ("--weights file", "file"),
+        ("--out file", "choose another --out"),
+        ("--resume --out nothing", "nothing: there is no such run"),
+        ("--resume", "--out runs/NAME"),
+        ("--colour", "not an option: --colour"),
+        ("folder", "the folder goes after --data"),
+    ],
+)
+def test_input_that_cannot_be_used_is_one_line_and_status_2(
+    scenes, tmp_path, monkeypatch, capsys, arguments, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    base = ["--out", "run"] if arguments != "--resume" else []
+    try:
+        status = train.main(["--data", str(scenes), *base, *TINY, *arguments.split()])
+    except SystemExit as stop:  # argparse's own way out
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2 and said in error
+    assert error.startswith("train.py: error: ") and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing is left behind
