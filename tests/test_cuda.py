@@ -22,11 +22,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 TINY = (
     "--width 0.0625 --fc-channels 16 --crop 32x64 --weights none --lr 0.01 --workers 1 --epochs 1"
 ).split()
-PAPER = [option for option in TINY if option not in ("--crop", "32x64")]
 
 
-def trained(out, scenes, *options, tiny=TINY):
-    assert train.main(["--data", str(scenes), "--out", str(out), *tiny, *options]) == 0
+def trained(out, scenes, *options):
+    assert train.main(["--data", str(scenes), "--out", str(out), *TINY, *options]) == 0
     return read_tensors(out / "last.pt")
 
 
@@ -59,7 +58,9 @@ def test_steps_are_those_of_the_processor(scenes, tmp_path, amp, pad, tolerance)
     """Up to the digits of fp32 (not TF32), bf16 and fp16."""
     few = ["--lr", "0.002", "--dropout", "0", "--batch-size", "3", "--pad", str(pad)]
     here = trained(tmp_path / "cpu", scenes, *few, "--device", "cpu", "--amp", "off")
-    there = trained(tmp_path / "cuda", scenes, *few, "--device", "cuda", "--amp", amp)
+    there = trained(
+        tmp_path / "cuda", scenes, *few, "--device", "cuda", "--amp", amp, "--recompute"
+    )
     losses = [saved["log"][0]["train_loss"] for saved in (there, here)]
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
     # These layers start at zero: what they hold was learnt.
@@ -83,14 +84,6 @@ def test_a_run_learns_resumes_and_moves_between_devices(scenes, tmp_path):
         assert predict.main([*map(str, command), "--amp", "off"]) == 0
         masks.append(np.stack([Image.open(file) for file in sorted(out.glob("mask/*"))]))
     assert (masks[0] == masks[1]).mean() > 0.99
-
-
-@pytest.mark.parametrize(
-    "tiny, options",
-    [(TINY, []), (TINY, ["--recompute"]), (PAPER, ["--recipe", "paper", "--lr", "1e-7"])],
-)
-def test_every_kind_of_run_ends(scenes, tmp_path, tiny, options):
-    assert trained(tmp_path, scenes, "--device", "cuda", *options, tiny=tiny)["step"] == 9
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")

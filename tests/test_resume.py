@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from functools import partial
@@ -26,7 +25,7 @@ from support.console import InputError
 from support.datasets import synthetic
 from support.training.run_dir import PAUSE, SAVE_SECONDS, SAVE_STEPS, RunDir
 
-KILLS = int(os.environ.get("KILLS", 21))  # make soak sets more
+KILLS = int(os.environ.get("KILLS", 12))  # make soak sets more
 TINY = (
     "--epochs 3 --width 0.03125 --fc-channels 8 --crop none --weights none --workers 0 "
     "--device cpu --amp off --save-every 2"
@@ -254,7 +253,7 @@ def test_a_signal_in_the_last_scoring_says_training_is_complete(finished, capsys
 # ---- what the disk and other processes do ----
 
 
-@pytest.mark.parametrize("broken, good", [("fsync", 4), *(("replace", n) for n in range(4, 12))])
+@pytest.mark.parametrize("broken, good", [("fsync", 4), *(("replace", n) for n in range(4, 12, 2))])
 def test_a_full_disk_is_one_line_and_leaves_a_checkpoint(
     begin, undisturbed, tmp_path, monkeypatch, capsys, broken, good
 ):
@@ -275,29 +274,18 @@ def test_a_full_disk_is_one_line_and_leaves_a_checkpoint(
     assert_same_end(tmp_path, undisturbed)
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make a disk to fill"
-)
-def test_a_really_full_disk_leaves_the_checkpoint(begin, undisturbed, tmp_path, capsys):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting is not allowed here")
+def test_a_disk_that_fills_within_a_file_leaves_a_checkpoint(begin, undisturbed, tmp_path, capsys):
+    resource = pytest.importorskip("resource")
+    kind, (soft, hard) = resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        out, filler = disk / "run", disk / "filler"
-        assert begin(out, "--epochs", "1") == 0
-        with open(filler, "wb", buffering=0) as file, pytest.raises(OSError):
-            while True:
-                file.write(bytes(4096))
-        before = (out / "last.pt").read_bytes()
-        assert resume(out, "--epochs", "3") == 2
-        assert_one_line(capsys, "No space left")
-        assert (out / "last.pt").read_bytes() == before
-        filler.unlink()
-        assert resume(out, "--epochs", "3") == 0
+        fill = partial(resource.setrlimit, kind, (20_000, hard))
+        assert begin(tmp_path, after=at("step", 3, fill)) == 2
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        resource.setrlimit(kind, (soft, hard))
+    assert_one_line(capsys, f"{tmp_path / 'last.pt'}: cannot be written (File too large)")
+    assert read_tensors(tmp_path / "last.pt")["step"] == 2
+    assert resume(tmp_path) == 0
+    assert_same_end(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "gone"])
@@ -314,42 +302,31 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     assert_one_line(capsys, "last.pt", f"going on from {finished / 'before.pt'}")
     assert_same_end(finished, undisturbed)
     assert (finished / "damaged.pt").exists() == (damage != "gone")
-
-
-def test_two_damaged_checkpoints_are_one_line(finished, capsys):
     for name in ("last.pt", "before.pt"):
         (finished / name).write_bytes(b"")
+    capsys.readouterr()
     assert resume(finished) == 2
     assert_one_line(capsys, "last.pt: is damaged", "before.pt: is damaged")
 
 
-def test_a_lost_best_network_is_replaced(finished, capsys):
+def test_a_lost_best_network_is_replaced_if_an_epoch_is_left(finished, capsys):
     (finished / "best.pt").unlink()
+    assert resume(finished) == 2
+    assert_one_line(capsys, "best.pt", "go on with --epochs 4")
     assert resume(finished, "--epochs", "4") == 0
     assert_one_line(capsys, "best.pt", "the best of the epochs to come takes its place")
     assert read_tensors(finished / "best.pt")["epoch"] == 4
 
 
-def test_a_lost_best_network_without_an_epoch_left_is_one_line(finished, capsys):
-    (finished / "best.pt").unlink()
-    assert resume(finished) == 2
-    assert_one_line(capsys, "best.pt", "go on with --epochs 4")
-
-
 def test_two_runs_in_one_folder_are_refused(begin, tmp_path, capsys):
-    def others():
+    def refused(run):
         capsys.readouterr()
-        assert begin(tmp_path) == 2
+        assert run(tmp_path) == 2
         assert_one_line(capsys, f"{tmp_path}: another process is training in this folder")
 
-    def resumed():
-        capsys.readouterr()
-        assert resume(tmp_path) == 2
-        assert_one_line(capsys, f"{tmp_path}: another process is training in this folder")
-
-    def after(*now):
-        at("step", 1, others)(*now)
-        at("step", 3, resumed)(*now)
+    def after(event, step):
+        if event == "step" and step in (1, 3):  # before and after the first checkpoint
+            refused({1: begin, 3: resume}[step])
 
     assert begin(tmp_path, after=after) == 0
     assert begin(tmp_path) == 2
@@ -391,16 +368,8 @@ def test_what_depends_on_the_machine_may_change(begin, tmp_path):
     assert all(group["fused"] and not group["foreach"] for group in groups)
 
 
-def test_a_run_is_not_resumed_with_fewer_images(begin, scenes, tmp_path, capsys):
-    shutil.copytree(scenes, tmp_path / "data")
-    assert begin(tmp_path / "run", "--data", str(tmp_path / "data")) == 0
-    for file in (tmp_path / "data/training").rglob("uu_*000002.*"):
-        file.unlink()
-    assert resume(tmp_path / "run", "--epochs", "4") == 2
-    assert_one_line(capsys, "images, the run to resume 6 + 3, or others; start a new run")
-
-
-def test_a_run_is_not_resumed_with_images_of_one_name_exchanged(begin, tmp_path, capsys):
+def test_a_run_is_not_resumed_on_other_images(begin, tmp_path, capsys):
+    """As many of the same names: y/1 comes back from the validation set, and x/1 goes there."""
     for name in ("x/1", "y/1", "x/2", "y/3"):
         for part, pixels in (("images", (32, 48, 3)), ("masks", (32, 48))):
             picture(tmp_path / f"set/{part}/{name}.png", np.indices(pixels)[1] % 2)
@@ -521,16 +490,15 @@ def test_checkpoints_take_2_percent_and_come_as_often_as_that_allows(
     assert longest(times, end) <= max(due, PAUSE * save_takes) + save_takes + due + step_takes
 
 
-@given(save_every=st.integers(1, 700), save_takes=st.floats(0.01, 30))
-def test_save_every_is_obeyed_at_any_cost(steps_of, save_every, save_takes):
-    begun, _ = steps_of(save_every, 0.1, save_takes, 2000)
+@given(
+    save_every=st.integers(1, 2000), step_takes=st.floats(0.1, 7), save_takes=st.floats(0.01, 30)
+)
+def test_save_every_is_obeyed_and_five_minutes_are_the_most_lost(
+    steps_of, save_every, step_takes, save_takes
+):
+    begun, end = steps_of(save_every, step_takes, save_takes, 2000)
     assert len(begun["last.pt"]) >= 2000 // save_every
-
-
-@pytest.mark.parametrize("save_every", ["auto", 1000])
-def test_a_slow_machine_loses_five_minutes_at_most(steps_of, save_every):
-    begun, end = steps_of(save_every, 7.0, 1.0, 1000)
-    assert longest(begun["last.pt"], end) <= SAVE_SECONDS + 7 + 1 + 1e-6
+    assert longest(begun["last.pt"], end) <= SAVE_SECONDS + step_takes + save_takes + 1e-6
 
 
 @given(step_takes=st.floats(0.005, 1), save_takes=st.floats(0.01, 30), epoch=st.integers(10, 400))
@@ -545,28 +513,27 @@ def test_a_network_that_improves_all_the_time_costs_2_percent(
 
 @DEVICES
 def test_best_is_on_the_disk_before_the_last_that_counts_on_it(tmp_path, monkeypatch, device):
-    replace, replaced = os.replace, []
+    replace, written = os.replace, []
 
     def recorded(source, path):
         replace(source, path)
-        replaced.append((path.name, read_tensors(path)["epoch"]))
+        written.append((path.name, read_tensors(path)["w"].item()))
 
     monkeypatch.setattr(os, "replace", recorded)
-    # By this clock each file takes as long as anything else, so the next best.pt has to wait.
+    # By this clock a write takes as long as anything else, so the next best.pt has to wait.
     ticks = iter(range(10**6))
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
-    weights = torch.zeros(3)
+    weight = torch.zeros(())
     with run_dir(tmp_path, device=device) as files:
-        for epoch in (1, 2):
-            files.save_best({"epoch": epoch, "model": weights.fill_(epoch)})
-        weights.fill_(9)  # the next step changes them
-        files.save_last({"epoch": 2})
-        files.save_best({"epoch": 3})
-    names = [("best.pt", 1), ("best.pt", 2), ("last.pt", 2), ("best.pt", 3)]
-    assert replaced == names
+        files.save_best({"w": weight.fill_(1)})
+        files.save_best({"w": weight.fill_(2)})
+        files.save_last({"w": weight.fill_(3)})
+        files.save_best({"w": weight.fill_(4)})
+        weight.fill_(5)  # the next step changes it
+    assert written == [("best.pt", 1), ("best.pt", 2), ("last.pt", 3), ("best.pt", 4)]
 
 
-def test_a_gpu_goes_on_during_a_write_and_the_file_has_the_old_tensors(tmp_path, monkeypatch):
+def test_a_gpu_goes_on_during_a_write_of_its_old_tensors(tmp_path, monkeypatch):
     save, disk, weights = torch.save, threading.Event(), torch.zeros(3)
 
     def slow(content, file):
