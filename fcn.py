@@ -180,7 +180,7 @@ class FCN8s(nn.Module):
             learn_upsampling=learn_upsampling,
             dropout=dropout,
         )
-        self.set_skip_gain(dict.fromkeys(self.SKIPS, 1.0) | (skip_gain or {}))
+        self.set_skip_gain(skip_gain or {})
 
         def score_layer(channels):
             layer = nn.Conv2d(channels, num_classes, kernel_size=1)
@@ -247,10 +247,10 @@ class FCN8s(nn.Module):
         return cut(score, crop["image"], height, width)
 
     def set_skip_gain(self, gain: dict[str, float]):
-        """Set the factor on each of SKIPS. Raises ValueError for other names."""
-        if gain.keys() != set(self.SKIPS):
+        """Set the factors on SKIPS, 1 for those that are left out. Raises ValueError for others."""
+        if not gain.keys() <= set(self.SKIPS):
             raise ValueError(f"skip_gain is for {list(gain)}: it must be for {list(self.SKIPS)}")
-        self.skip_gain = self.config["skip_gain"] = dict(gain)
+        self.skip_gain = self.config["skip_gain"] = dict.fromkeys(self.SKIPS, 1.0) | gain
 
     def get_extra_state(self) -> torch.Tensor:
         """Part of state_dict(): float64 [1 + len(SKIPS)], pad and the skip gains.

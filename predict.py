@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -215,11 +217,20 @@ def make_predictor(net: FCN8s, options, device: torch.device, jobs: list[Job]) -
         require_int8(device)
         some = jobs[:: -(-len(jobs) // CALIBRATION_PICTURES)]
         print(f"int8: calibration on {counted(len(some), 'picture')} first")
-        pictures = (read_picture(job.picture).pixels for job in some)
-        to_int8(net, calibrate(net.eval(), pictures, **at))
+        amax = calibrate(net.eval(), readable(some), tile=options.tile, **at)
+        if not amax:
+            raise InputError("--amp int8: none of the pictures can be used for the calibration")
+        to_int8(net, amax)
         amp = "auto"  # of the layers that are not in int8
     amp = default_amp(amp, device)
     return Predictor(prepare(net, amp, device), amp, tile=options.tile, tta=options.tta, **at)
+
+
+def readable(jobs: list[Job]) -> Iterator[np.ndarray]:
+    """The pictures uint8 [H, W, 3] of these jobs; those that cannot be read are named later."""
+    for job in jobs:
+        with suppress(InputError):
+            yield read_picture(job.picture).pixels
 
 
 def read_job(predictor: Predictor, reader: Reader | None, job: Job) -> tuple | str:

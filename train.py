@@ -100,10 +100,10 @@ class Config(DataOptions):
     # bilinear and fixed, as in the authors' networks
     learn_upsampling: bool = option(False, "train the transposed convolutions too")
     # auto: measured on a training image (`balance` in initialise.py)
-    skip_gain: str | tuple = option("auto", "A,B: factors on pool4 and pool3", auto_or(gains))
+    skip_gain: str | dict = option("auto", "A,B: factors on pool4 and pool3", auto_or(gains))
     # auto: 3 for several classes, 2 for a road alone, 0 for random weights (docs/results.md)
     freeze: int | str = option("auto", "blocks of VGG16 to freeze", auto_or(int), choices=FREEZE)
-    # 0.5 suits trained fc6 and fc7; with new ones, scores with and without dropout would disagree
+    # 0.5 suits trained fc6 and fc7; new ones would score differently with dropout and without
     dropout: float = option(0.1, "share of fc6 and fc7 to drop in a step", share)
 
     # ---- training
@@ -152,8 +152,8 @@ DEMO = dict(
 # What differs with --recipe paper: solver.prototxt and train.prototxt of voc-fcn8s-atonce, which
 # the authors released with the paper's longer version (Shelhamer, Long and Darrell 2017).
 PAPER = dict(
-    pad=100, skip_gain=(0.01, 0.0001), fc_channels=4096, dropout=0.5, freeze=0, resize=1.0,
-    crop="none", augment=False, flip="no", class_weights="none", amp="off", reduction="sum",
+    pad=100, skip_gain={"pool4": 0.01, "pool3": 0.0001}, fc_channels=4096, dropout=0.5, freeze=0,
+    resize=1.0, crop="none", augment=False, flip="no", class_weights="none", amp="off", reduction="sum",
     lr=1e-10, momentum=0.99, warmup=0.0, power=0.0, clip=0.0,
 )  # fmt: skip
 
@@ -173,8 +173,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     if given.get("resume"):
         if not given.get("out"):
             raise InputError("--resume: say which run with --out runs/NAME")
-        saved = read_last(out)
         lock = lock_folder(out) if ranks.first else None
+        saved = read_last(out)
     settings = saved["settings"] if saved else None
     config = configure(given, settings, Config, DEMO, PAPER, ranks.size)
     if found:
@@ -198,7 +198,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         check_counts(counts, data)
         n = len(data.train)
         found = {"pixels": counts.pixels[:n].sum(0), "sizes": extent(counts.sizes[:n])}
-        resolve(config, data, found["sizes"], weights, device)
+        resolve(config, data, found["sizes"], weights, device, PAPER)
 
     # ---- network
     if saved:
@@ -298,7 +298,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
                 pixels = ranks.sum((labels != IGNORE).sum())  # the valid pixels of the whole batch
                 loss = criterion(scores, labels, pixels)
                 objective = loss * pixels if config.reduction == "sum" else loss
-                # The gradients of several processes are averaged; those of their losses add up.
+                # times size: several processes average their gradients, and the sum is wanted
                 scaler.scale(ranks.size * objective).backward()
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)

@@ -14,7 +14,7 @@ Each is one dictionary, written by torch.save. All of them hold the network:
 
 train.py adds `settings` (every option), `images` (paths of the training and the validation set,
 below the data set), `sizes` (smallest, median and largest training image, (height, width) each),
-`versions`, `best` (the best score so far) and `epoch`. best.pt also has `result` (all scores);
+`versions` and `best` (the best score so far). best.pt also has `epoch` and `result` (all scores);
 last.pt has `optimizer` (momentum), `scaler` (of fp16), `step`, `log` (the rows of log.csv),
 `loss_sum` (the losses of the current epoch so far) and `elapsed` (its seconds so far).
 

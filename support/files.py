@@ -27,8 +27,8 @@ def atomic(
     a folder is atomic, so `path` is whole at every moment. Raises InputError if the file cannot be
     written; what was there before is then still there.
 
-    before     name under which the file that was at `path` is kept; between the two renames only
-               that one is there
+    before     name under which the replaced file is kept. For a moment between two renames, only
+               this file is there, and none at `path`
     durable    flush to the disk before the rename, so that the file survives a power cut
     """
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")

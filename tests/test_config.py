@@ -26,7 +26,7 @@ def resolved(given=None, classes=ROAD, images=100, sizes=(375, 1242), weights=No
     """The Config of a new run on a folder of data."""
     config = configure({"data": "d", "amp": "off", **(given or {})}, None, Config, DEMO, PAPER, 1)
     data = DataSet("", classes, [None] * images, [], lambda path: None)
-    resolve(config, data, {"median": sizes, "largest": sizes}, weights, device)
+    resolve(config, data, {"median": sizes, "largest": sizes}, weights, device, train.PAPER)
     return config
 
 
@@ -67,8 +67,8 @@ def test_lanes_are_not_mirrored(task, flip, mirrored):
         # The authors' iterations: solver.prototxt and solve.py of their four networks
         (CPU, 8498, {"recipe": "paper"}, 36),
         (CPU, 8498, {"recipe": "paper", "stride": 32}, 12),
-        (CPU, 8498, {"recipe": "paper", "stride": 16, "skip_gain": (1, 1)}, 12),
-        (CPU, 8498, {"recipe": "paper", "skip_gain": (1, 1)}, 12),
+        (CPU, 8498, {"recipe": "paper", "stride": 16, "skip_gain": {"pool4": 1, "pool3": 1}}, 12),
+        (CPU, 8498, {"recipe": "paper", "skip_gain": {"pool4": 1, "pool3": 1}}, 12),
     ],
 )
 def test_the_length_of_a_run_follows_from_machine_and_data(device, images, more, epochs):
@@ -93,7 +93,7 @@ def test_the_paper_recipe_is_the_authors():
     authors = dict(
         lr=1e-10, momentum=0.99, weight_decay=5e-4, reduction="sum", batch_size=1, clip=0,
         augment=False, flip="no", crop="none", resize=1, warmup=0, power=0, class_weights="none",
-        pad=100, stride=8, skip_gain=(0.01, 0.0001), fc_channels=4096, dropout=0.5, freeze=0,
+        pad=100, stride=8, skip_gain={"pool4": 0.01, "pool3": 0.0001}, fc_channels=4096, dropout=0.5, freeze=0,
         learn_upsampling=False, amp="off",
     )  # fmt: skip
     config = asdict(resolved({"recipe": "paper"}, STREET, sizes=(360, 480), weights=CONVOLUTIONS))

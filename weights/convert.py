@@ -148,7 +148,7 @@ def convert(
         raise InputError(f"{out} is the file to convert: give another --out, or rename it")
     if kind == FCN:
         network.load_state_dict(state, strict=False, assign=True)  # all but the extra state
-        network.set_skip_gain(AT_ONCE if at_once else dict.fromkeys(FCN8s.SKIPS, 1.0))
+        network.set_skip_gain(AT_ONCE if at_once else {})
         classes = network.config["num_classes"]
         named = classes == len(VOC_CLASSES)
         network.classes = VOC_CLASSES if named else [f"class {c}" for c in range(classes)]

@@ -30,6 +30,7 @@ they compute what is said here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -67,8 +68,8 @@ def calibrate(net: FCN8s, pictures: Iterable[np.ndarray], **how) -> dict[str, fl
     VGG16, after its ReLU, by the layer's name.
 
     net         in evaluation mode
-    pictures    uint8 [H, W, 3] RGB, of the kind that the network is for; a few dozen are enough
-    how         `resize` or `size` of Predictor, if the network will predict at another size
+    pictures    uint8 [H, W, 3] RGB, like those that it will predict; eight are enough
+    how         `resize`, `size` and `tile` of Predictor, as it will predict
     """
     amax = {}
 
@@ -85,7 +86,8 @@ def calibrate(net: FCN8s, pictures: Iterable[np.ndarray], **how) -> dict[str, fl
     ]
     predictor = Predictor(net, **how)
     for picture in pictures:
-        predictor(picture)
+        with suppress(ValueError):  # too large; the caller says so when it predicts it
+            predictor(picture)
     for hook in hooks:
         hook.remove()
     return amax

@@ -26,12 +26,12 @@ FREE_ON_RESUME = {
 MAX_PIXELS = 2**28  # of an image on its way through the network: more would fill the memory
 
 
-def gains(text: str) -> tuple[float, ...]:
-    """A converter for argparse: "A,B", positive numbers, one for each skip."""
-    values = tuple(positive(word) for word in text.split(","))
+def gains(text: str) -> dict[str, float]:
+    """A converter for argparse: "A,B" to the gain of each skip; positive numbers."""
+    values = [positive(word) for word in text.split(",")]
     if len(values) != len(FCN8s.SKIPS):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number for each of {FCN8s.SKIPS}")
-    return values
+    return dict(zip(FCN8s.SKIPS, values, strict=True))
 
 
 def parse(argv: list[str] | None, config: type, description: str) -> dict:
@@ -57,9 +57,9 @@ def configure(
     """
     if saved:
         for name, value in given.items():
-            if name not in FREE_ON_RESUME and value not in ("auto", saved[name]):
+            if name not in FREE_ON_RESUME and value not in ("auto", saved.get(name)):
                 flag = f"--{name.replace('_', '-')}"
-                raise InputError(f"{flag} {value}: the run to resume has {saved[name]}")
+                raise InputError(f"{flag} {value}: the run to resume has {saved.get(name)}")
         free = {name: value for name, value in given.items() if name in FREE_ON_RESUME}
         config = config(**{**saved, "debug": False, **free})
     else:
@@ -94,11 +94,12 @@ def new_config(given: dict, config: type, demo: dict, paper: dict):
     return config
 
 
-def resolve(config, data: DataSet, sizes: dict, weights: dict | None, device):
+def resolve(config, data: DataSet, sizes: dict, weights: dict | None, device, paper: dict):
     """Replace each "auto" in `config` by the value that suits data, weights and machine.
 
     sizes      "median" and "largest" (height, width) of the training images
     weights    content of the file of weights that the network starts with, or None
+    paper      what --recipe paper sets
 
     A resumed run keeps its values, on whatever machine. Not decided here: --device and --workers,
     which are chosen anew on each machine; --save-every, which follows the clock; --weights, a file
@@ -129,7 +130,7 @@ def resolve(config, data: DataSet, sizes: dict, weights: dict | None, device):
         )
     if config.epochs == "auto" and config.recipe == "paper":
         # The authors' iterations: 300,000 at once, 100,000 for each of the stages 32s, 16s and 8s.
-        at_once = config.stride == 8 and config.skip_gain == (0.01, 0.0001)
+        at_once = config.stride == 8 and config.skip_gain == paper["skip_gain"]
         config.epochs = math.ceil((300_000 if at_once else 100_000) / steps)
     elif config.epochs == "auto":
         # On a processor, 60 epochs of KITTI Road would take 5 to 14 hours. Small data sets get

@@ -6,7 +6,7 @@ else the processes have to agree on. Each batch is sharded, so the steps are tho
 with the same batch, except for the masks of dropout. The images of an evaluation are sharded too,
 and the counts are added up. The first process (rank 0) reports and writes.
 
-Without torchrun there is one process, and every method here does nothing.
+Without torchrun there is one process, and nothing here communicates.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Ranks:
         self.patient = self.prompt = None  # two groups of all processes
         if self.size > 1:
             nccl = torch.cuda.is_available() and dist.is_nccl_available()  # not on Windows
-            # A late NCCL operation aborts the process, so GPUs get the long timeout; `max`, on the
-            # processor, notices first.
+            # NCCL aborts the process when its timeout is over, so it gets the long one. `max`, which
+            # goes over the processor, notices a lost process earlier and can say so.
             backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
             dist.init_process_group(backend, timeout=SET_UP_TIMEOUT if nccl else STEP_TIMEOUT)
             self.patient = dist.new_group(backend="gloo", timeout=SET_UP_TIMEOUT)

@@ -74,10 +74,8 @@ def initialise(net: FCN8s, config, weights: dict | None, path: Path, image: np.n
             print(f"{path}: was trained with --resize {factor:g}, this run has {config.resize:g}")
     elif weights is not None:
         print(load_imagenet(net.vgg, weights, path))
-    if isinstance(config.skip_gain, dict):  # as the first process has measured it
+    if config.skip_gain != "auto":  # typed, or measured by the first process
         net.set_skip_gain(config.skip_gain)
-    elif config.skip_gain != "auto":
-        net.set_skip_gain(dict(zip(net.SKIPS, config.skip_gain, strict=True)))
     elif not trained:
         # Not the whole of a large photo, which would take gigabytes.
         height, width = image.shape[:2] if config.crop == "none" else config.crop
@@ -214,8 +212,8 @@ def balance(net: FCN8s, image, resize: float):
     pool3; with other weights it is other numbers. The largest of them limits the learning rate for
     all. With comparable norms, all score layers learn at about the same pace. The skips may learn
     somewhat faster, since the fine detail that they add is learnt last: on CamVid, twice the norm
-    was worth up to 0.6 points of mean IoU on two streets that no training image showed, and 1.7 on
-    the validation set; a third of it cost 4.
+    of fc7 was worth up to 0.6 points of mean IoU on two streets that no training image showed, and
+    1.7 on the validation set; a third of fc7's norm cost 4.
 
     The skips are scaled by skip_gain, fc7 in the weights. ReLU passes factors on, so dividing fc6's
     weights and both biases by a number divides fc7 by that number and changes nothing else.

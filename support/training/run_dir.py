@@ -27,8 +27,8 @@ except ImportError:  # Windows has other locks
 
 SAVE_STEPS = 500  # last.pt is due after this many steps
 SAVE_SECONDS = 300  # or after this many seconds, if the steps are slow
-# A write that took t seconds is followed by PAUSE * t seconds without another write of that file:
-# so each file takes 2 % of the time at most. A step of a fast GPU takes a hundredth of a second,
+# After a write of t seconds, the next write of that file waits PAUSE * t seconds: so each file takes
+# 2 % of the time at most. A step of a fast GPU takes a hundredth of a second,
 # a checkpoint of 1 GB takes seconds.
 PAUSE = 50
 LAST = ("optimizer", "step", "log", "loss_sum", "elapsed", "scaler", "settings", "images", "best")
@@ -39,13 +39,13 @@ class RunDir:
 
     path          the folder
     save_every    steps between two last.pt, or "auto": see above
-    device        of the tensors. From a GPU they are copied to the processor, and a thread writes
-                  them while the loop goes on. Tensors of a processor are written at once, since a
-                  copy would take the memory that the next step needs
+    device        where the tensors are. A GPU's are copied to the processor's memory, and a thread
+                  writes them while the loop goes on. A processor's are written at once: a copy
+                  would take the memory of the next step
 
-    Files are written one after the other, in the order in which they were given. A best.pt is
-    always written before the last.pt that counts on it. So a run can go on from what is on the
-    disk, whenever it is killed. Errors of a write (InputError) are raised by the next call.
+    Checkpoints are written one after the other. last.pt says how good the best network is, so that
+    network's best.pt is always written first. So a run can go on from what is on the disk, whenever
+    it is killed. Errors of a write (InputError) are raised by the next call.
     """
 
     def __init__(self, path: Path, save_every: int | str, device: torch.device, lock):
@@ -180,9 +180,11 @@ def require_no_run(out: Path):
 def lock_folder(out: Path):
     """Lock the folder of a run until the process ends, however it ends, and clean it up.
 
-    Returns the open lock file; closing it releases the lock. Raises InputError if another process
-    has the lock.
+    Returns the open lock file; closing it releases the lock. Raises InputError if there is no such
+    folder, or if another process has the lock.
     """
+    if not out.is_dir():
+        raise InputError(f"{out}: there is no such run to resume")
     try:
         lock = open(out / ".lock", "a+")
     except OSError as error:
@@ -211,11 +213,9 @@ def lock_folder(out: Path):
 def read_last(out: Path) -> dict:
     """The newest whole last.pt of a run. If it is damaged, before.pt, with a warning.
 
-    The damaged file becomes damaged.pt; otherwise the next checkpoint would put it in the place of
-    the whole one. Raises InputError if neither is whole.
+    The damaged file becomes damaged.pt: as last.pt, it would replace the whole before.pt at the
+    next checkpoint. Raises InputError if neither is whole.
     """
-    if not out.is_dir():
-        raise InputError(f"{out}: there is no such run to resume")
     if not any((out / name).exists() for name in ("last.pt", "before.pt")):
         raise InputError(
             f"{out / 'last.pt'}: the run has no checkpoint yet, it was stopped before the first "

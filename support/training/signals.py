@@ -1,7 +1,7 @@
 """How a run ends: done, stopped by a signal, or with one line that says what was wrong.
 
 Ctrl-C (SIGINT) or SIGTERM, which preempted machines receive, ends the run after the current step,
-with a checkpoint. A second Ctrl-C ends it at once, as does the first one before the first step.
+with a checkpoint. A second Ctrl-C ends it at once. Before the first step, so does the first one.
 Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
