@@ -206,17 +206,19 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
     assert_same_end(tmp_path, undisturbed)
 
 
-def test_further_sigterms_have_no_effect(begin, undisturbed, tmp_path, monkeypatch):
+def test_further_sigterms_have_no_effect(scenes, undisturbed, fork, tmp_path):
     """torchrun and schedulers repeat it, also in the middle of the checkpoint."""
-
-    def stop(*_):
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-
-    save = torch.save
-    monkeypatch.setattr(torch, "save", lambda *args: (stop(), save(*args)))
-    assert begin(tmp_path, after=at("step", 1, stop)) == 143
-    monkeypatch.undo()
+    program = """
+import signal, sys, torch, train
+def stop(*_):
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
+save = torch.save
+torch.save = lambda *args: (stop(), save(*args))
+sys.exit(train.main(sys.argv[1:], stop))
+"""
+    run = fork(program, "--data", scenes, "--out", tmp_path, *TINY)
+    assert run.wait() == 143, run.said
     assert read_tensors(tmp_path / "last.pt")["step"] == 1
     assert resume(tmp_path) == 0
     assert_same_end(tmp_path, undisturbed)
