@@ -153,8 +153,8 @@ DEMO = dict(
 # the authors released with the paper's longer version (Shelhamer, Long and Darrell 2017).
 PAPER = dict(
     pad=100, skip_gain={"pool4": 0.01, "pool3": 0.0001}, fc_channels=4096, dropout=0.5, freeze=0,
-    resize=1.0, crop="none", augment=False, flip="no", class_weights="none", amp="off", reduction="sum",
-    lr=1e-10, momentum=0.99, warmup=0.0, power=0.0, clip=0.0,
+    resize=1.0, crop="none", augment=False, flip="no", class_weights="none", amp="off",
+    lr=1e-10, reduction="sum", momentum=0.99, warmup=0.0, power=0.0, clip=0.0,
 )  # fmt: skip
 
 
@@ -212,7 +212,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     net = net.to(device)  # the weights stay contiguous; the images are channels_last
     autocast = autocast_for(config.amp, device)
 
-    # ---- optimizer and loss
+    # ---- optimizer, loss and evaluation
     optimizer = sgd(net, config.momentum, config.weight_decay)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
@@ -220,6 +220,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     if config.class_weights == "sqrt":
         class_weights = torch.from_numpy(weigh_classes(found["pixels"])).to(device)
     criterion = partial(cross_entropy, class_weights=class_weights)
+    divergence = Divergence(device, ranks)
     evaluation = Evaluation(net, data, reader, criterion, config, ranks, stop)
 
     # ---- where the run stands
@@ -267,7 +268,6 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         after("save", step)
 
     # ---- loop
-    divergence = Divergence(device, ranks)
     progress = Progress(total_steps, step, images=config.batch_size)
     if ranks.first:
         run_dir.write_config({**about, "config": net.config})

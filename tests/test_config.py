@@ -93,7 +93,8 @@ def test_the_paper_recipe_is_the_authors():
     authors = dict(
         lr=1e-10, momentum=0.99, weight_decay=5e-4, reduction="sum", batch_size=1, clip=0,
         augment=False, flip="no", crop="none", resize=1, warmup=0, power=0, class_weights="none",
-        pad=100, stride=8, skip_gain={"pool4": 0.01, "pool3": 0.0001}, fc_channels=4096, dropout=0.5, freeze=0,
+        pad=100, stride=8, skip_gain={"pool4": 0.01, "pool3": 0.0001}, fc_channels=4096,
+        dropout=0.5, freeze=0,
         learn_upsampling=False, amp="off",
     )  # fmt: skip
     config = asdict(resolved({"recipe": "paper"}, STREET, sizes=(360, 480), weights=CONVOLUTIONS))

@@ -46,8 +46,8 @@ class Ranks:
         self.patient = self.prompt = None  # two groups of all processes
         if self.size > 1:
             nccl = torch.cuda.is_available() and dist.is_nccl_available()  # not on Windows
-            # NCCL aborts the process when its timeout is over, so it gets the long one. `max`, which
-            # goes over the processor, notices a lost process earlier and can say so.
+            # NCCL aborts the process when its timeout is over, so it gets the long one. `max` goes
+            # over the processor: it notices a lost process earlier, and can say so.
             backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
             dist.init_process_group(backend, timeout=SET_UP_TIMEOUT if nccl else STEP_TIMEOUT)
             self.patient = dist.new_group(backend="gloo", timeout=SET_UP_TIMEOUT)

@@ -27,8 +27,8 @@ except ImportError:  # Windows has other locks
 
 SAVE_STEPS = 500  # last.pt is due after this many steps
 SAVE_SECONDS = 300  # or after this many seconds, if the steps are slow
-# After a write of t seconds, the next write of that file waits PAUSE * t seconds: so each file takes
-# 2 % of the time at most. A step of a fast GPU takes a hundredth of a second,
+# After a write of t seconds, the next write of that file waits PAUSE * t seconds: so each file
+# takes 2 % of the time at most. A step of a fast GPU takes a hundredth of a second,
 # a checkpoint of 1 GB takes seconds.
 PAUSE = 50
 LAST = ("optimizer", "step", "log", "loss_sum", "elapsed", "scaler", "settings", "images", "best")
