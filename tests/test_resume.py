@@ -49,6 +49,7 @@ def begin(scenes):
 
 
 def resume(out, *options, **more):
+    torch.manual_seed(1)  # a new process has no random state of the old one
     return train.main(["--resume", "--out", str(out), *options], **more)
 
 
