@@ -46,7 +46,13 @@ from support.console import (
     word_or,
 )
 from support.datasets.images import Reader, allow_large_pictures, as_rgb, read_picture
-from support.device import default_amp, default_workers, pick_device, tune_malloc
+from support.device import (
+    default_amp,
+    default_workers,
+    pick_device,
+    thread_initializer,
+    tune_malloc,
+)
 from support.draw import overlay, palette_mask
 from support.files import write_csv
 from support.inference.outputs import (
@@ -88,7 +94,7 @@ def segment(
     if net.training:
         raise ValueError("the network is in training mode, with dropout: call net.eval() first")
     pixels = as_rgb(picture) if isinstance(picture, Image.Image) else picture
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(
             f"the picture is {pixels.dtype} {list(pixels.shape)}: it must be a PIL image, or "
             "uint8 [H, W, 3]"
@@ -98,6 +104,8 @@ def segment(
         if confidence not in (net.classes or ()):
             raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
         wanted = [net.classes.index(confidence)]
+    if not all(0 <= c < net.config["num_classes"] for c in wanted):
+        raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
     labels, confidences = Predictor(net, tile=tile)(pixels, probabilities=wanted).to_host()
     return (labels, confidences[0]) if wanted else labels
 
@@ -116,6 +124,8 @@ def predict(options, failed: list[str]):
     except ValueError as error:
         raise InputError(f"{options.checkpoint}: {error}") from None
     classes, road = net.classes, road_class(net.classes)
+    if options.tta.flip and saved.get("settings", {}).get("flip") == "no":
+        raise InputError("--tta: the network was trained without mirrored views; leave out flip")
     if options.threshold is not None and only_road(classes) is None:
         raise InputError(
             f"--threshold: is for networks that look for one class; {options.checkpoint} tells "
@@ -135,8 +145,6 @@ def predict(options, failed: list[str]):
         split = "training" if options.split == "train" else "testing"
         jobs = kitti_jobs(options.kitti, classes[road], split)
         confidences = {"confidence": road, "bev": road}
-        if split == "testing":
-            archive.unlink(missing_ok=True)  # it would look like this run's
     elif options.data:
         jobs, data = labelled_jobs(options.data, options.split or "val", saved)
         print(data.summary)
@@ -157,9 +165,7 @@ def predict(options, failed: list[str]):
             counts = f"{progress.done}/{len(jobs)} pictures, tile {done} of {tiles}"
             progress.show(counts, done / tiles)
 
-    workers, start = max(1, default_workers(options.workers, device)), None
-    if device.type == "cuda":  # a thread that pins memory takes some of its current GPU
-        start = partial(torch.cuda.set_device, device)
+    workers, start = max(1, default_workers(options.workers, device)), thread_initializer(device)
     with ThreadPoolExecutor(workers) as threads:
         writing = deque()
         contents = prefetch(jobs, read, workers, initializer=start)

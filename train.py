@@ -30,6 +30,7 @@ from support.console import (
     InputError,
     Progress,
     counted,
+    filled,
     option,
     positive,
     share,
@@ -59,8 +60,10 @@ from support.training.run_dir import (
     new_folder,
     read_last,
     require_best,
+    require_no_run,
     require_same_data,
     restore,
+    restored_network,
 )
 from support.training.signals import ENDINGS, Stop, Stopped, exit_status
 
@@ -80,8 +83,8 @@ class Config(DataOptions):
     """
 
     # ---- the run
-    data: str | None = option(None, "folder of the data set (default: synthetic roads)")
-    out: str | None = option(None, "folder of this run (default: the first free runs/NAME)")
+    data: str | None = option(None, "folder of the data set (default: synthetic roads)", filled)
+    out: str | None = option(None, "folder of this run (default: the first free runs/NAME)", filled)
     resume: bool = option(False, "go on with the run in --out from its last checkpoint")
     recipe: str = option("default", "paper: the authors' training; takes days", choices=RECIPES)
     seed: int = option(0, "of weights, order, augmentation and dropout", whole(0))
@@ -175,6 +178,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
             raise InputError("--resume: say which run with --out runs/NAME")
         lock = lock_folder(out) if ranks.first else None
         saved = read_last(out)
+    elif given.get("out"):
+        require_no_run(out)
     settings = saved["settings"] if saved else None
     config = configure(given, settings, Config, DEMO, PAPER, ranks.size)
     if found:
@@ -202,7 +207,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
 
     # ---- network
     if saved:
-        net = FCN8s.from_checkpoint(saved)
+        net = restored_network(saved, out)
     else:
         net = new_network(config, data.classes)
         initialise(net, config, weights, path, reader(data.train[0])[0])
@@ -213,7 +218,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     autocast = autocast_for(config.amp, device)
 
     # ---- optimizer, loss and evaluation
-    optimizer = sgd(net, config.momentum, config.weight_decay)
+    optimizer = sgd(net, config.momentum, config.weight_decay, fp16=config.amp == "fp16")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
     class_weights = None
@@ -221,7 +226,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         class_weights = torch.from_numpy(weigh_classes(found["pixels"])).to(device)
     criterion = partial(cross_entropy, class_weights=class_weights)
     divergence = Divergence(device, ranks)
-    evaluation = Evaluation(net, data, reader, criterion, config, ranks, stop)
+    evaluation = Evaluation(net, data, reader, criterion, config.amp, workers, ranks, stop)
 
     # ---- where the run stands
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
@@ -311,7 +316,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
                 loss_sum += loss
                 divergence.watch(step, loss, *([] if scaler.is_enabled() else [norm]))
                 after("step", step)
-                if number := stop.requested(step):
+                if number := stop.requested():
                     save_last()
                     raise Stopped(number, run_dir.path)
                 if ranks.first and run_dir.due(step):

@@ -77,6 +77,12 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         hint = f"did you mean {path / inside}?" if inside else "a checkpoint is a file best.pt"
         raise InputError(f"{path}: is a folder; {hint}")
     saved = read_tensors(path)
+    require_checkpoint(saved, path)
+    return saved
+
+
+def require_checkpoint(saved: dict, path: Path):
+    """Raise InputError unless what was read from `path` is a checkpoint, see `read_checkpoint`."""
     if "format" not in saved:
         raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
     if saved["format"] != FORMAT:
@@ -94,7 +100,6 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         raise InputError(f"{path}: is damaged: classes are not the names of num_classes classes")
     if not 0 < saved["resize_factor"] < 100:
         raise InputError(f"{path}: is damaged: resize_factor is {saved['resize_factor']}")
-    return saved
 
 
 def write_checkpoint(content: dict, path: str | os.PathLike, before: Path | None = None):

@@ -130,6 +130,13 @@ def shown(value) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def filled(text: str) -> str:
+    """A converter for argparse: text that is not empty, as "$UNSET" in a shell is."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
 def whole(lowest: int = 1) -> Callable[[str], int]:
     """A converter for argparse: whole numbers from `lowest` up."""
 

@@ -112,6 +112,14 @@ def default_workers(workers: int | str, device: torch.device) -> int:
     return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 2), MAX_WORKERS)
 
 
+def thread_initializer(device: torch.device) -> Callable[[], object] | None:
+    """A function for each new thread that takes pinned memory for this device, or None.
+
+    PyTorch has a current GPU per thread; pinned memory would take some of the first GPU's.
+    """
+    return partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+
+
 def as_batch(image: np.ndarray, pin: bool = False) -> torch.Tensor:
     """An image uint8 [H, W, 3] as a batch [1, 3, H, W], a copy; with `pin` in pinned memory.
 

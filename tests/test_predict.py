@@ -533,6 +533,14 @@ def test_a_broken_test_image_leaves_no_zip_that_looks_whole(road, scenes, tmp_pa
     assert not (tmp_path / "out/submission.zip").exists()
 
 
+def test_mirrored_views_need_a_network_trained_with_them(scenes, tmp_path, capsys):
+    path = checkpoint(tmp_path / "best.pt", ["not lane", "lane"], settings={"flip": "no"})
+    picture = next((scenes / "testing/image_2").iterdir())
+    assert run(path, picture, "--out", tmp_path, "--tta", "1,flip") == 2
+    assert "trained without mirrored views" in capsys.readouterr().err
+    assert run(path, picture, "--out", tmp_path, "--tta", "0.5,1") == 0
+
+
 @pytest.mark.parametrize("folder", ["confidence", "bev"])
 def test_training_maps_of_kitti_can_be_scored_by_kitti(road, scenes, tmp_path, command, folder):
     assert run(road, "--kitti", scenes, "--split", "train", "--out", tmp_path) == 0

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 from collections import namedtuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from support.datasets.images import Reader
 from support.draw import draw_curves
 from support.inference.predictor import Predictor
 from support.labels import IGNORE
+from support.training.optimizer import sgd
 from vgg import VGG16
 
 Finished = namedtuple("Finished", "out said")
@@ -329,3 +331,21 @@ def test_real_kitti_lanes_train(kitti_sample, tmp_path):
     assert run(kitti_sample, tmp_path, "--task", "lane", "--epochs", 1, "--crop", "64x128") == 0
     # At scores of zero, everything is "not lane".
     assert log_of(tmp_path)[0]["pixel_acc"] > 0.5
+
+
+def test_an_overflow_in_the_first_fp16_step_changes_nothing():
+    net = FCN8s(2, width=1 / 64, fc_channels=4)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = sgd(net, 0.9, 5e-4, fp16=True)
+    scaler = torch.amp.GradScaler("cpu")
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    for factor in (math.inf, 1.0):
+        optimizer.zero_grad()
+        loss = sum(p.square().sum() for p in net.parameters() if p.requires_grad)
+        scaler.scale(loss * factor).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+    for name, p in net.named_parameters():  # the gradient is 2 p
+        assert (p - before[name]).abs().max() <= 0.01 * before[name].abs().max(), name

@@ -109,9 +109,10 @@ def unique_names(folder_of: dict[Path, Path]) -> list[Path]:
     If two were the same, all names are paths below the deepest common folder, or have their
     endings, or both.
     """
-    root = os.path.commonpath(folder_of.values())
     short = [picture.relative_to(folder) for picture, folder in folder_of.items()]
-    long = [picture.relative_to(root) for picture in folder_of]
+    drives = {folder.anchor for folder in folder_of.values()}  # Windows has several
+    root = os.path.commonpath(folder_of.values()) if len(drives) == 1 else ""
+    long = [picture.relative_to(root or picture.anchor) for picture in folder_of]
     short_stems, long_stems = ([name.with_suffix("") for name in names] for names in (short, long))
     for names in (short_stems, long_stems, short, long):
         if len({str(name).casefold() for name in names}) == len(names):
@@ -142,6 +143,9 @@ def labelled_jobs(root: Path, split: str, saved: dict) -> tuple[list[Job], DataS
         hint = "; --kitti predicts KITTI Road's" if data.kitti else ""
         raise InputError(f"{root}: has no {split} images with ground truth, for --split{hint}")
     paths = paths_below(root, samples)
+    for sample in samples if data.kitti else ():
+        if calibration_of(sample.image).is_file():
+            homography(calibration_of(sample.image))
     trained = set(saved["images"][0] if "images" in saved else ()).intersection(paths)
     if trained and split != "train":
         warn(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from support.datasets.augment import SCALE_RANGE, augment, view_size
-from support.device import on_device
+from support.device import on_device, thread_initializer
 from support.labels import IGNORE, Sample
 from support.prefetch import prefetch
 from support.training.distributed import Ranks
@@ -65,9 +65,7 @@ class Batches:
             image, label = view(group[0])
             return collate([(image, np.full_like(label, IGNORE))], pin)
 
-        # PyTorch has a current GPU per thread; pinned memory would be taken on the first GPU.
-        here = (lambda: torch.cuda.set_device(device)) if pin else None
-        batches = prefetch(groups, load, workers, initializer=here)
+        batches = prefetch(groups, load, workers, initializer=thread_initializer(device))
         self.source, self.waited = iter(on_device(batches, device)), 0.0
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

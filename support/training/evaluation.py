@@ -11,7 +11,7 @@ import torch
 from metrics import Scores, iou_cell, report
 from support.checkpoint import read_checkpoint
 from support.console import counted
-from support.device import autocast_for, default_workers
+from support.device import autocast_for, thread_initializer
 from support.draw import draw_samples
 from support.inference.predictor import Predictor
 from support.labels import DataSet, Sample
@@ -25,7 +25,8 @@ class Evaluation:
 
     reader       from a Sample to its image and label map, see Reader
     criterion    from scores [1, C, H, W] and labels [1, H, W] to the mean loss over the pixels
-    config       of train.py: amp, device and workers
+    amp          number format of the forward pass
+    workers      threads that read images
     stop         once a signal has come, the remaining images are left out: the result is not used
     """
 
@@ -35,12 +36,13 @@ class Evaluation:
         data: DataSet,
         reader: Callable,
         criterion: Callable,
-        config,
+        amp: str,
+        workers: int,
         ranks: Ranks,
         stop: Stop,
     ):
         self.net, self.data, self.reader, self.criterion = net, data, reader, criterion
-        self.config, self.ranks, self.stop = config, ranks, stop
+        self.amp, self.workers, self.ranks, self.stop = amp, workers, ranks, stop
         self.device = next(net.parameters()).device
         self.iou_by_image: dict[Path, float] = {}  # of the last evaluation
 
@@ -48,7 +50,7 @@ class Evaluation:
     def __call__(self, samples: list[Sample]) -> dict:
         """Scores.result, and `loss`, the mean over the images."""
         torch.backends.cudnn.benchmark = False  # whole images may have many sizes
-        predictor = Predictor(self.net.eval(), self.config.amp)
+        predictor = Predictor(self.net.eval(), self.amp)
         road = self.data.road
         scores = Scores(self.data.classes, road)
         loss_sum = torch.zeros((), device=self.device)
@@ -57,11 +59,10 @@ class Evaluation:
             image, truth = self.reader(sample)
             return sample, predictor.views(image), truth
 
-        shard = self.ranks.shard(samples)
-        workers = default_workers(self.config.workers, self.device)
+        shard, start = self.ranks.shard(samples), thread_initializer(self.device)
         # One autocast around all images: the weights are converted to bf16 once.
-        with autocast_for(self.config.amp, self.device)():
-            for sample, views, truth in prefetch(shard, load, workers):
+        with autocast_for(self.amp, self.device)():
+            for sample, views, truth in prefetch(shard, load, self.workers, initializer=start):
                 prediction = predictor(
                     (views, truth.shape),
                     probabilities=[] if road is None else [road],
@@ -85,7 +86,7 @@ class Evaluation:
         Called after an evaluation of the validation set.
         """
         samples, rows = self.data.val, []
-        predictor = Predictor(self.net.eval(), self.config.amp)
+        predictor = Predictor(self.net.eval(), self.amp)
         evenly = [samples[i * len(samples) // 4] for i in range(4)]
         ious = {sample: self.iou_by_image[sample.image] for sample in samples}
         worst = sorted(samples, key=lambda s: (math.isnan(ious[s]), ious[s]))[:2]
@@ -109,7 +110,7 @@ class Evaluation:
         last = self(train_subset)
         if self.ranks.first:
             best = read_checkpoint(out / "best.pt")
-            self.net.load_state_dict(best["model"])
+            self.net.load_state_dict(best.pop("model"))
         self.ranks.broadcast(self.net)
         training = self(train_subset)
         if number := self.stop.requested():

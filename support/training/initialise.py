@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fcn import FCN8s
-from support.checkpoint import read_checkpoint, read_tensors
+from support.checkpoint import read_tensors, require_checkpoint
 from support.console import InputError, shortened
 from support.inference.predictor import Predictor
 from vgg import VGG16, normalise
@@ -46,7 +46,9 @@ def read_weights(name: str, width: float) -> tuple[dict | None, Path | None]:
             print(convert(download(), WEIGHTS))
     path = WEIGHTS if name == "auto" else Path(name)
     content = read_tensors(path)
-    return (read_checkpoint(path) if "model" in content else content), path
+    if "model" in content:
+        require_checkpoint(content, path)
+    return content, path
 
 
 def new_network(config, classes: list[str]) -> FCN8s:

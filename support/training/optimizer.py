@@ -12,11 +12,15 @@ from support.training.distributed import Ranks
 DIVERGED = 1.5  # times ln C. With class weights, the first loss differs from ln C by up to a third
 
 
-def sgd(net: torch.nn.Module, momentum: float, weight_decay: float) -> torch.optim.SGD:
+def sgd(
+    net: torch.nn.Module, momentum: float, weight_decay: float, fp16: bool = False
+) -> torch.optim.SGD:
     """SGD over the parameters that are not frozen (paper, section 4.3).
 
     Biases are not decayed and learn at twice the rate (`lr_mult`), a convention of Caffe that the
     authors follow.
+
+    fp16    GradScaler will leave out steps whose gradients overflow
     """
     learnt = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     weights = [p for name, p in learnt if name.endswith("weight")]
@@ -29,6 +33,10 @@ def sgd(net: torch.nn.Module, momentum: float, weight_decay: float) -> torch.opt
     # fused: one pass over 134 million numbers instead of five
     fused = device in ("cpu", "cuda") or None
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=fused)
+    if fp16:
+        # If the first step is left out, a fused update would never initialise its momentum.
+        for p in weights + biases:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     if device == "cuda":
         optimizer.register_step_pre_hook(match_strides)
     return optimizer

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
 
+from fcn import FCN8s
 from support.checkpoint import read_checkpoint, write_checkpoint
 from support.console import InputError, warn
 from support.draw import draw_curves
@@ -81,8 +82,8 @@ class RunDir:
         """Write best.pt. If the last one was written a moment ago, a copy of the network is kept
         in memory, and written before the next last.pt.
         """
-        self.unsaved_best = None
         if self.affordable("best.pt"):
+            self.unsaved_best = None
             self.write("best.pt", content)
         else:
             self.unsaved_best = to_host(content)
@@ -98,13 +99,18 @@ class RunDir:
             self.write("best.pt", content)
 
     def write(self, name: str, content: dict):
+        self.written[name] = time.perf_counter()
         if not self.writer:
             self.write_now(name, content)
             return
+        earlier = []
         while len(self.queue) > 1 or self.queue and self.queue[0].done():
-            self.queue.pop(0).result()  # no more than two copies at a time; raises what went wrong
+            earlier.append(self.queue.pop(0))
+            wait(earlier)  # no more than two copies wait at a time
         # Copied now: the next step changes the tensors.
         self.queue.append(self.writer.submit(self.write_now, name, to_host(content)))
+        for write in earlier:  # only now: this content is written even if an earlier write failed
+            write.result()
 
     def write_now(self, name: str, content: dict):
         started = time.perf_counter()
@@ -252,6 +258,14 @@ def require_same_data(folder, classes: list[str], images: list[list[str]], saved
         raise InputError(
             f"{folder}: has {has} images, the run to resume {had}, or others; start a new run"
         )
+
+
+def restored_network(saved: dict, out: Path) -> FCN8s:
+    """The network of the run to resume. Raises InputError if its weights do not fit it."""
+    try:
+        return FCN8s.from_checkpoint(saved)
+    except ValueError as error:
+        raise InputError(f"{out}: {error}") from None
 
 
 def restore(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler, saved: dict, out: Path):

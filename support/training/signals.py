@@ -16,8 +16,6 @@ from pathlib import Path
 from support.console import InputError, explanation
 from support.training.distributed import Ranks
 
-AGREE_EVERY = 10  # steps after which several processes ask each other whether to stop
-
 
 class Stopped(Exception):
     """A signal has ended the run.
@@ -63,15 +61,13 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    def requested(self, step: int = 0) -> int:
+    def requested(self) -> int:
         """The number of the signal that any process has received, else 0.
 
-        All processes get the same answer at the same step. With several of them it comes every
-        AGREE_EVERY steps, since they have to ask each other.
+        Called by all processes at the same step; all get the same answer. Several processes ask
+        each other, which also shows when one is lost.
         """
-        if self.ranks.size == 1:
-            return self.asked
-        return 0 if step % AGREE_EVERY else self.ranks.max(self.asked)
+        return self.asked if self.ranks.size == 1 else self.ranks.max(self.asked)
 
     def __exit__(self, *error):
         for number, handler in self.handlers.items():
