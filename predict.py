@@ -154,6 +154,8 @@ def predict(options, failed: list[str]):
     require_results(result_path(options.out, folder, job) for job in jobs for folder in folders)
 
     predictor = make_predictor(net, options, device, jobs)
+    if options.kitti and split == "testing":
+        archive.unlink(missing_ok=True)  # it would look like this run's
     read = partial(read_job, predictor, Reader(data.read_label, cache_bytes=0) if data else None)
     scores = Scores(classes, data.road) if data else None
     wanted = sorted({*confidences.values(), *([] if road is None else [road])})
