@@ -553,6 +553,18 @@ def test_a_gpu_goes_on_during_a_write_of_its_old_tensors(tmp_path, monkeypatch):
         assert read_tensors(tmp_path / name)["model"]["w"].tolist() == [step] * 3
 
 
+def test_a_write_under_way_is_not_asked_for_again(tmp_path, monkeypatch):
+    save, disk, now = torch.save, threading.Event(), [0.0]
+    monkeypatch.setattr(torch, "save", lambda *args: disk.wait(60) and save(*args))
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    with run_dir(tmp_path, save_every=1000, device="cuda") as files:
+        now[0] = SAVE_SECONDS + 1
+        assert files.due(1)
+        files.save_last({"model": {}})
+        assert not files.due(2)
+        disk.set()
+
+
 @DEVICES
 def test_a_failed_write_ends_the_run_and_best_is_on_the_disk(tmp_path, monkeypatch, device):
     save, ticks = torch.save, iter(range(10**6))
