@@ -158,7 +158,6 @@ def homography(calibration: Path) -> np.ndarray:
     return to_image[:3, [0, 2, 3]]
 
 
-@lru_cache(maxsize=64)  # 2.4 MiB each; the validation set has 58 images
 def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
     """Int64 [800, 400], read-only: the pixel of the image in which the centre of each cell is seen,
     counted row by row, or -1 if the image does not show it.
@@ -167,11 +166,17 @@ def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
 
     Raises InputError.
     """
+    return cells_of(homography(calibration).tobytes(), height, width)
+
+
+@lru_cache(maxsize=8)  # 2.4 MiB each; the images of one drive share a calibration
+def cells_of(to_image: bytes, height: int, width: int) -> np.ndarray:
+    """`bird_cells` for a homography, given as the bytes of its array."""
     x = RIGHT[0] + CELL * (np.arange(BEV[1]) + 0.5)
     z = AHEAD[1] - CELL * (np.arange(BEV[0]) + 0.5)
     x, z = np.meshgrid(x, z)
     ground = np.stack([x, z, np.ones_like(x)], axis=-1)
-    u, v, w = np.moveaxis(ground @ homography(calibration).T, -1, 0)
+    u, v, w = np.moveaxis(ground @ np.frombuffer(to_image).reshape(3, 3).T, -1, 0)
     with np.errstate(all="ignore"):  # w may be 0; comparisons with nan are False
         u, v = u / w, v / w
         seen = (w > 0) & (1 <= u) & (u <= width) & (1 <= v) & (v <= height)

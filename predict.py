@@ -447,7 +447,10 @@ def parse(argv: list[str] | None):
     group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     options = parser.parse_intermixed_args(argv)
     if bool(options.inputs) + bool(options.data) + bool(options.kitti) != 1:
-        parser.error("say what to predict: pictures and folders, or --data DIR, or --kitti DIR")
+        parser.error(
+            "say what to predict, after the checkpoint: pictures and folders, or --data DIR, or "
+            "--kitti DIR"
+        )
     if options.scores and not options.data:
         parser.error("--scores: goes with --data, which has the ground truth")
     if options.confidence and options.kitti:

@@ -278,7 +278,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         run_dir.write_config({**about, "config": net.config})
     print(
         f"{sum(p.numel() for p in parameters):,} trainable parameters on "
-        f"{f'{ranks.size} times ' if ranks.size > 1 else ''}{device}, {config.amp}; "
+        f"{f'{ranks.size} times ' if ranks.size > 1 else ''}{device}, "
+        f"{'fp32' if config.amp == 'off' else config.amp}; "
         f"{counted(config.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')}; results in {out}"
     )
     stop.listen()

@@ -76,6 +76,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         inside = next((name for name in ("best.pt", "last.pt") if (path / name).is_file()), "")
         hint = f"did you mean {path / inside}?" if inside else "a checkpoint is a file best.pt"
         raise InputError(f"{path}: is a folder; {hint}")
+    if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
+        raise InputError(f"{path}: is a picture; the checkpoint comes first, as runs/NAME/best.pt")
     saved = read_tensors(path)
     require_checkpoint(saved, path)
     return saved

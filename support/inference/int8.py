@@ -53,14 +53,14 @@ def require_int8(device: torch.device = CPU):
     Some operators have a fallback that is 70 times as slow, and says nothing.
     """
     if device.type != "cpu":
-        problem = f"is for processors, not for {device}; add --device cpu"
+        problem = f"is for processors, not for {device}: add --device cpu"
     elif not cpu_has("avx512_vnni", "avx_vnni", "amx_int8"):
         problem = "this processor has no instructions for it (VNNI)"
     elif not all(hasattr(torch.ops.onednn, name) for name in OPERATORS):
         problem = f"PyTorch {torch.__version__} has no operators for it"
     else:
         return
-    raise InputError(f"--amp int8: {problem}, or leave out --amp")
+    raise InputError(f"--amp int8: {problem}; leave out --amp")
 
 
 def calibrate(net: FCN8s, pictures: Iterable[np.ndarray], **how) -> dict[str, float]:
