@@ -89,6 +89,7 @@ def two(streets, two_forks, tmp_path_factory):
     return folder, *parts
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_with_the_same_batch(two, streets, tmp_path):
     """Nine images in batches of four: in the last batch there is none for the second process. Both
     enlarge the images, though the first alone has measured them.
@@ -115,6 +116,7 @@ def test_two_processes_stop_together_and_resume_to_the_same_weights(two):
     assert printed.count("going on after step 10") == printed.count("best network") == 1
 
 
+@pytest.mark.slow
 def test_a_lost_process_ends_the_others(scenes, two_forks, tmp_path):
     """The second process stands still after its second step, as if its machine were cut off."""
     run = "--data", scenes, "--out", tmp_path / "run", *TINY

@@ -45,6 +45,7 @@ def read(path):
     return lambda image: session.run(["scores"], {"image": image})[0], metadata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", FORMATS)
 @pytest.mark.parametrize("pad, stride", [(1, 8), (100, 8), (1, 32)])
 def test_an_exported_file_computes_the_scores_of_pictures_of_every_size(
@@ -70,6 +71,7 @@ def test_an_exported_file_computes_the_scores_of_pictures_of_every_size(
     assert metadata["sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", FORMATS)
 def test_an_exported_file_enlarges_pictures_as_segment_does(tmp_path, ending):
     net, out = lively(1, 8), tmp_path / f"out{ending}"

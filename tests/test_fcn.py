@@ -97,6 +97,7 @@ def test_recomputing_activations_gives_the_same_gradients(seed, height, width, p
     assert all(torch.equal(a, b) for a, b in zip(kept, gradients(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [False, True])
 def test_the_network_compiles_as_one_graph_with_the_same_gradients(again):
     """Traced as torch.compile does it, without the C++ compiler that would make kernels of it."""
@@ -234,6 +235,7 @@ def test_fusing_adds_cell_j_to_cell_j_plus_crop(h, w, more, crop):
     assert torch.equal(fused[:, :, y, x], coarse[:, :, y, x] + fine[:, :, y + crop, x + crop])
 
 
+@pytest.mark.slow
 def test_full_network_against_an_independent_reference():
     """134 M parameters at 224 x 288, no layer of ours in the reference: interpolation instead of
     the transposed convolutions, which are the same away from the border.

@@ -132,6 +132,7 @@ def test_a_network_of_another_size_is_refused_by_its_option(tmp_path, name, valu
     assert same(new.state_dict(), before)
 
 
+@pytest.mark.slow
 def test_each_of_the_stages_32s_16s_8s_starts_where_the_last_ended(scenes, tmp_path, capsys):
     """New score layers are zero: a finer stage starts with the scores of the coarser one."""
     assert run(scenes, tmp_path / "32", "--stride", 32, "--lr", 0.01) == 0

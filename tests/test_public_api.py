@@ -219,6 +219,7 @@ def test_every_layer_takes_hooks_and_shows_them_its_own_output(training):
         torch.testing.assert_close(layer(forward[name][0]), forward[name][1])
 
 
+@pytest.mark.slow
 def test_evaluation_compiles_as_one_graph():
     net = lively(1, 8)
     with torch.no_grad():

@@ -136,6 +136,7 @@ sys.exit(train.main(arguments, lambda event, step: chance()))
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_a_run_ends_with_the_same_weights(scenes, fork, tmp_path):
     """KILLS kills, a third in each of three runs side by side: without threads, with threads, and
     with threads by the clock.

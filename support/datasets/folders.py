@@ -119,7 +119,7 @@ def fitting(root: Path, pattern: str) -> dict[str, Path]:
     without an ending fits pictures of every ending. The key is what the wildcards stand for, each
     by itself. Raises InputError.
     """
-    if Path(pattern).is_absolute():
+    if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise InputError(f"{pattern}: give a pattern of paths below {root}")
     pattern = pattern.removeprefix("./")
     pieces = re.split(r"(\*\*/|\*|\?)", pattern)  # every second one is a wildcard
