@@ -204,6 +204,7 @@ def test_a_pattern_without_an_ending_takes_pictures_of_every_ending(tmp_path):
     "images, masks, says",
     [
         ("/photos/*.jpg", "labels/*", "/photos/.*: give a pattern of paths below"),
+        ("photos/../../x/*.jpg", "labels/*", "photos/../../x/.*: give a pattern of paths below"),
         ("photos/**/*.jpg", "labels/*.png", "1.jpg: there is no mask named 1 in .*must stand for"),
         ("photos/*.jpg", "masks/*.png", "1.jpg: there is no mask named 1 in"),
         ("pictures/*", "masks/*", "pictures/.*: no picture has such a path"),
