@@ -150,23 +150,21 @@ def whole(lowest: int = 1) -> Callable[[str], int]:
 
 def positive(text: str) -> float:
     """A converter for argparse: finite numbers above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
+    return number(text, lambda value: 0 < value < math.inf, "a positive number")
 
 
 def share(text: str) -> float:
     """A converter for argparse: numbers from 0 to 1."""
+    return number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def number(text: str, fits: Callable[[float], bool], what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
