@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, SHARED
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -131,6 +131,7 @@ def test_a_vgg16_computes_the_same_as_its_own_layers(tmp_path, theirs, name):
 
 
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
+@settings(max_examples=8)
 def test_caffes_input_is_folded_exactly_except_at_the_padding(height, width):
     """In conv1_1 wherever it sees image alone; in all scores, if the border has the colour of
     Caffe's mean.
