@@ -15,6 +15,7 @@ import numpy as np
 from fcn import FCN8s
 from support.console import InputError, Parser, add_options, positive
 from support.device import default_amp
+from support.inference.predictor import MAX_PIXELS
 from support.labels import DataSet
 
 # What --resume may change: the length of the run (the learning rate follows), where the same images
@@ -23,7 +24,6 @@ FREE_ON_RESUME = {
     *("data", "out", "resume", "debug", "epochs", "save_every"),
     *("device", "amp", "workers", "recompute", "compile"),
 }
-MAX_PIXELS = 2**28  # of an image on its way through the network: more would fill the memory
 
 
 def gains(text: str) -> dict[str, float]:

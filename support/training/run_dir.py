@@ -96,9 +96,9 @@ class RunDir:
     def write_unsaved(self):
         if self.unsaved_best:
             content, self.unsaved_best = self.unsaved_best, None
-            self.write("best.pt", content)
+            self.write("best.pt", content, copied=True)
 
-    def write(self, name: str, content: dict):
+    def write(self, name: str, content: dict, copied: bool = False):
         self.written[name] = time.perf_counter()
         if not self.writer:
             self.write_now(name, content)
@@ -108,7 +108,8 @@ class RunDir:
             earlier.append(self.queue.pop(0))
             wait(earlier)  # no more than two copies wait at a time
         # Copied now: the next step changes the tensors.
-        self.queue.append(self.writer.submit(self.write_now, name, to_host(content)))
+        content = content if copied else to_host(content)
+        self.queue.append(self.writer.submit(self.write_now, name, content))
         for write in earlier:  # only now: this content is written even if an earlier write failed
             write.result()
 
