@@ -20,6 +20,7 @@ import re
 import sys
 import zipfile
 from collections import defaultdict
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import numpy as np
 
 from support.console import InputError, Parser
 from support.datasets.images import files_in, open_mask
-from support.files import atomic, write_csv
+from support.files import SIGNATURE, atomic, write_csv
 from support.labels import IGNORE, DataSet, Sample
 
 TASKS = {"road": ("um", "umm", "uu"), "lane": ("um",)}  # the categories with such ground truth
@@ -106,8 +107,22 @@ def write_submission(archive: Path, maps: list[Path]):
     Raises InputError if it cannot be written.
     """
     with atomic(archive) as file, zipfile.ZipFile(file, "w") as content:
+        content.comment = SIGNATURE.encode()
         for path in maps:  # PNGs, which are compressed already
             content.write(path, path.name)
+
+
+def require_submission(archive: Path):
+    """Raise InputError if there is a file of this name that `write_submission` has not written."""
+    if not archive.exists():
+        return
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as content:
+        if content.comment == SIGNATURE.encode():
+            return
+    raise InputError(
+        f"{archive}: is no submission of predict.py, and would be written over; choose another "
+        "--out, or remove it"
+    )
 
 
 # ---- bird's-eye view ----

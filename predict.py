@@ -19,7 +19,8 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -28,15 +29,18 @@ import torch
 from PIL import Image
 
 from fcn import FCN8s
-from kitti import TASKS, bird_cells, bird_view, calibration_of, write_submission
+from kitti import TASKS, bird_cells, bird_view, calibration_of, require_submission, write_submission
 from metrics import Scores, report
 from support.checkpoint import read_checkpoint
 from support.console import (
     InputError,
     Parser,
     Progress,
+    add_options,
     counted,
     explanation,
+    option,
+    out_of_memory,
     positive,
     share,
     shortened,
@@ -60,6 +64,7 @@ from support.inference.outputs import (
     confidence_folders,
     kitti_jobs,
     labelled_jobs,
+    megapixels,
     picture_jobs,
     require_results,
     result_path,
@@ -71,33 +76,124 @@ from support.prefetch import prefetch
 
 FAR_FACTOR = 2  # warn of pictures this many times as large as any training image, or as small
 CALIBRATION_PICTURES = 8
+SPLITS, RESULTS = ("train", "val", "test"), ("overlay", "mask", "none")
+AMP = ("auto", "bf16", "fp16", "int8", "off")
+
+
+def tta(text: str) -> TTA:
+    """A converter for argparse: "0.75,1,1.25,flip" to TTA."""
+    words = [word_or("flip", positive)(word) for word in text.split(",")]
+    return TTA(tuple(word for word in words if word != "flip") or (1.0,), "flip" in words)
+
+
+@dataclass
+class Options:
+    """What to predict, and how. Each `option` is also one on the command line."""
+
+    checkpoint: Path
+    inputs: list[Path]
+    out: Path = option(Path("predictions"), "where results go", Path)
+
+    # ---- a data set instead of pictures
+    data: Path | None = option(None, "predict and score a data set with ground truth", Path)
+    split: str | None = option(
+        None, "of --data: default val; of --kitti: train or test (default)", choices=SPLITS
+    )
+    images: str | None = option(None, "with --data: its --images, if not as in training")
+    masks: str | None = option(None, "with --data: its --masks, if not as in training")
+    scores: Path | None = option(
+        None, "with --data: pixels and IoU of each picture and class as CSV, the worst first", Path
+    )
+    kitti: Path | None = option(
+        None, "predict KITTI Road: confidences, bird's-eye views, of test images the zip", Path
+    )
+
+    # ---- results
+    confidence: str | None = option(
+        None,
+        "also write how probable CLASS is; without a name: the road, if it is the only class "
+        "sought, else every class, in a folder each",
+        metavar="CLASS",
+        nargs="?",
+        const="all",
+    )
+    only: str | None = option(
+        None, "write overlays or masks alone, or neither (default: both)", choices=RESULTS
+    )
+    threshold: float | None = option(
+        None,
+        "call a pixel road (or the class sought) from this confidence on, such as the threshold "
+        "that train.py prints beside MaxF (default: the most probable class)",
+        share,
+    )
+
+    # ---- computation
+    resize: float | str | None = option(
+        None,
+        "compute at this many times the size of each picture (default: as in training), or fit: at "
+        "the usual size of the training images; results keep the picture's size",
+        word_or("fit", positive),
+    )
+    size: tuple | None = option(None, "compute at this size HxW instead, height x width", size)
+    tta: TTA | None = option(
+        None,
+        "test-time augmentation: average the probabilities of views at these factors of the size, "
+        "and with flip of the mirror image of each, such as 0.75,1,1.25,flip",
+        tta,
+        metavar="F,F,...,flip",
+    )
+    # 1536 takes 3 GiB. With --tta, all scores of a picture are in memory besides
+    tile: int = option(
+        TILE, "largest part computed at once, N x N pixels: bounds the memory", whole(MIN_TILE)
+    )
+    # auto: 2; for a GPU one for each core, up to 16
+    workers: int | str = option(
+        "auto", "threads that read pictures, and as many that write", word_or("auto", whole(0))
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    # auto: bf16 where the hardware computes in it
+    amp: str = option(
+        "auto",
+        "compute in 16 bits, or off: in 32; int8: in 8, twice as fast as bf16 on x86 with VNNI",
+        choices=AMP,
+    )
+    debug: bool = option(False, "show where in the code an error arose")
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of results, apart from confidences."""
+        return {None: ("overlay", "mask"), "none": ()}.get(self.only, (self.only,))
 
 
 def segment(
     net: FCN8s,
-    picture: Image.Image | np.ndarray,
+    picture: Image.Image | np.ndarray | str | Path,
     confidence: int | str | None = None,
     tile: int = TILE,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """The class ids uint8 [H, W] of a picture, for your own programs.
 
     net           such as FCN8s.load("runs/NAME/best.pt"), in evaluation mode, on any device
-    picture       a PIL image of any mode and size, or uint8 [H, W, 3] RGB. It is taken as it is,
-                  not turned by its EXIF tag
+    picture       a PIL image of any mode and size, or uint8 [H, W, 3] RGB, both taken as they are;
+                  or the path of a picture, which is turned upright by its EXIF tag
     confidence    a class, by id or by name: then (class ids, confidence) comes back, uint8 [H, W]
                   both; the confidence is 255 times the probability of that class
     tile          bounds the memory, see Predictor
 
     Several threads may call it with one network. Raises ValueError for another kind of picture, an
-    unknown class, and a network in training mode.
+    unknown class, a network in training mode, and scores that are not finite; InputError for a file
+    that cannot be read.
     """
     if net.training:
         raise ValueError("the network is in training mode, with dropout: call net.eval() first")
-    pixels = as_rgb(picture) if isinstance(picture, Image.Image) else picture
+    if isinstance(picture, (str, Path)):
+        pixels = read_picture(Path(picture)).pixels
+    else:
+        pixels = as_rgb(picture) if isinstance(picture, Image.Image) else np.asarray(picture)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(
-            f"the picture is {pixels.dtype} {list(pixels.shape)}: it must be a PIL image, or "
-            "uint8 [H, W, 3]"
+            f"the picture is {pixels.dtype} {list(pixels.shape)}: it must be a PIL image, uint8 "
+            "[H, W, 3], or a path"
         )
     wanted = [] if confidence is None else [confidence]
     if isinstance(confidence, str):
@@ -110,114 +206,143 @@ def segment(
     return (labels, confidences[0]) if wanted else labels
 
 
-def predict(options, failed: list[str]):
+def predict(options: Options, failed: list[str]):
     """Run the network on every picture, write the results, and print the scores or pack the
     submission.
 
     A message for each picture that cannot be done is added to `failed`. Raises InputError.
     """
-    if options.scores and not options.scores.absolute().parent.is_dir():
-        raise InputError(f"{options.scores}: there is no such folder to write into")
+    # ---- the network
     saved = read_checkpoint(options.checkpoint)
     try:
         net = FCN8s.from_checkpoint(saved)
     except ValueError as error:
         raise InputError(f"{options.checkpoint}: {error}") from None
+    require_suited(options, net, saved)
+    device = pick_device(options.device)
+    trim_memory = tune_malloc(device)
+
+    # ---- the pictures, and what is written of each
     classes, road = net.classes, road_class(net.classes)
-    if options.tta.flip and saved.get("settings", {}).get("flip") == "no":
+    confidences = confidence_folders(options.confidence, classes)  # class by folder
+    data = archive = None
+    if options.kitti:
+        split = "training" if options.split == "train" else "testing"
+        jobs = kitti_jobs(options.kitti, classes[road], split)
+        confidences = {"confidence": road, "bev": road}
+        if split == "testing":
+            archive = options.out / "submission.zip"
+            require_submission(archive)
+    elif options.data:
+        patterns = {"images": options.images, "masks": options.masks}
+        jobs, data = labelled_jobs(options.data, options.split or "val", saved, patterns)
+        print(data.summary)
+    else:
+        jobs = picture_jobs(options.inputs)
+    folders = [*options.folders, *confidences]
+    require_results(options.out, folders, jobs)
+
+    # ---- the loop; threads read the pictures and write the results
+    predictor = make_predictor(net, options, device, jobs, saved)
+    reader = Reader(data.read_label, cache_bytes=0) if data else None
+    scores = Scores(classes, data.road) if data else None
+    wanted = sorted({*confidences.values(), *([] if road is None else [road])})
+    workers, start = max(1, default_workers(options.workers, device)), thread_initializer(device)
+    areas = megapixels(jobs)
+    progress, done, far = Progress(sum(areas), images=len(jobs) / sum(areas)), 0, []
+
+    def show_tiles(ready, tiles):
+        if ready and progress.late():
+            counts = f"{done}/{len(jobs)} pictures, tile {ready} of {tiles}"
+            progress.show(counts, areas[done] * ready / tiles)
+
+    with ThreadPoolExecutor(workers) as threads:
+        writing = deque()
+        contents = prefetch(jobs, partial(read_job, predictor, reader), workers, initializer=start)
+        for job, content in zip(jobs, contents, strict=True):
+            try:
+                if isinstance(content, str):  # why it cannot be predicted
+                    raise InputError(content)
+                picture, views, truth = content
+                if warning := far_from_training(views, saved):
+                    far.append(job.picture.name)
+                    if len(far) == 1:  # now, since it may take an hour
+                        warn("predict.py", f"{job.picture}: {warning}")
+                with naming(job.picture):
+                    prediction = predictor(
+                        (views, picture.shape[:2]), probabilities=wanted, progress=show_tiles
+                    )
+                    labels, probabilities = prediction.to_host()
+                confidence = dict(zip(wanted, probabilities, strict=True))  # by class
+                if options.threshold is not None:
+                    is_road = confidence[road] >= round(255 * options.threshold)
+                    labels = np.where(is_road, road, 1 - road).astype(np.uint8)
+                if data:
+                    scores.update(job.sample, labels, truth, confidence.get(data.road))
+                maps = {folder: confidence[c] for folder, c in confidences.items()}
+                writing.append(threads.submit(write, job, picture, labels, maps, classes, options))
+                trim_memory(views[0][0].shape)
+            except InputError as error:
+                failed.append(str(error))
+            if len(writing) > workers + 1:
+                writing.popleft().result()
+            done += 1
+            if progress.due(areas[done - 1]):
+                progress.show(f"{done}/{len(jobs)} pictures")
+        for written in writing:
+            written.result()
+
+    # ---- summary
+    if len(far) > 1:
+        warn("predict.py", f"so are {len(far) - 1} more: {shortened(far[1:])}")
+    where = f"; results in {options.out}" if folders else ""
+    progress.line(f"{len(jobs) - len(failed)} of {len(jobs)} pictures done{where}")
+    if failed and (data or archive):  # a part would be taken for the whole
+        missing = "there are no scores" if data else f"{archive} is not written"
+        failed.append(f"{len(failed)} of {len(jobs)} pictures are missing, so {missing}")
+    elif data:
+        print(report({options.split or "val": scores.result()}, classes))
+        if options.scores:
+            write_csv(options.scores, scores.rows())
+    elif archive:
+        write_submission(archive, [result_path(options.out, "bev", job) for job in jobs])
+        print(f"to upload: {archive}")
+
+
+def require_suited(options: Options, net: FCN8s, saved: dict):
+    """Raise InputError if the options ask for what the network cannot do."""
+    classes = net.classes
+    if options.tta and options.tta.flip and saved.get("settings", {}).get("flip") == "no":
         raise InputError("--tta: the network was trained without mirrored views; leave out flip")
     if options.threshold is not None and only_road(classes) is None:
         raise InputError(
             f"--threshold: is for networks that look for one class; {options.checkpoint} tells "
             f"apart {shortened(classes, 5)}"
         )
-    device = pick_device(options.device)
-    trim_memory = tune_malloc(device)
-
-    data, archive = None, options.out / "submission.zip"
-    confidences = confidence_folders(options.confidence, classes)  # class by folder
-    if options.kitti:
-        if road is None or classes[road] not in TASKS:
-            raise InputError(
-                f"{options.checkpoint}: --kitti needs a class called {' or '.join(TASKS)}; the "
-                f"classes are {', '.join(classes)}"
-            )
-        split = "training" if options.split == "train" else "testing"
-        jobs = kitti_jobs(options.kitti, classes[road], split)
-        confidences = {"confidence": road, "bev": road}
-    elif options.data:
-        jobs, data = labelled_jobs(options.data, options.split or "val", saved)
-        print(data.summary)
-    else:
-        jobs = picture_jobs(options.inputs, options.out)
-    folders = [*options.only, *confidences]
-    require_results(result_path(options.out, folder, job) for job in jobs for folder in folders)
-
-    predictor = make_predictor(net, options, device, jobs)
-    if options.kitti and split == "testing":
-        archive.unlink(missing_ok=True)  # it would look like this run's
-    read = partial(read_job, predictor, Reader(data.read_label, cache_bytes=0) if data else None)
-    scores = Scores(classes, data.road) if data else None
-    wanted = sorted({*confidences.values(), *([] if road is None else [road])})
-    warning = ""
-    progress = Progress(len(jobs))
-
-    def show_tiles(done, tiles):
-        if done and progress.late():
-            counts = f"{progress.done}/{len(jobs)} pictures, tile {done} of {tiles}"
-            progress.show(counts, done / tiles)
-
-    workers, start = max(1, default_workers(options.workers, device)), thread_initializer(device)
-    with ThreadPoolExecutor(workers) as threads:
-        writing = deque()
-        contents = prefetch(jobs, read, workers, initializer=start)
-        for job, content in zip(jobs, contents, strict=True):
-            if isinstance(content, str):  # why it cannot be predicted
-                failed.append(content)
-                progress.due()
-                continue
-            picture, views, truth = content
-            if not warning and (warning := far_from_training(views, picture, saved)):
-                warn("predict.py", f"{job.picture}: {warning}")
-            prediction = predictor(
-                (views, picture.shape[:2]), probabilities=wanted, progress=show_tiles
-            )
-            labels, probabilities = prediction.to_host()
-            confidence = dict(zip(wanted, probabilities, strict=True))  # by class
-            if options.threshold is not None:
-                is_road = confidence[road] >= round(255 * options.threshold)
-                labels = np.where(is_road, road, 1 - road).astype(np.uint8)
-            if data:
-                scores.update(job.sample, labels, truth, confidence.get(data.road))
-            maps = {folder: confidence[c] for folder, c in confidences.items()}
-            writing.append(threads.submit(write, job, picture, labels, maps, classes, options))
-            if len(writing) > workers + 1:
-                writing.popleft().result()
-            trim_memory(views[0][0].shape)
-            if progress.due():
-                progress.show(f"{progress.done}/{len(jobs)} pictures")
-        for written in writing:
-            written.result()
-
-    where = f"; results in {options.out}" if folders else ""
-    progress.line(f"{len(jobs) - len(failed)} of {len(jobs)} pictures done{where}")
-    if failed and (data or options.kitti):  # a part would be taken for the whole
-        missing = "there are no scores" if data else "there is nothing to upload"
-        failed.append(f"{len(failed)} of {len(jobs)} pictures are missing, so {missing}")
-    elif data:
-        print(report({options.split or "val": scores.result()}, classes))
-        if options.scores:
-            write_csv(options.scores, scores.rows())
-    elif options.kitti and split == "testing":
-        write_submission(archive, [result_path(options.out, "bev", job) for job in jobs])
-        print(f"to upload: {archive}")
+    road = road_class(classes)
+    if options.kitti and (road is None or classes[road] not in TASKS):
+        raise InputError(
+            f"{options.checkpoint}: --kitti needs a class called {' or '.join(TASKS)}; the "
+            f"classes are {', '.join(classes)}"
+        )
+    if options.resize == "fit" and "sizes" not in saved:
+        raise InputError(
+            f"{options.checkpoint}: does not say how large the training images were, for --resize "
+            "fit; give a number"
+        )
+    if options.scores and not options.scores.absolute().parent.is_dir():
+        raise InputError(f"{options.scores}: there is no such folder to write into")
 
 
-def make_predictor(net: FCN8s, options, device: torch.device, jobs: list[Job]) -> Predictor:
+def make_predictor(
+    net: FCN8s, options: Options, device: torch.device, jobs: list[Job], saved: dict
+) -> Predictor:
     """The Predictor for these options. For int8, the network is calibrated on some of the
     pictures.
     """
     at = {"resize": options.resize, "size": options.size}
+    if options.resize == "fit":
+        at = {"size": net.resize_factor * max(saved["sizes"]["median"])}
     amp = options.amp
     if amp == "int8":
         from support.inference.int8 import calibrate, require_int8, to_int8
@@ -231,7 +356,9 @@ def make_predictor(net: FCN8s, options, device: torch.device, jobs: list[Job]) -
         to_int8(net, amax)
         amp = "auto"  # of the layers that are not in int8
     amp = default_amp(amp, device)
-    return Predictor(prepare(net, amp, device), amp, tile=options.tile, tta=options.tta, **at)
+    return Predictor(
+        prepare(net, amp, device), amp, tile=options.tile, tta=options.tta or NO_TTA, **at
+    )
 
 
 def readable(jobs: list[Job]) -> Iterator[np.ndarray]:
@@ -239,6 +366,19 @@ def readable(jobs: list[Job]) -> Iterator[np.ndarray]:
     for job in jobs:
         with suppress(InputError):
             yield read_picture(job.picture).pixels
+
+
+@contextmanager
+def naming(picture: Path) -> Iterator[None]:
+    """Within it, errors that concern one picture alone become InputErrors that name it."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{picture}: {error}") from None
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"{picture}: out of memory; a smaller --tile needs less") from None
 
 
 def read_job(predictor: Predictor, reader: Reader | None, job: Job) -> tuple | str:
@@ -254,14 +394,13 @@ def read_job(predictor: Predictor, reader: Reader | None, job: Job) -> tuple | s
                     "predict.py",
                     f"{job.picture}: has {photo.frames} frames or pages; only the first is done",
                 )
-        return picture, predictor.views(picture), truth
+        with naming(job.picture):
+            return picture, predictor.views(picture), truth
     except InputError as error:
         return str(error)  # not the error itself, which would keep the picture's memory
-    except ValueError as error:
-        return f"{job.picture}: {error}"
 
 
-def far_from_training(views: list[tuple], picture: np.ndarray, saved: dict) -> str:
+def far_from_training(views: list[tuple], saved: dict) -> str:
     """A warning if one of the views has a size that the network was not trained on; else "".
 
     A network recognises things at the sizes at which it has seen them.
@@ -270,17 +409,15 @@ def far_from_training(views: list[tuple], picture: np.ndarray, saved: dict) -> s
         return ""
     # The longer side, since a picture in portrait format shows things as large as one in landscape
     # format.
-    smallest, median, largest = (
-        saved["resize_factor"] * max(saved["sizes"][name])
-        for name in ("smallest", "median", "largest")
+    smallest, largest = (
+        saved["resize_factor"] * max(saved["sizes"][name]) for name in ("smallest", "largest")
     )
     for view, _ in views:
         height, width = view.shape[2:]
         if not smallest / FAR_FACTOR <= max(height, width) <= largest * FAR_FACTOR:
             return (
                 f"is computed at {height}x{width}; in training the longer side had {smallest:.0f} "
-                f"to {largest:.0f} pixels. --resize {median / max(picture.shape[:2]):.2g} computes "
-                "at the size of the training"
+                f"to {largest:.0f} pixels. --resize fit computes every picture at their usual size"
             )
     return ""
 
@@ -291,16 +428,16 @@ def write(
     labels: np.ndarray,
     maps: dict[str, np.ndarray],
     classes: list[str],
-    options,
+    options: Options,
 ):
     """Write the results of one picture; `maps` are the confidences by folder."""
     results = {folder: Image.fromarray(confidence) for folder, confidence in maps.items()}
     if "bev" in maps:
         cells = bird_cells(calibration_of(job.picture), *labels.shape)
         results["bev"] = Image.fromarray(bird_view(maps["bev"], cells, 0))
-    if "overlay" in options.only:
+    if "overlay" in options.folders:
         results["overlay"] = overlay(picture, labels, classes)
-    if "mask" in options.only:
+    if "mask" in options.folders:
         results["mask"] = palette_mask(labels, classes)
     for folder, result in results.items():
         write_result(result, result_path(options.out, folder, job))
@@ -330,7 +467,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def parse(argv: list[str] | None):
+def parse(argv: list[str] | None) -> Options:
     """The options of the command line. They may stand anywhere, before, between and after the
     pictures.
     """
@@ -345,125 +482,21 @@ def parse(argv: list[str] | None):
         nargs="*",
         help="pictures and folders; of a KITTI Road folder, its test images",
     )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        type=Path,
-        default=Path("predictions"),
-        help="where results go (default %(default)s)",
-    )
-    group = parser.add_argument_group("a data set instead of pictures")
-    group.add_argument(
-        "--data", metavar="DIR", type=Path, help="predict and score a data set with ground truth"
-    )
-    group.add_argument(
-        "--split",
-        choices=("train", "val", "test"),
-        help="of --data: train, val (default) or test; of --kitti: train or test (default)",
-    )
-    group.add_argument(
-        "--scores",
-        metavar="FILE",
-        type=Path,
-        help="with --data: pixels and IoU of each picture and class as CSV, the worst first",
-    )
-    group.add_argument(
-        "--kitti",
-        metavar="DIR",
-        type=Path,
-        help="predict KITTI Road: confidences, bird's-eye views and, of the test images, the zip",
-    )
-    group = parser.add_argument_group("results")
-    group.add_argument(
-        "--confidence",
-        metavar="CLASS",
-        nargs="?",
-        const="all",
-        help="also write how probable CLASS is; without a name: the road, if it is the only class "
-        "sought, else every class, in a folder each",
-    )
-    group.add_argument(
-        "--only",
-        choices=("overlay", "mask", "none"),
-        help="write overlays or masks alone, or neither, such as for scores (default: both)",
-    )
-    group.add_argument(
-        "--threshold",
-        metavar="T",
-        type=share,
-        help="call a pixel road (or the class sought) from this confidence on, such as the "
-        "threshold that train.py prints beside MaxF (default: the most probable class)",
-    )
-    group = parser.add_argument_group("computation")
-    at = group.add_mutually_exclusive_group()
-    at.add_argument(
-        "--resize",
-        metavar="FACTOR",
-        type=positive,
-        help="compute at FACTOR times the size of each picture (default: as in training); results "
-        "keep the picture's size",
-    )
-    at.add_argument(
-        "--size", metavar="HxW", type=size, help="compute at this size instead, height x width"
-    )
-    group.add_argument(
-        "--tta",
-        metavar="F,F,...,flip",
-        type=tta,
-        default=NO_TTA,
-        help="test-time augmentation: average the probabilities of views at these factors of the "
-        "size, and with flip of the mirror image of each, such as 0.75,1,1.25,flip",
-    )
-    group.add_argument(
-        "--tile",
-        metavar="N",
-        type=whole(MIN_TILE),
-        default=TILE,
-        help="largest part computed at once, N x N pixels: bounds the memory (default %(default)s: "
-        "3 GiB). With --tta, or at another size than the picture's, all its scores are in memory "
-        "besides",
-    )
-    group.add_argument(
-        "--workers",
-        metavar="N",
-        type=word_or("auto", whole(0)),
-        default="auto",
-        help="threads that read pictures, and as many that write results; auto: 2, for a GPU one "
-        "for each core, up to 16",
-    )
-    group.add_argument(
-        "--device",
-        metavar="NAME",
-        default="auto",
-        help="auto, cpu, cuda, cuda:N or mps (default %(default)s)",
-    )
-    group.add_argument(
-        "--amp",
-        choices=("auto", "bf16", "fp16", "int8", "off"),
-        default="auto",
-        help="compute in 16 bits, or off: in 32 (default %(default)s: bf16 where the hardware "
-        "computes in it); int8: in 8, about twice as fast as bf16, on x86 processors with VNNI",
-    )
-    group.add_argument("--debug", action="store_true", help="show where in the code an error arose")
-    options = parser.parse_intermixed_args(argv)
+    add_options(parser, Options)
+    options = Options(**vars(parser.parse_intermixed_args(argv)))
     if bool(options.inputs) + bool(options.data) + bool(options.kitti) != 1:
         parser.error(
             "say what to predict, after the checkpoint: pictures and folders, or --data DIR, or "
             "--kitti DIR"
         )
-    if options.scores and not options.data:
-        parser.error("--scores: goes with --data, which has the ground truth")
+    if options.resize and options.size:
+        parser.error("--size: leave out --resize, or --size")
     if options.confidence and options.kitti:
         parser.error("--confidence: leave it out, --kitti writes that of the road")
-    options.only = {None: ("overlay", "mask"), "none": ()}.get(options.only, (options.only,))
+    for name in ("scores", "images", "masks"):
+        if getattr(options, name) and not options.data:
+            parser.error(f"--{name}: goes with --data, which has the ground truth")
     return options
-
-
-def tta(text: str) -> TTA:
-    """A converter for argparse: "0.75,1,1.25,flip" to TTA."""
-    words = text.split(",")
-    factors = tuple(positive(word) for word in words if word != "flip")
-    return TTA(factors or (1.0,), "flip" in words)
 
 
 if __name__ == "__main__":

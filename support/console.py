@@ -198,21 +198,21 @@ def word_or(word: str, convert: Callable) -> Callable:
 class Progress:
     """Progress of a loop: one line that is rewritten on a terminal, else a line every 30 seconds.
 
-    total     steps of the whole loop
+    total     steps of the whole loop, or another measure of its work
     done      steps done before, in an earlier part of the run
     images    images in each step
     """
 
-    def __init__(self, total: int, done: int = 0, images: int = 1):
+    def __init__(self, total: float, done: float = 0, images: float = 1):
         self.total, self.done, self.first, self.images = total, done, done, images
         self.start = self.shown = time.perf_counter()
         self.live = sys.stdout.isatty()
         self.pause = 0.5 if self.live else 30  # seconds between two lines
 
-    def due(self) -> bool:
+    def due(self, steps: float = 1) -> bool:
         """Count one more step. Returns whether it is time to show something."""
-        self.done += 1
-        return time.perf_counter() - self.shown >= self.pause
+        self.done += steps
+        return self.late()
 
     def late(self) -> bool:
         """Whether it is time to show something."""

@@ -16,6 +16,8 @@ from PIL import Image
 
 from support.console import InputError, one_line
 
+SIGNATURE = "FCN-8s predict.py"  # in each result of predict.py, which a later run may replace
+
 
 @contextmanager
 def atomic(

@@ -279,9 +279,12 @@ def test_each_picture_gets_a_result_of_its_own_name(road, tmp_path, pictures, in
 def test_results_of_an_earlier_run_are_not_predicted_wherever_they_lie(road, tmp_path, out):
     photo(tmp_path / "in/a.png")
     out = tmp_path / "in" / out
-    for _ in range(2):
-        assert run(road, tmp_path / "in", "--out", out) == 0
-        assert files(out / "overlay") == files(out / "mask") == {"a.png"}
+    for results in (out, out, tmp_path / "elsewhere"):
+        assert run(road, tmp_path / "in", "--out", results) == 0
+        assert files(results / "overlay") == files(results / "mask") == {"a.png"}
+    photo(tmp_path / "in/mask/b.png")  # whatever its folder is called
+    assert run(road, tmp_path / "in", "--out", tmp_path / "more") == 0
+    assert len(files(tmp_path / "more/mask")) == 2
 
 
 @pytest.mark.parametrize("name", ["mask/a.png", "overlay/a.png", "confidence/a.png"])
@@ -340,6 +343,24 @@ def test_a_picture_that_is_too_large_is_named_and_the_others_are_done(road, tmp_
     assert files(tmp_path / "out/mask") == {"small.png"}
 
 
+def test_a_picture_that_fills_the_memory_does_not_end_the_others(
+    road, tmp_path, monkeypatch, capsys
+):
+    forward = FCN8s.forward
+
+    def small_memory(net, images):
+        if images.shape[2] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return forward(net, images)
+
+    monkeypatch.setattr(FCN8s, "forward", small_memory)
+    for name, height in (("a", 40), ("b", 101), ("c", 40)):
+        photo(tmp_path / f"in/{name}.png", (50, height))
+    assert run(road, tmp_path / "in", "--out", tmp_path / "out") == 1
+    assert "b.png: out of memory; a smaller --tile" in capsys.readouterr().err
+    assert files(tmp_path / "out/mask") == {"a.png", "c.png"}
+
+
 def test_pictures_that_are_left_out_are_said(road, tmp_path, capsys):
     for name in ("in/a.mp4", "in/b.HEIC", "only/a.MOV"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -363,22 +384,68 @@ def test_pictures_that_are_left_out_are_said(road, tmp_path, capsys):
         (
             (2700, 64),
             [],
-            "64x2700; in training the longer side had 480 to 1300 pixels. --resize 0.46",
+            "64x2700; in training the longer side had 480 to 1300 pixels. --resize fit",
         ),
         ((200, 100), [], "100x200; in training"),
         ((200, 100), ["--resize", "4"], ""),
         ((600, 100), ["--tta", "1,0.3"], "30x180; in training"),
     ],
 )
-def test_a_picture_far_from_the_sizes_of_training_is_said_once(
-    tmp_path, capsys, size, more, warned
-):
+def test_pictures_far_from_the_sizes_of_training_are_said(tmp_path, capsys, size, more, warned):
     sizes = {"smallest": (360, 480), "median": (375, 1242), "largest": (376, 1300)}
     path = checkpoint(tmp_path / "best.pt", ["not road", "road"], sizes=sizes)
-    photo(tmp_path / "in/a.png", size), photo(tmp_path / "in/b.png", size)
+    for name in ("a", "b", "c"):
+        photo(tmp_path / f"in/{name}.png", size)
     assert run(path, tmp_path / "in", "--out", tmp_path / "out", *more) == 0
-    error = capsys.readouterr().err
-    assert warned in error and error.count("\n") == bool(warned)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (2 if warned else 0)
+    if warned:
+        assert "a.png: is computed at" in lines[0] and warned in lines[0]
+        assert "so are 2 more: b.png, c.png" in lines[1]
+
+
+def test_fit_computes_every_picture_at_the_usual_size_of_the_training(tmp_path, capsys):
+    sizes = {"smallest": (30, 40), "median": (48, 60), "largest": (60, 80)}
+    path = checkpoint(tmp_path / "best.pt", ["not road", "road"], sizes=sizes)
+    content = read_checkpoint(path)
+    write_checkpoint({**content, "resize_factor": 1.5}, path)
+    photo(tmp_path / "in/wide.png", (360, 180)), photo(tmp_path / "in/tall.png", (20, 30))
+    more = ["--resize", "fit", "--confidence", "road", "--out", tmp_path / "out"]
+    assert run(path, tmp_path / "in", *more) == 0
+    assert not capsys.readouterr().err
+    for name, size in (("wide", (45, 90)), ("tall", (90, 60))):
+        picture = read_picture(tmp_path / f"in/{name}.png").pixels
+        wanted = Predictor(FCN8s.load(path), size=size)(picture, probabilities=[1])
+        found = pixels(tmp_path / f"out/confidence/{name}.png")
+        assert np.array_equal(found, wanted.probabilities[0])
+    path = checkpoint(tmp_path / "best.pt", ["not road", "road"])
+    assert run(path, tmp_path / "in", *more) == 2
+    assert "does not say how large" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_no_result(road, tmp_path, capsys, value):
+    content = read_checkpoint(road)
+    content["model"]["score_fr.bias"][0] = value
+    path = tmp_path / "nan.pt"
+    write_checkpoint(content, path)
+    photo(tmp_path / "in/a.png"), photo(tmp_path / "in/b.png")
+    for more in ([], ["--tta", "flip"]):
+        assert run(path, tmp_path / "in", "--out", tmp_path / "out", *more) != 0
+        assert "not finite" in capsys.readouterr().err
+    assert not files(tmp_path) - {"nan.pt", "in/a.png", "in/b.png"}
+
+
+def test_fp16_that_overflows_is_no_result(road, tmp_path, capsys):
+    content = read_checkpoint(road)
+    for layer in ("conv1_1", "conv2_1", "conv3_1"):
+        content["model"][f"vgg.{layer}.weight"] *= 1e3
+    path = tmp_path / "large.pt"
+    write_checkpoint(content, path)
+    arguments = [path, photo(tmp_path / "a.png"), "--out", tmp_path / "out", "--device", "cpu"]
+    assert predict.main([*map(str, arguments), "--amp", "fp16"]) == 1
+    assert "a.png: the network's scores are not finite" in capsys.readouterr().err
+    assert not files(tmp_path / "out") and run(*arguments) == 0
 
 
 # ---- data sets and scores ----
@@ -419,6 +486,33 @@ def test_a_data_set_is_read_with_the_options_of_the_training(scenes, tmp_path, c
         said.append(capsys.readouterr().out)
     assert all("URBAN     image" in text and "URBAN     bird's eye" in text for text in said)
     assert files(tmp_path / "out 0") != files(tmp_path / "out 3")
+
+
+def test_a_data_set_may_lie_otherwise_than_that_of_the_training(streets, tmp_path, capsys):
+    own_data(tmp_path / "d", {i: np.zeros((40, 50)) for i in range(5)})
+    settings = {"images": "photos/*", "masks": "masks/*"}
+    path = checkpoint(tmp_path / "best.pt", MANY, settings=settings)
+    more = ["--data", tmp_path / "d", "--out", tmp_path / "out", "--only", "mask"]
+    assert run(path, *more) == 2
+    assert "as in training: --images photos/* --masks masks/*" in capsys.readouterr().out
+    assert run(path, *more, "--images", "images/*", "--masks", "masks/*") == 0
+    assert run(path, *more, "--images", "auto", "--masks", "auto") == 0
+    assert len(files(tmp_path / "out/mask")) == 1
+
+
+def test_no_result_lies_outside_its_folder(tmp_path, capsys):
+    names = ["../../x/a", "../../y/a"]
+    for name in ("1", "2", *names):
+        photo(tmp_path / "d/JPEGImages" / f"{name}.jpg")
+        mask(tmp_path / "d/SegmentationClass" / f"{name}.png", np.eye(40, 50))
+    lists = tmp_path / "d/ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("1\n2\n")
+    (lists / "val.txt").write_text("\n".join(names))
+    (tmp_path / "d/classes.txt").write_text("a\nb\n")
+    path, before = checkpoint(tmp_path / "best.pt", ["a", "b"]), files(tmp_path)
+    assert run(path, "--data", tmp_path / "d", "--out", tmp_path / "p/q") == 2
+    assert "would lie outside" in capsys.readouterr().err and files(tmp_path) == before
 
 
 def test_the_threshold_of_maxf_gives_the_precision_and_recall_beside_it(
@@ -523,14 +617,29 @@ def test_a_test_image_without_calibration_is_named_before_anything_is_computed(
     assert "uu_000001.txt" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_broken_test_image_leaves_no_zip_that_looks_whole(road, scenes, tmp_path, capsys):
+def test_a_broken_test_image_leaves_the_submission_of_the_last_run(road, scenes, tmp_path, capsys):
     shutil.copytree(scenes, tmp_path / "k")
     arguments = [road, "--kitti", tmp_path / "k", "--out", tmp_path / "out"]
-    assert run(*arguments) == 0  # its zip must not pass for that of the next run
+    archive = tmp_path / "out/submission.zip"
+    assert run(*arguments) == 0 and run(*arguments) == 0
+    whole = archive.read_bytes()
     (tmp_path / "k/testing/image_2/uu_000001.png").write_bytes(b"")
+    capsys.readouterr()
     assert run(*arguments) == 1
-    assert "uu_000001.png" in capsys.readouterr().err
-    assert not (tmp_path / "out/submission.zip").exists()
+    said = capsys.readouterr()
+    assert "uu_000001.png" in said.err and f"{archive} is not written" in said.err
+    assert archive.read_bytes() == whole and "to upload" not in said.out
+
+
+def test_a_zip_of_somebody_else_is_not_written_over(road, scenes, tmp_path, capsys):
+    archive = tmp_path / "submission.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        content.writestr("um_road_000000.png", b"mine")
+    for content in (archive.read_bytes(), b"no zip"):
+        archive.write_bytes(content)
+        assert run(road, "--kitti", scenes, "--out", tmp_path) == 2
+        assert f"{archive}: is no submission" in capsys.readouterr().err
+        assert files(tmp_path) == {"submission.zip"} and archive.read_bytes() == content
 
 
 def test_mirrored_views_need_a_network_trained_with_them(scenes, tmp_path, capsys):
@@ -594,9 +703,10 @@ def test_options_may_stand_anywhere(road, tmp_path):
         (["{pictures}", "--out", "{file}"], "file"),
         (["{pictures}", "--resize", "0"], "--resize"),
         (["{pictures}", "--size", "0x9"], "--size"),
-        (["{pictures}", "--size", "9x9", "--resize", "2"], "not allowed with"),
+        (["{pictures}", "--size", "9x9", "--resize", "2"], "leave out --resize, or --size"),
+        (["{pictures}", "--images", "x/*"], "--images: goes with --data"),
         (["{pictures}", "--tta", "1,,2"], "--tta"),
-        (["{pictures}", "--tta", "mirror"], "--tta"),
+        (["{pictures}", "--tta", "1,flop"], "'flop' is not a positive number, nor flip"),
         (["{pictures}", "--threshold", "1.5"], "--threshold"),
         (["{pictures}", "--scores", "s.csv"], "--scores: goes with --data"),
         (["{pictures}", "--conf", "road"], "not an option"),

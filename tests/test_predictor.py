@@ -111,17 +111,39 @@ def test_a_tile_that_leaves_no_room_beside_its_halo_is_refused():
 # ---- sizes ----
 
 
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 600), st.integers(1, 60))
-def test_scores_stretched_by_strips_are_those_stretched_as_a_whole(height, width, tall, wide):
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    st.integers(1, 600),
+    st.integers(1, 60),
+)
+def test_scores_stretched_by_rows_of_parts_are_those_of_the_whole(rows, columns, tall, wide):
+    height, width = sum(rows), sum(columns)
     scores = torch.randn(1, 3, height, width)
-    middle = height // 2
-    parts = [
-        (slice(0, middle), slice(0, width), scores[:, :, :middle]),
-        (slice(middle, height), slice(0, width), scores[:, :, middle:]),
-    ]
-    found = torch.cat([part for _, _, part in stretch(parts, height, width, (tall, wide))], 2)
+
+    def slices(lengths):
+        ends = np.cumsum(lengths)
+        return [slice(int(end) - n, int(end)) for end, n in zip(ends, lengths, strict=True)]
+
+    parts = [(r, c, scores[:, :, r, c]) for r in slices(rows) for c in slices(columns)]
+    found = list(stretch(iter(parts), height, width, (tall, wide)))
+    assert [row for r, _, _ in found for row in range(r.start, r.stop)] == list(range(tall))
     wanted = F.interpolate(scores, size=(tall, wide), mode="bilinear")
+    found = torch.cat([part for _, _, part in found], 2)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_stretching_is_done_row_of_parts_by_row_of_parts():
+    computed = []
+
+    def parts():
+        for top in range(0, 800, 100):
+            for left in (0, 50):
+                computed.append(top)
+                yield slice(top, top + 100), slice(left, left + 50), torch.zeros(1, 3, 100, 50)
+
+    for rows, _, _ in stretch(parts(), 800, 100, (1200, 150)):
+        assert max(computed) < rows.stop * 800 / 1200 + 1  # nothing below what is needed
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 3))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +26,10 @@ from support.datasets.images import (
     files_below,
     files_in,
 )
-from support.files import save_png
+from support.files import SIGNATURE, save_png
 from support.labels import DataSet, Sample, only_road, paths_below
 
 FOLDERS = ("overlay", "mask", "confidence", "bev")  # below --out
-SIGNATURE = "FCN-8s predict.py"  # in every result, as its PNG field Software
 
 # Folders of masks, and the folder of images that they lie beside: these are no pictures to predict.
 MASKS = {
@@ -55,16 +54,17 @@ class Job(NamedTuple):
     sample: Sample | None = None
 
 
-def picture_jobs(inputs: list[Path], out: Path) -> list[Job]:
+def picture_jobs(inputs: list[Path]) -> list[Job]:
     """Jobs for pictures and for folders with all pictures in them, each picture once.
 
-    The results in `out` are left out, and so are the masks of a data set. Of a KITTI Road folder
-    the test images are meant. Raises InputError if an input is not there or holds no pictures.
+    Results of predict.py are left out of a folder, and so are the masks of a data set. Of a KITTI
+    Road folder the test images are meant. Raises InputError if an input is not there or holds no
+    pictures.
     """
     folder_of = {}  # of each picture the folder that was given, or in which it lies
     for given in (Path(os.path.abspath(path)) for path in inputs):
         if given.is_dir():
-            for picture in pictures_in(given, out):
+            for picture in pictures_in(given):
                 folder_of.setdefault(picture, given)
         elif given.is_file():
             folder_of.setdefault(given, given.parent)
@@ -73,19 +73,18 @@ def picture_jobs(inputs: list[Path], out: Path) -> list[Job]:
     return [Job(*pair) for pair in zip(folder_of, unique_names(folder_of), strict=True)]
 
 
-def pictures_in(given: Path, out: Path) -> list[Path]:
+def pictures_in(given: Path) -> list[Path]:
     """The pictures to predict in a folder, see `picture_jobs`; warns of pictures and videos of
     other formats. Raises InputError if there are none.
     """
     kitti_test = given / "testing" / "image_2"
     folder = kitti_test if kitti_test.is_dir() else given
-    results = [Path(os.path.abspath(out / name)) for name in FOLDERS]
 
     def left_out(picture):
         above = picture.parents[: len(picture.relative_to(folder).parts) - 1]
-        return any(picture.is_relative_to(result) for result in results) or any(
+        return any(
             place.name in MASKS and (place.parent / MASKS[place.name]).is_dir() for place in above
-        )
+        ) or (any(place.name in FOLDERS for place in above) and is_result(picture))
 
     pictures = [picture for picture in files_below(folder) if not left_out(picture)]
     others = Counter(
@@ -120,11 +119,14 @@ def unique_names(folder_of: dict[Path, Path]) -> list[Path]:
     return names
 
 
-def labelled_jobs(root: Path, split: str, saved: dict) -> tuple[list[Job], DataSet]:
+def labelled_jobs(
+    root: Path, split: str, saved: dict, patterns: dict[str, str | None]
+) -> tuple[list[Job], DataSet]:
     """Jobs for a part of a data set, "train", "val" or "test", and the data set as train.py read
     it: with the same options.
 
-    saved    the checkpoint
+    saved       the checkpoint
+    patterns    "images" and "masks" of a data set that lies otherwise than that of the training
 
     KITTI's results are named as the ground truth, so that kitti.py can score them; others as the
     images. Warns of images that the network was trained on. Raises InputError for a data set of
@@ -132,7 +134,12 @@ def labelled_jobs(root: Path, split: str, saved: dict) -> tuple[list[Job], DataS
     """
     settings = saved.get("settings", {})
     names = {field.name for field in fields(DataOptions)} & settings.keys()
-    data = find(root, DataOptions(**{name: settings[name] for name in names}))
+    settings = {name: settings[name] for name in names}
+    if any(patterns.values()):
+        settings |= {name: pattern or "auto" for name, pattern in patterns.items()}
+    elif settings.get("images", "auto") != "auto":
+        print(f"as in training: --images {settings['images']} --masks {settings['masks']}")
+    data = find(root, DataOptions(**settings))
     if data.classes != saved["classes"]:
         raise InputError(
             f"{root}: has the classes {', '.join(data.classes)}; the network knows "
@@ -202,6 +209,19 @@ def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]
     return {f"confidence/{name}": i for i, name in enumerate(safe)}
 
 
+def megapixels(jobs: list[Job]) -> list[float]:
+    """The size of each picture, from the first bytes of its file; next to nothing for a file that
+    cannot be read.
+    """
+
+    def area(picture):
+        with suppress(Exception), Image.open(picture) as image:
+            return image.width * image.height / 1e6
+        return 1e-6
+
+    return [area(job.picture) for job in jobs]
+
+
 # ---- files ----
 
 
@@ -209,11 +229,13 @@ def result_path(out: Path, folder: str, job: Job) -> Path:
     return out / folder / f"{job.name}.png"
 
 
-def require_results(files: Iterable[Path]):
-    """Raise InputError if one of these files is there and is no result of predict.py: it would be
-    written over.
+def require_results(out: Path, folders: list[str], jobs: list[Job]):
+    """Raise InputError if a result would lie outside `out`, or over a file that is no result of
+    predict.py.
     """
-    for file in files:
+    for file in (result_path(out, folder, job) for job in jobs for folder in folders):
+        if ".." in file.relative_to(out).parts:  # a list of a data set may name such pictures
+            raise InputError(f"{file}: would lie outside {out}; name the pictures otherwise")
         if file.exists() and not is_result(file):
             raise InputError(
                 f"{file}: is no result of predict.py, and would be written over; choose another "
@@ -225,7 +247,7 @@ def is_result(file: Path) -> bool:
     try:
         with Image.open(file) as picture:
             return picture.info.get("Software") == SIGNATURE
-    except OSError:
+    except Exception:  # whatever Pillow raises on a file of somebody else
         return False
 
 

@@ -18,6 +18,7 @@ comparison must say it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
@@ -36,6 +37,7 @@ TILE = 1536  # pictures of more than TILE x TILE pixels are computed in tiles of
 HALO = 256  # pixels around a tile, a multiple of 32
 MIN_TILE = 2 * HALO + 32
 MAX_PIXELS = 2**28  # of a view: more would fill the memory
+MAX_MEAN = 2**30  # numbers in the mean of several views: 4 GiB
 STRIP_ROWS = 256  # rows that are interpolated or averaged at once
 
 
@@ -57,7 +59,8 @@ class Prediction(NamedTuple):
     """The prediction for one picture, on the device that has computed it.
 
     maps    uint8 [1 + K, H, W]: `labels`, the most probable class of each pixel, [H, W], and
-            `probabilities`, 255 times the probability of each of the K classes that were asked for
+            `probabilities`, 255 times the probability of each of the K classes that were asked for.
+            A pixel whose scores are not finite has the label IGNORE
     loss    float scalar, the mean over the valid pixels; None without a criterion
     """
 
@@ -73,8 +76,15 @@ class Prediction(NamedTuple):
         return self.maps[1:]
 
     def to_host(self) -> tuple[np.ndarray, np.ndarray]:
-        """(labels, probabilities) as numpy arrays, in one copy."""
+        """(labels, probabilities) as numpy arrays, in one copy. Raises ValueError if some scores
+        are not finite.
+        """
         maps = self.maps.cpu().numpy()
+        if (maps[0] == IGNORE).any():
+            raise ValueError(
+                "the network's scores are not finite: its weights are damaged, or too large for "
+                "fp16; try --amp off"
+            )
         return maps[0], maps[1:]
 
 
@@ -93,7 +103,7 @@ class Predictor:
     net       an FCN8s. It is used as it is: evaluation mode is for the caller to set
     amp       "off", or the type that the forward pass computes in: "bf16" or "fp16", by autocast
     resize    pictures are computed at this many times their size, by default net.resize_factor
-    size      (height, width) at which they are computed instead
+    size      (height, width) at which they are computed instead, or the length of their longer side
     tile      bounds the memory: no more than tile x tile pixels are computed at a time, with the
               same result up to rounding
     tta       the views that are averaged
@@ -108,7 +118,7 @@ class Predictor:
         amp: str = "off",
         *,
         resize: float | None = None,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, int] | float | None = None,
         tile: int = TILE,
         tta: TTA = NO_TTA,
     ):
@@ -125,18 +135,26 @@ class Predictor:
 
     def computed_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which a picture of this size is computed, apart from TTA."""
-        if self.size:
+        if isinstance(self.size, tuple):
             return self.size
+        factor = self.size / max(height, width) if self.size else self.resize
         # Rounded down, as in an exported file.
-        return max(1, int(height * self.resize)), max(1, int(width * self.resize))
+        return max(1, int(height * factor)), max(1, int(width * factor))
 
     def views(self, picture: np.ndarray) -> list[tuple[torch.Tensor, bool]]:
         """The views of a picture uint8 [H, W, 3] RGB that are computed: uint8 [1, 3, h, w] on the
         host, in pinned memory if the device is CUDA, and whether to mirror it first.
 
         This is work for the processor, such as in a thread that reads pictures ahead. Raises
-        ValueError for more than MAX_PIXELS.
+        ValueError for more than MAX_PIXELS, and for a mean of more than MAX_MEAN numbers.
         """
+        if len(self.tta.factors) > 1 or self.tta.flip:
+            numbers = self.net.config["num_classes"] * picture.shape[0] * picture.shape[1]
+            if numbers > MAX_MEAN:
+                raise ValueError(
+                    f"the mean of its views would take {4 * numbers / 2**30:.0f} GiB; leave out "
+                    "test-time augmentation, or reduce the picture"
+                )
         height, width = self.computed_size(*picture.shape[:2])
         if height * width * max(self.tta.factors) ** 2 > MAX_PIXELS:
             raise ValueError(
@@ -183,7 +201,8 @@ class Predictor:
             truth = torch.as_tensor(truth).to(self.device)
         total, valid = 0.0, 0
         for rows, columns, scores in parts:
-            maps[0, rows, columns] = scores[0].argmax(0).byte()
+            finite = scores[0].isfinite().all(0)
+            maps[0, rows, columns] = scores[0].argmax(0).where(finite, IGNORE).byte()
             if len(probabilities):
                 softmax = scores[0].float().softmax(0)[list(probabilities)]
                 maps[1:, rows, columns] = (255 * softmax).round().byte()
@@ -275,24 +294,36 @@ def stretch(
     """The parts of an image [1, 3, height, width], interpolated bilinearly to `size`, strip by
     strip.
 
-    F.interpolate computes the same for the whole, whose result may be too large for the memory.
+    F.interpolate computes the same for the whole, which may be too large for the memory. Here no
+    more than a row of parts is kept.
     """
-    whole = None
+    band, done = None, 0  # the scores of a row of parts, and how many rows of the result are done
     for rows, columns, scores in parts:
-        if whole is None:
-            whole = scores.new_empty(*scores.shape[:2], height, width)
-        whole[:, :, rows, columns] = scores
-    for strip in strips(size[0]):
-        rows = torch.arange(strip.start, strip.stop, device=whole.device)
-        place = ((rows + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1)  # in rows of `whole`
-        above = place.long()
-        weight = (place - above)[:, None]
-        scores = (
-            whole[:, :, above].float() * (1 - weight)
-            + whole[:, :, (above + 1).clamp(max=height - 1)].float() * weight
-        )
-        scores = F.interpolate(scores, size=(len(rows), size[1]), mode="bilinear")
-        yield strip, slice(0, size[1]), scores
+        if columns.start == 0:
+            # A row of the result may lie between the last row above and the first of these.
+            last = None if band is None else band[:, :, -1:]
+            top = rows.start - (last is not None)
+            band = scores.new_empty(*scores.shape[:2], rows.stop - top, width)
+            if last is not None:
+                band[:, :, :1] = last
+        band[:, :, rows.start - top : rows.stop - top, columns] = scores
+        if columns.stop < width:
+            continue
+        # Row y of the result lies at (y + 0.5) * height / size[0] - 0.5 in rows of the scores.
+        ready = math.ceil((rows.stop - 0.5) * size[0] / height - 0.5)
+        ready = size[0] if rows.stop == height else ready
+        for strip in strips(done, ready):
+            y = torch.arange(strip.start, strip.stop, device=band.device)
+            place = ((y + 0.5) * (height / size[0]) - 0.5).clamp(0, height - 1) - top
+            above = place.long()
+            weight = (place - above)[:, None]
+            scores = (
+                band[:, :, above].float() * (1 - weight)
+                + band[:, :, (above + 1).clamp(max=band.shape[2] - 1)].float() * weight
+            )
+            scores = F.interpolate(scores, size=(len(y), size[1]), mode="bilinear")
+            yield strip, slice(0, size[1]), scores
+        done = ready
 
 
 def average(
@@ -315,11 +346,12 @@ def average(
             if mean is None:
                 mean = probabilities.new_zeros(*probabilities.shape[:2], height, width)
             mean[:, :, rows, columns] += probabilities
-    for strip in strips(height):
-        yield strip, slice(0, width), mean[:, :, strip].log()
+    for strip in strips(0, height):
+        # A probability may be 0, and a score must be finite.
+        yield strip, slice(0, width), mean[:, :, strip].clamp(min=1e-30).log()
 
 
-def strips(height: int) -> Iterator[slice]:
-    """Slices of rows that cover 0 ... height."""
-    for top in range(0, height, STRIP_ROWS):
-        yield slice(top, min(top + STRIP_ROWS, height))
+def strips(start: int, stop: int) -> Iterator[slice]:
+    """Slices of rows that cover start ... stop."""
+    for top in range(start, stop, STRIP_ROWS):
+        yield slice(top, min(top + STRIP_ROWS, stop))
