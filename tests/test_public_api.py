@@ -97,6 +97,27 @@ def test_segment_gives_labels_and_confidence_for_any_picture(mode):
     assert np.array_equal(segment(net, picture, 1)[1], confidence)
 
 
+@pytest.mark.parametrize("kind", [str, lambda path: path])
+def test_segment_takes_the_path_of_a_picture_and_turns_it_upright(tmp_path, kind):
+    net, exif = lively(1, 8), Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the picture is stored on its side
+    stored = Image.fromarray(noise())
+    stored.save(tmp_path / "photo.png", exif=exif)
+    upright = np.asarray(stored.transpose(Image.Transpose.ROTATE_270))
+    found = segment(net, kind(tmp_path / "photo.png"))
+    assert np.array_equal(found, segment(net, upright))
+    assert not np.array_equal(found.T, segment(net, noise()))
+    with pytest.raises(InputError, match="none.png: no such file"):
+        segment(net, kind(tmp_path / "none.png"))
+
+
+def test_segment_refuses_scores_that_are_not_finite():
+    net = lively(1, 8)
+    net.score_fr.bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        segment(net, noise())
+
+
 def test_segment_takes_networks_of_any_type_and_resize_factor():
     net = lively(1, 8)
     before = segment(net, noise())
