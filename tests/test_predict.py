@@ -5,7 +5,9 @@ and nothing that is half done.
 import csv
 import errno
 import shutil
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -63,6 +65,12 @@ def photo(path, size=(50, 40), mode="RGB", **save):
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(pixels).convert(mode).save(path, **save)
     return path
+
+
+def huge_png():
+    """The first bytes of a PNG of 30,000 x 30,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + struct.pack(">I", zlib.crc32(header))
 
 
 def mask(path, labels):
@@ -288,13 +296,15 @@ def test_results_of_an_earlier_run_are_not_predicted_wherever_they_lie(road, tmp
 
 
 @pytest.mark.parametrize("name", ["mask/a.png", "overlay/a.png", "confidence/a.png"])
-@pytest.mark.parametrize("content", ["a picture", "no picture"])
+@pytest.mark.parametrize("content", ["a picture", "no picture", "a huge header"])
 def test_a_file_that_is_no_result_is_not_written_over(road, tmp_path, capsys, name, content):
     photo(tmp_path / "in/a.png")
     arguments = [road, tmp_path / "in", "--out", tmp_path / "out", "--confidence", "road"]
     assert run(*arguments) == 0 and run(*arguments) == 0
     mine = tmp_path / "out" / name
     mine.write_bytes(b"mine" if content == "no picture" else photo(tmp_path / "b.png").read_bytes())
+    if content == "a huge header":
+        mine.write_bytes(huge_png())
     before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.png")}
     assert run(*arguments) == 2
     assert f"{mine}: is no result of predict.py" in capsys.readouterr().err
