@@ -198,6 +198,19 @@ def test_tta_averages_the_probabilities_of_all_views(factors, flip, height, widt
     assert_alike(found, torch.stack(views).mean(0))
 
 
+def test_tta_of_a_network_that_is_sure_is_finite():
+    net = lively(1, 8)
+    net.score_fr.bias.data[1] = 1000  # the probability of class 0 is 0 in float32
+    labels, _ = Predictor(net, tta=TTA(flip=True))(noise(40, 50)).to_host()
+    assert (labels == 1).all()
+
+
+def test_tta_of_a_picture_whose_mean_would_fill_the_memory_is_refused():
+    picture = np.broadcast_to(np.uint8(0), (2**15, 2**13, 3))
+    with pytest.raises(ValueError, match="would take 5 GiB"):
+        Predictor(small(5), tta=TTA(flip=True)).views(picture)
+
+
 def test_tta_in_tiles_is_that_of_whole_pictures_and_tells_how_far_it_is():
     net, picture, told = lively(1, 8), noise(580, 700), []
     whole, tiles = (
