@@ -202,7 +202,7 @@ class Predictor:
         total, valid = 0.0, 0
         for rows, columns, scores in parts:
             finite = scores[0].isfinite().all(0)
-            maps[0, rows, columns] = scores[0].argmax(0).where(finite, IGNORE).byte()
+            maps[0, rows, columns] = scores[0].argmax(0).masked_fill(~finite, IGNORE).byte()
             if len(probabilities):
                 softmax = scores[0].float().softmax(0)[list(probabilities)]
                 maps[1:, rows, columns] = (255 * softmax).round().byte()
