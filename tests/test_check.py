@@ -79,6 +79,41 @@ def test_many_colours_that_no_name_covers_are_taken_for_smoothed_edges(tmp_path,
             assert re.search(r"warning: \d+ colours are none of classes.txt: .*anti-aliasing", out)
 
 
+@pytest.mark.parametrize("more", [[], ["--classes", "sky"]])
+@pytest.mark.parametrize(
+    "ids, status, says",
+    [
+        ([1, 2, 3], 2, "id 0 shows on 0.00 % of the pixels; if the ids count from 1, add a first"),
+        ([1, 2, 3] * 40 + [0], 0, "warning: .*id 3, classes.txt names ids 0 to 2, and id 0 shows"),
+        ([0, 1, 2, 3], 0, None),  # a fourth id that shall be ignored
+        ([1, 2, 3, 4] * 40 + [0] * 2, 0, None),
+        ([1, 2, 200], 0, None),
+    ],
+)
+def test_ids_that_count_from_one_do_not_shift_the_names(tmp_path, check, ids, status, says, more):
+    streets(tmp_path, size=(20, 20))
+    for file in (tmp_path / "masks").iterdir():
+        picture(file, np.resize(ids, (20, 20)))
+    result, out, faults = check(tmp_path, *more)
+    assert result == status
+    assert re.search(says or "", "\n".join([out, *faults]))
+    assert says or "count from 1" not in out
+    (tmp_path / "classes.txt").write_text("unlabelled\nroad\nsky\ncar\n")
+    assert "count from 1" not in check(tmp_path, *more)[1]
+
+
+@pytest.mark.parametrize("classes", ["road 1 2 3\nsky 3 2 1\n", "road 0 0 0\nsky 3 2 1\n"])
+def test_ids_that_meet_lines_of_colours_are_told_so(tmp_path, check, classes):
+    _, _, (fault,) = check(streets(tmp_path, classes=classes))
+    assert re.search("if the masks hold ids, such as (0, )?1, 2, write names without", fault)
+
+
+def test_masks_of_which_most_has_no_class_bring_a_warning(tmp_path, check):
+    assert "most pixels have no class" in check(streets(tmp_path, classes="a\nb\n", ids=5))[1]
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    assert "most pixels have no class" not in check(tmp_path)[1]
+
+
 @pytest.mark.parametrize("ids", [[0, 255], [255, 255], [3, 3]])
 def test_masks_with_nothing_to_tell_apart_do_not_pass(tmp_path, check, ids):
     streets(tmp_path)

@@ -15,6 +15,7 @@ import numpy as np
 
 from kitti import calibration_of, homography
 from support.console import InputError, Progress, counted
+from support.datasets.classes import MAX_UNNAMED
 from support.datasets.images import Reader
 from support.labels import IGNORE, DataSet, Sample
 from support.prefetch import prefetch
@@ -27,7 +28,7 @@ class Counts(NamedTuple):
 
     pixels      int64 [N, C], how many pixels of each sample show each class
     sizes       int64 [N, 2], height and width of each sample; zeros for one that cannot be read
-    unmapped    pixels of each id (int) or colour (tuple) that belongs to no class
+    unmapped    pixels of each id (int) or colour (tuple) that belongs to no class, and of id 0
     digests     of the pixels of each picture: where two are equal, so are the pictures
     """
 
@@ -92,7 +93,7 @@ def describe(counts: Counts, data: DataSet) -> str:
         share = per_cent(pixels.sum() / total)
         lines.append(f"{i:3}  {name:{width}}  {share:>8}  {(pixels > 0).sum():7}")
     lines.append(f"     {'ignored':{width}}  {per_cent(1 - counts.pixels.sum() / total):>8}")
-    kinds = counts.unmapped.most_common()
+    kinds = unnamed(counts)
     if kinds:
         noun = "id" if isinstance(kinds[0][0], int) else "colour"
         named = ", ".join(f"{kind} {per_cent(pixels / total)}" for kind, pixels in kinds[:5])
@@ -105,7 +106,17 @@ def describe(counts: Counts, data: DataSet) -> str:
                 f"warning: {len(kinds)} colours are none of classes.txt: edges that were "
                 "smoothed (anti-aliasing)? Save the masks with hard edges"
             )
+        if 2 * sum(pixels for _, pixels in kinds) > total:
+            lines.append(
+                "warning: most pixels have no class: they neither train nor count; compare the "
+                "masks with classes.txt"
+            )
     return "\n".join(lines)
+
+
+def unnamed(counts: Counts) -> list[tuple]:
+    """Each id or colour that belongs to no class, and its pixels, the most frequent first."""
+    return [(kind, pixels) for kind, pixels in counts.unmapped.most_common() if kind != 0]
 
 
 def per_cent(share: float) -> str:
@@ -129,6 +140,17 @@ def check_counts(counts: Counts, data: DataSet):
     counts    of the training set and the validation set, in this order
     """
     masks, first_val = data.train[0].label.parent, len(data.train)
+    first, after_last = counts.unmapped[0], counts.unmapped[data.ids]
+    share = first / counts.sizes.prod(1).sum()
+    if data.ids and after_last > first and share < 0.01:
+        text = (
+            f"{masks}: the masks hold id {data.ids}, classes.txt names ids 0 to {data.ids - 1}, "
+            f"and id 0 shows on {per_cent(share)} of the pixels; if the ids count from 1, add a "
+            "first line to classes.txt that names id 0, such as 'unlabelled'"
+        )
+        if not first:
+            raise InputError(f"{text}; if they count from 0, add a last line that names {data.ids}")
+        print(f"warning: {text}", flush=True)
     training = counts.pixels[:first_val].sum(0)
     validation = counts.pixels[first_val : first_val + len(data.val)].sum(0)
     parts = {"training": training, "validation": validation}
@@ -136,14 +158,14 @@ def check_counts(counts: Counts, data: DataSet):
         if not pixels.any():
             raise InputError(
                 f"{masks}: no pixel of a {part} image has a class; compare the masks with "
-                "classes.txt"
+                f"classes.txt{grey_hint(counts)}"
             )
     if (training > 0).sum() == 1:
         raise InputError(
             f"{masks}: every training pixel with a class is {data.classes[training.argmax()]}, so "
             f"there is nothing to tell apart; {IGNORE} is ignored, and so is every id or colour "
             "that classes.txt does not name. For black-and-white masks write there 'background 0 0 "
-            "0' and 'road 255 255 255'"
+            f"0' and 'road 255 255 255'{grey_hint(counts)}"
         )
     for part, pixels in parts.items():
         if unseen := [name for name, count in zip(data.classes, pixels, strict=True) if not count]:
@@ -157,6 +179,16 @@ def check_counts(counts: Counts, data: DataSet):
             f"{twice[0][0]} and {twice[0][1]}: their scores are too good",
             flush=True,
         )
+
+
+def grey_hint(counts: Counts) -> str:
+    """Words for an error: masks of ids were read by the colours in classes.txt, as dark greys."""
+    kinds = [kind for kind, _ in unnamed(counts)]
+    greys = [k[0] for k in kinds if isinstance(k, tuple) and k[0] == k[1] == k[2] < MAX_UNNAMED]
+    if not greys or len(greys) < len(kinds):
+        return ""
+    ids = ", ".join(map(str, sorted(greys)[:5]))
+    return f"; if the masks hold ids, such as {ids}, write names without colours there"
 
 
 def weigh_classes(pixels: np.ndarray) -> np.ndarray:
