@@ -189,6 +189,21 @@ def test_validation_images_that_are_in_the_training_set_too_are_reported(tmp_pat
     assert "training set too" not in check(tmp_path)[1]
 
 
+@pytest.mark.parametrize("video", [True, False])
+def test_frames_of_a_video_on_both_sides_of_the_split_are_reported(tmp_path, check, video):
+    streets(tmp_path, images=0)
+    scenes = np.random.default_rng(0).integers(0, 256, (30, 8, 10, 3))
+    for i, scene in enumerate(scenes):
+        shown = 0.9 * scenes[i // 10] + 0.1 * scene if video else scene
+        folder = "abc"[i // 10]
+        picture(tmp_path / f"images/{folder}/{i}.png", shown)
+        picture(tmp_path / f"masks/{folder}/{i}.png", np.resize([0, 1, 2], (8, 10)))
+    says = r"warning: \d of 6 validation images look much like the training image before or after"
+    assert bool(re.search(says, check(tmp_path)[1])) == video
+    (tmp_path / "val.txt").write_text("b\n")  # a whole scene
+    assert "look much like" not in check(tmp_path)[1]
+
+
 def test_classes_that_no_validation_image_shows_are_reported(tmp_path, check):
     streets(tmp_path)
     picture(tmp_path / "masks/4.png", np.resize([0, 1], (8, 10)))

@@ -12,6 +12,7 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from kitti import calibration_of, homography
 from support.console import InputError, Progress, counted
@@ -30,12 +31,14 @@ class Counts(NamedTuple):
     sizes       int64 [N, 2], height and width of each sample; zeros for one that cannot be read
     unmapped    pixels of each id (int) or colour (tuple) that belongs to no class, and of id 0
     digests     of the pixels of each picture: where two are equal, so are the pictures
+    looks       uint8 [N, 16, 16], each picture in grey, made very small
     """
 
     pixels: np.ndarray
     sizes: np.ndarray
     unmapped: Counter
     digests: list[bytes]
+    looks: np.ndarray
 
 
 def read_everything(
@@ -49,6 +52,7 @@ def read_everything(
     progress = Progress(len(samples))
     pixels = np.zeros((len(samples), len(data.classes)), np.int64)
     sizes = np.zeros((len(samples), 2), np.int64)
+    looks = np.zeros((len(samples), 16, 16), np.uint8)
     unmapped, digests = Counter(), [b""] * len(samples)
 
     def read(sample):
@@ -63,13 +67,14 @@ def read_everything(
             return error
         counts = np.bincount(label.ravel(), minlength=256)[: len(data.classes)]
         digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
-        return label.shape, counts, digest, found
+        look = Image.fromarray(image).convert("L").resize((16, 16), Image.Resampling.BOX)
+        return label.shape, counts, digest, look, found
 
     for i, result in enumerate(prefetch(samples, read, os.cpu_count() or 1)):
         if isinstance(result, InputError):
             faults.append(str(result))
         else:
-            sizes[i], pixels[i], digests[i], found = result
+            sizes[i], pixels[i], digests[i], looks[i], found = result
             unmapped.update(found)
         if progress.due():
             progress.show(f"reading {i + 1}/{len(samples)} images")
@@ -78,7 +83,7 @@ def read_everything(
     progress.line(
         f"{counted(len(read_sizes), 'image')} read, the largest {height}x{width} (height x width)"
     )
-    return Counts(pixels, sizes, unmapped, digests)
+    return Counts(pixels, sizes, unmapped, digests, looks)
 
 
 def describe(counts: Counts, data: DataSet) -> str:
@@ -134,8 +139,9 @@ def extent(sizes: np.ndarray) -> dict[str, tuple[int, int]]:
 
 
 def check_counts(counts: Counts, data: DataSet):
-    """Raise InputError if there is nothing to learn or to score. Print which classes no image of a
-    part shows, and whether images of the validation set are in the training set too.
+    """Raise InputError if there is nothing to learn or to score, or if the ids count from 1. Print
+    which classes no image of a part shows, and whether images of the validation set are in the
+    training set too, or look like some there.
 
     counts    of the training set and the validation set, in this order
     """
@@ -179,6 +185,27 @@ def check_counts(counts: Counts, data: DataSet):
             f"{twice[0][0]} and {twice[0][1]}: their scores are too good",
             flush=True,
         )
+    alike = 0 if data.kitti else count_alike(counts, data)
+    if alike > len(data.val) / 4:
+        print(
+            f"warning: {alike} of {counted(len(data.val), 'validation image')} look much like the "
+            "training image before or after them, as frames of a video do: their scores are too "
+            "good; name whole scenes or folders in val.txt",
+            flush=True,
+        )
+
+
+def count_alike(counts: Counts, data: DataSet) -> int:
+    """How many validation images look like a training image beside them, in the order of the paths:
+    they differ less than half as much as any two images of the data set do.
+    """
+    samples = [*data.train, *data.val]
+    order = sorted(range(len(samples)), key=lambda i: samples[i].image)
+    held_out, looks = np.array(order) >= len(data.train), counts.looks[order].astype(np.int16)
+    far = np.median(np.abs(looks - np.roll(looks, len(order) // 2, axis=0)).mean((1, 2)))
+    near = np.abs(np.diff(looks, axis=0)).mean((1, 2)) < far / 2
+    across = near & (held_out[1:] != held_out[:-1])
+    return int((held_out & (np.append(across, False) | np.append(False, across))).sum())
 
 
 def grey_hint(counts: Counts) -> str:
