@@ -205,7 +205,8 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
     """
     if show and (show.suffix.lower() != ".png" or show.resolve().is_relative_to(root.resolve())):
         raise InputError(f"--show {show}: name a file .png that does not lie in {root}")
-    samples, faults = [*data.train, *data.val, *data.test], []
+    parts, faults = parts_of(data), []
+    samples = sum(parts.values(), [])
     reader = Reader(data.read_label, cache_bytes=0)
     print(data.summary)
     counts = read_everything(samples, data, reader, faults)
@@ -216,25 +217,23 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
         f"\n{'part':10}  images  {'smallest':>10}  {'median':>10}  {'largest':>10}   "
         "(height x width, by the longer side)"
     )
-    first = 0
-    for part, members in parts_of(data).items():
-        sizes, first = counts.sizes[first : first + len(members)], first + len(members)
+    first, spread, names = 0, [], []
+    for part, members in parts.items():
+        sizes = counts.sizes[first : first + len(members)]
+        spread += [first + i * len(members) // 4 for i in range(min(4, len(members)))]
+        names += [f"{os.path.relpath(sample.image, root)} ({part})" for sample in members]
+        first += len(members)
         sizes = sizes[sizes.all(1)]
         if len(sizes):
             cells = [f"{f'{height}x{width}':>10}" for height, width in extent(sizes).values()]
             print(f"{part:10}  {len(sizes):6}  {'  '.join(cells)}")
     print(f"\n{describe(counts, data)}")
     if show:
-        # For each class, the rarest first, the sample that shows it most; and a dozen samples from
-        # beginning to end.
+        # Samples of each part from beginning to end, and for each class, the rarest first, the
+        # sample that shows it most.
         rarest = counts.pixels.argmax(0)[counts.pixels.sum(0).argsort(kind="stable")].tolist()
-        spread = [i * len(samples) // 12 for i in range(12)]
-        picked = sorted(list(dict.fromkeys(rarest + spread))[:MAX_SHOWN])
-        cells = [
-            (os.path.relpath(samples[i].image, root), *reader(samples[i]))
-            for i in picked
-            if readable[i]
-        ]
+        picked = sorted(list(dict.fromkeys(spread + rarest))[:MAX_SHOWN])
+        cells = [(names[i], *reader(samples[i])) for i in picked if readable[i]]
         draw_labels(show, cells, data.classes)
         print(f"{counted(len(cells), 'sample')} drawn into {show}")
     if faults:

@@ -152,7 +152,7 @@ def check_counts(counts: Counts, data: DataSet):
         text = (
             f"{masks}: the masks hold id {data.ids}, classes.txt names ids 0 to {data.ids - 1}, "
             f"and id 0 shows on {per_cent(share)} of the pixels; if the ids count from 1, add a "
-            "first line to classes.txt that names id 0, such as 'unlabelled'"
+            "first line to classes.txt that names id 0, such as 'background'"
         )
         if not first:
             raise InputError(f"{text}; if they count from 0, add a last line that names {data.ids}")
