@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -176,8 +177,11 @@ def keep_classes(data: DataSet, keep: str) -> DataSet:
     names = list(dict.fromkeys(name.strip() for name in keep.split(",")))
     classes = ["background", *(name for name in names if name != "background")]
     if not set(names) <= set(data.classes) or len(classes) == 1:
+        folded = {name.casefold() for name in names}
+        meant = [c for c in data.classes if c.casefold() in folded and c not in names]
         raise InputError(
             f"--classes {keep}: name some of the classes, which are {', '.join(data.classes)}"
+            + (f"; did you mean {', '.join(meant)}?" if meant else "")
         )
     new_id = np.zeros(256, np.uint8)
     new_id[IGNORE] = IGNORE
@@ -243,9 +247,23 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
     return faults
 
 
+def shortened_by_kind(faults: list[str], most: int = 3) -> list[str]:
+    """The first faults of each kind, and how many more there are. Those of one kind differ by paths
+    and numbers alone.
+    """
+    kinds = {}
+    for fault in faults:
+        kinds.setdefault(re.sub(r"\S*[/\\]\S*|\d+", "", fault), []).append(fault)
+    lines = []
+    for alike in kinds.values():
+        left_out = len(alike) - most
+        lines += alike[:most] + ([f"and {left_out} more like the last"] if left_out > 0 else [])
+    return lines
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for data that cannot be used (each fault
-    a line on stderr), or 130 if it was stopped.
+    """Run the command line; returns the exit status: 0, 2 for data that cannot be used (each kind
+    of fault some lines on stderr), or 130 if it was stopped.
     """
     parser = Parser("data.py", description=__doc__)
     parser.add_argument(
@@ -279,7 +297,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    for fault in faults:
+    for fault in shortened_by_kind(faults):
         print(f"data.py: error: {fault}", file=sys.stderr)
     return 2 if faults else 0
 

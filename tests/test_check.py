@@ -139,12 +139,15 @@ def test_all_files_that_cannot_be_used_are_named_a_line_each(tmp_path, check):
     assert "  0  road" in out and "4 images of 8 cannot be used" in out  # the others are counted
 
 
-def test_a_data_set_that_cannot_be_read_names_every_file(tmp_path, check):
-    streets(tmp_path / "set")
-    for file in (tmp_path / "set/masks").iterdir():
-        picture(file, np.zeros((8, 10, 3)))
-    status, _, faults = check(tmp_path / "set", "--show", tmp_path / "sheet.png")
-    assert status == 2 and len(faults) == 5 and not (tmp_path / "sheet.png").exists()
+def test_of_many_faults_of_a_kind_some_are_named_and_the_others_counted(tmp_path, check):
+    streets(tmp_path / "a set", images=12)
+    for i, file in enumerate((tmp_path / "a set/masks").iterdir()):
+        picture(file, np.zeros((8, 10, 3) if i < 6 else (5 + i, 9)))
+    status, _, faults = check(tmp_path / "a set", "--show", tmp_path / "sheet.png")
+    assert status == 2 and len(faults) == 8 and not (tmp_path / "sheet.png").exists()
+    for kind in ("this one is RGB", "they must be of one size"):
+        assert sum(kind in fault for fault in faults) == 3
+    assert faults.count("data.py: error: and 3 more like the last") == 2
 
 
 def test_a_calibration_that_cannot_be_used_is_found_too(tmp_path, check):
