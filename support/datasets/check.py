@@ -146,17 +146,7 @@ def check_counts(counts: Counts, data: DataSet):
     counts    of the training set and the validation set, in this order
     """
     masks, first_val = data.train[0].label.parent, len(data.train)
-    first, after_last = counts.unmapped[0], counts.unmapped[data.ids]
-    share = first / counts.sizes.prod(1).sum()
-    if data.ids and after_last > first and share < 0.01:
-        text = (
-            f"{masks}: the masks hold id {data.ids}, classes.txt names ids 0 to {data.ids - 1}, "
-            f"and id 0 shows on {per_cent(share)} of the pixels; if the ids count from 1, add a "
-            "first line to classes.txt that names id 0, such as 'background'"
-        )
-        if not first:
-            raise InputError(f"{text}; if they count from 0, add a last line that names {data.ids}")
-        print(f"warning: {text}", flush=True)
+    check_first_id(counts, data)
     training = counts.pixels[:first_val].sum(0)
     validation = counts.pixels[first_val : first_val + len(data.val)].sum(0)
     parts = {"training": training, "validation": validation}
@@ -193,6 +183,27 @@ def check_counts(counts: Counts, data: DataSet):
             "good; name whole scenes or folders in val.txt",
             flush=True,
         )
+
+
+def check_first_id(counts: Counts, data: DataSet):
+    """Raise InputError, or print a line, if the ids seem to count from 1: each would get the name
+    of the next.
+    """
+    first, after_last = counts.unmapped[0], counts.unmapped[data.ids]
+    if not data.ids or not after_last:
+        return
+    share = first / counts.sizes.prod(1).sum()
+    text = (
+        f"{data.train[0].label.parent}: the masks hold id {data.ids}, classes.txt names ids 0 to "
+        f"{data.ids - 1}, and id 0 shows on {per_cent(share)} of the pixels; if the ids count from "
+        "1, add a first line to classes.txt that names id 0, such as 'background'"
+    )
+    if not first:
+        raise InputError(f"{text}; if they count from 0, add a last line that names {data.ids}")
+    if share < 0.01 and after_last > first:
+        print(f"warning: {text}", flush=True)
+    elif len(unnamed(counts)) == 1:  # it may as well mark what is ignored
+        print(text, flush=True)
 
 
 def count_alike(counts: Counts, data: DataSet) -> int:
