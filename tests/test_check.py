@@ -217,10 +217,10 @@ def test_frames_of_a_video_on_both_sides_of_the_split_are_reported(tmp_path, che
         folder = "abc"[i // 10]
         picture(tmp_path / f"images/{folder}/{i}.png", shown)
         picture(tmp_path / f"masks/{folder}/{i}.png", np.resize([0, 1, 2], (8, 10)))
-    says = r"warning: \d of 6 validation images look much like the training image before or after"
+    says = r"warning: much like the training image before or after them, .* \d of 6 validation"
     assert bool(re.search(says, check(tmp_path)[1])) == video
     (tmp_path / "val.txt").write_text("b\n")  # a whole scene
-    assert "look much like" not in check(tmp_path)[1]
+    assert "much like" not in check(tmp_path)[1]
 
 
 def test_classes_that_no_validation_image_shows_are_reported(tmp_path, check):

@@ -178,9 +178,9 @@ def check_counts(counts: Counts, data: DataSet):
     alike = 0 if data.kitti else count_alike(counts, data)
     if alike > len(data.val) / 4:
         print(
-            f"warning: {alike} of {counted(len(data.val), 'validation image')} look much like the "
-            "training image before or after them, as frames of a video do: their scores are too "
-            "good; name whole scenes or folders in val.txt",
+            "warning: much like the training image before or after them, as frames of a video are: "
+            f"{alike} of {counted(len(data.val), 'validation image')}; their scores are too good, "
+            "so name whole scenes or folders in val.txt",
             flush=True,
         )
 
