@@ -224,7 +224,8 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
     first, spread, names = 0, [], []
     for part, members in parts.items():
         sizes = counts.sizes[first : first + len(members)]
-        spread += [first + i * len(members) // 4 for i in range(min(4, len(members)))]
+        few = min(4, len(members))
+        spread += [first + i * len(members) // few for i in range(few)]
         names += [f"{os.path.relpath(sample.image, root)} ({part})" for sample in members]
         first += len(members)
         sizes = sizes[sizes.all(1)]

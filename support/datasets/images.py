@@ -255,7 +255,7 @@ def read_colours(path: Path) -> np.ndarray:
     """
     rgba = np.asarray(open_mask(path).convert("RGBA")).view(">u4")[..., 0]
     colours = rgba >> 8
-    colours[rgba & 255 != 255] = TRANSPARENT
+    colours[(rgba & 255) != 255] = TRANSPARENT
     return colours.astype(np.uint32, copy=False)
 
 
