@@ -150,7 +150,7 @@ class Picture(NamedTuple):
 def read_picture(path: Path) -> Picture:
     """A photo of any mode as RGB, upright. Raises InputError naming the file."""
     with opened(path) as image:
-        halved = image.mode[0] != "I" and any(";16" in str(tile) for tile in image.tile)
+        deep = image.format in ("PNG", "TIFF") and any(";16" in str(tile) for tile in image.tile)
         # The second picture in a telephone's JPEG is a preview, no frame.
         animated = image.format in ("GIF", "TIFF", "WEBP")
         frames = getattr(image, "n_frames", 1) if animated else 1
@@ -160,7 +160,7 @@ def read_picture(path: Path) -> Picture:
         if left_to_do != 1:
             image = image.transpose(TURNS[left_to_do])
         pixels = as_rgb(image)
-        if halved and 0 < pixels.max() < 16:
+        if deep and image.mode[0] != "I" and 0 < pixels.max() < 16:
             raise InputError(
                 f"{path}: is nearly black, since of its 16 bits a channel the upper 8 are read; if "
                 "the camera stores 12 bits, multiply the values by 16"
