@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -176,8 +177,11 @@ def keep_classes(data: DataSet, keep: str) -> DataSet:
     names = list(dict.fromkeys(name.strip() for name in keep.split(",")))
     classes = ["background", *(name for name in names if name != "background")]
     if not set(names) <= set(data.classes) or len(classes) == 1:
+        folded = {name.casefold() for name in names}
+        meant = [c for c in data.classes if c.casefold() in folded and c not in names]
         raise InputError(
             f"--classes {keep}: name some of the classes, which are {', '.join(data.classes)}"
+            + (f"; did you mean {', '.join(meant)}?" if meant else "")
         )
     new_id = np.zeros(256, np.uint8)
     new_id[IGNORE] = IGNORE
@@ -205,7 +209,8 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
     """
     if show and (show.suffix.lower() != ".png" or show.resolve().is_relative_to(root.resolve())):
         raise InputError(f"--show {show}: name a file .png that does not lie in {root}")
-    samples, faults = [*data.train, *data.val, *data.test], []
+    parts, faults = parts_of(data), []
+    samples = sum(parts.values(), [])
     reader = Reader(data.read_label, cache_bytes=0)
     print(data.summary)
     counts = read_everything(samples, data, reader, faults)
@@ -216,25 +221,24 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
         f"\n{'part':10}  images  {'smallest':>10}  {'median':>10}  {'largest':>10}   "
         "(height x width, by the longer side)"
     )
-    first = 0
-    for part, members in parts_of(data).items():
-        sizes, first = counts.sizes[first : first + len(members)], first + len(members)
+    first, spread, names = 0, [], []
+    for part, members in parts.items():
+        sizes = counts.sizes[first : first + len(members)]
+        few = min(4, len(members))
+        spread += [first + i * len(members) // few for i in range(few)]
+        names += [f"{os.path.relpath(sample.image, root)} ({part})" for sample in members]
+        first += len(members)
         sizes = sizes[sizes.all(1)]
         if len(sizes):
             cells = [f"{f'{height}x{width}':>10}" for height, width in extent(sizes).values()]
             print(f"{part:10}  {len(sizes):6}  {'  '.join(cells)}")
     print(f"\n{describe(counts, data)}")
     if show:
-        # For each class, the rarest first, the sample that shows it most; and a dozen samples from
-        # beginning to end.
+        # Samples of each part from beginning to end, and for each class, the rarest first, the
+        # sample that shows it most.
         rarest = counts.pixels.argmax(0)[counts.pixels.sum(0).argsort(kind="stable")].tolist()
-        spread = [i * len(samples) // 12 for i in range(12)]
-        picked = sorted(list(dict.fromkeys(rarest + spread))[:MAX_SHOWN])
-        cells = [
-            (os.path.relpath(samples[i].image, root), *reader(samples[i]))
-            for i in picked
-            if readable[i]
-        ]
+        picked = sorted(list(dict.fromkeys(spread + rarest))[:MAX_SHOWN])
+        cells = [(names[i], *reader(samples[i])) for i in picked if readable[i]]
         draw_labels(show, cells, data.classes)
         print(f"{counted(len(cells), 'sample')} drawn into {show}")
     if faults:
@@ -244,9 +248,23 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
     return faults
 
 
+def shortened_by_kind(faults: list[str], most: int = 3) -> list[str]:
+    """The first faults of each kind, and how many more there are. Those of one kind differ by paths
+    and numbers alone.
+    """
+    kinds = {}
+    for fault in faults:
+        kinds.setdefault(re.sub(r"\S*[/\\]\S*|\d+", "", fault), []).append(fault)
+    lines = []
+    for alike in kinds.values():
+        left_out = len(alike) - most
+        lines += alike[:most] + ([f"and {left_out} more like the last"] if left_out > 0 else [])
+    return lines
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for data that cannot be used (each fault
-    a line on stderr), or 130 if it was stopped.
+    """Run the command line; returns the exit status: 0, 2 for data that cannot be used (each kind
+    of fault some lines on stderr), or 130 if it was stopped.
     """
     parser = Parser("data.py", description=__doc__)
     parser.add_argument(
@@ -280,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    for fault in faults:
+    for fault in shortened_by_kind(faults):
         print(f"data.py: error: {fault}", file=sys.stderr)
     return 2 if faults else 0
 

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from support.files import save_png
 from support.labels import IGNORE, is_background, only_road
 
-# Fixed colours, which people with weak colour vision can tell apart too.
+# Fixed colours, which people with weak colour vision can tell apart too. None is grey: roads are.
 COLOURS = [
-    (128, 128, 128),
+    (230, 0, 230),
     (214, 39, 40),
     (255, 210, 60),
     (148, 80, 200),
@@ -28,8 +28,8 @@ COLOURS = [
     (190, 220, 60),
     (20, 40, 120),
 ]
-ROAD, NOT_ROAD = (230, 0, 230), (70, 70, 70)
-RED, GREEN, BLUE = (214, 39, 40), (44, 140, 50), (31, 119, 180)
+ROAD, NOT_ROAD, BACKGROUND = (230, 0, 230), (70, 70, 70), (128, 128, 128)
+RED, BLUE, GREY = (214, 39, 40), (31, 119, 180), (150, 150, 150)
 STRIP_ROWS = 256  # rows that are blended at once: as floats a large picture would take gigabytes
 
 
@@ -42,7 +42,10 @@ def colours_for(classes: list[str]) -> np.ndarray:
     ids = np.arange(len(COLOURS), max(len(COLOURS), len(classes)))
     hues = np.stack([ids * 67 % 256, 160 + ids % 3 * 40, 230 - ids % 4 * 40], axis=1)
     more = np.asarray(Image.fromarray(hues[None].astype(np.uint8), "HSV").convert("RGB"))[0]
-    return np.concatenate([np.array(COLOURS, np.uint8), more])[: len(classes)]
+    colours = np.concatenate([np.array(COLOURS, np.uint8), more])[: len(classes)]
+    if is_background(classes[0]):
+        colours[0] = BACKGROUND
+    return colours
 
 
 def opacities(classes: list[str]) -> np.ndarray:
@@ -110,7 +113,7 @@ def legend(width: int, entries: list[tuple], size: int, dark: bool = False) -> I
     size       height of the letters in pixels
     """
     font, line = ImageFont.load_default(size), round(size * 1.5)
-    names = [name if len(name) <= 30 else f"{name[:29]}…" for name, _ in entries]
+    names = [brief(name) for name, _ in entries]
     cell = round(max(map(font.getlength, names))) + 2 * line
     per_line = max(1, width // cell)
     paper, ink = ("black", "white") if dark else ("white", "black")
@@ -123,6 +126,11 @@ def legend(width: int, entries: list[tuple], size: int, dark: bool = False) -> I
         draw.rectangle(box, fill=tuple(map(int, colour)), outline=ink)
         draw.text((x + line, y + line / 2), name, fill=ink, font=font, anchor="lm")
     return strip
+
+
+def brief(name: str) -> str:
+    """The name, of a very long one the beginning."""
+    return name if len(name) <= 40 else f"{name[:39]}…"
 
 
 def draw_samples(path: Path, rows: list[tuple], classes: list[str], caption: str):
@@ -206,8 +214,11 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
     epochs = [row["epoch"] for row in rows]
     best = [row["epoch"] for row in rows if row.get("is_best")][-1:]
     highest = max([v for _, _, line in losses for v in line if np.isfinite(v)], default=1.0) or 1.0
-    bottom = max(740, 440 + 20 * len(ious))  # room for every class in the legend
-    sheet = Image.new("RGB", (900, bottom + 20), "white")
+    # Room for every class in the legend, and for its name.
+    bottom = max(740, 460 + 20 * len(ious))
+    names = [brief(name) for name, _, _ in ious]
+    width = max(900, round(max(map(ImageFont.load_default(14).getlength, names))) + 810)
+    sheet = Image.new("RGB", (width, bottom + 20), "white")
     draw_chart(sheet, (0, 0, 900, 360), "loss (mean cross-entropy)", epochs, losses, highest, best)
     draw_chart(sheet, (0, 380, 900, bottom), title, epochs, ious, 1.0, best)
     save_png(sheet, path)
@@ -251,17 +262,17 @@ def draw_chart(sheet, box, title, xs, lines, highest, marked):
     draw.text(((left + right) / 2, bottom + 22), "epoch", fill="black", font=font, anchor="mt")
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
     for x in marked:
-        draw.line([at(x, 0), at(x, ticks[-1])], fill=GREEN, width=2)
-        across = at(x, 0)[0]
-        side, anchor = (6, "lt") if across < right - 120 else (-6, "rt")
-        text = f"best.pt: epoch {x}"
-        draw.text((across + side, top), text, fill=GREEN, font=font, anchor=anchor)
-    for i, (name, colour, ys) in enumerate(lines):
+        draw.line([at(x, 0), at(x, ticks[-1])], fill=GREY, width=2)
+    entries = []
+    for name, colour, ys in lines:
         points = [at(x, min(y, ticks[-1])) for x, y in zip(xs, ys, strict=True) if np.isfinite(y)]
         if len(points) > 1:
             draw.line(points, fill=colour, width=3 if name == "mean" else 2)
         for x, y in points if len(points) < 30 else points[-1:]:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
+        entries.append((colour, f"{brief(name)} {ys[-1]:.3f}"))
+    entries += [(GREY, f"best.pt: epoch {x}") for x in marked]
+    for i, (colour, text) in enumerate(entries):
         y = top + 20 * i
         draw.line([(right + 14, y + 8), (right + 34, y + 8)], fill=colour, width=3)
-        draw.text((right + 40, y), f"{name[:12]} {ys[-1]:.3f}", fill="black", font=font)
+        draw.text((right + 40, y), text, fill="black", font=font)

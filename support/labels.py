@@ -44,9 +44,11 @@ class DataSet(NamedTuple):
     train, val    the training set and the validation set
     read_label    from the path of a label file to its label map; raises InputError. It may be given
                   a Counter as a second argument, to which it adds the pixels of each id or colour
-                  that belongs to no class
+                  that belongs to no class, and those of id 0
     kitti         whether the folder has KITTI Road's layout
     test          the test set, which training never reads; most data sets have none
+    ids           how many ids of the masks, from 0 on, have a name in classes.txt, whichever of
+                  these classes are kept; 0 if the masks mean something else
     """
 
     summary: str
@@ -56,6 +58,7 @@ class DataSet(NamedTuple):
     read_label: Callable[..., np.ndarray]
     kitti: bool = False
     test: list[Sample] = []
+    ids: int = 0
 
     @property
     def road(self) -> int | None:

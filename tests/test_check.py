@@ -79,6 +79,45 @@ def test_many_colours_that_no_name_covers_are_taken_for_smoothed_edges(tmp_path,
             assert re.search(r"warning: \d+ colours are none of classes.txt: .*anti-aliasing", out)
 
 
+@pytest.mark.parametrize("more", [[], ["--classes", "sky"]])
+@pytest.mark.parametrize(
+    "ids, status, says",
+    [
+        ([1, 2, 3], 2, "id 0 shows on 0.00 % of the pixels; if the ids count from 1, add a first"),
+        ([1, 2, 3] * 40 + [0], 0, "warning: .*id 3, classes.txt names ids 0 to 2, and id 0 shows"),
+        (
+            [0, 1, 2, 3],
+            0,
+            "\n/.* id 0 shows on 25.00 % of the pixels; if the ids count from 1, add",
+        ),
+        ([0, 1, 2, 3, 4], 0, None),
+        ([1, 2, 200], 0, None),
+    ],
+)
+def test_ids_that_count_from_one_do_not_shift_the_names(tmp_path, check, ids, status, says, more):
+    streets(tmp_path, size=(20, 20))
+    for file in (tmp_path / "masks").iterdir():
+        picture(file, np.resize(ids, (20, 20)))
+    result, out, faults = check(tmp_path, *more)
+    assert result == status
+    assert re.search(says or "", "\n".join([out, *faults]))
+    assert says or "count from 1" not in out
+    (tmp_path / "classes.txt").write_text("background\nroad\nsky\ncar\n")
+    assert not says or "count from 1" not in check(tmp_path, *more)[1]
+
+
+@pytest.mark.parametrize("classes", ["road 1 2 3\nsky 3 2 1\n", "road 0 0 0\nsky 3 2 1\n"])
+def test_ids_that_meet_lines_of_colours_are_told_so(tmp_path, check, classes):
+    _, _, (fault,) = check(streets(tmp_path, classes=classes))
+    assert re.search("if the masks hold ids, such as (0, )?1, 2, write names without", fault)
+
+
+def test_masks_of_which_most_has_no_class_bring_a_warning(tmp_path, check):
+    assert "most pixels have no class" in check(streets(tmp_path, classes="a\nb\n", ids=5))[1]
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    assert "most pixels have no class" not in check(tmp_path)[1]
+
+
 @pytest.mark.parametrize("ids", [[0, 255], [255, 255], [3, 3]])
 def test_masks_with_nothing_to_tell_apart_do_not_pass(tmp_path, check, ids):
     streets(tmp_path)
@@ -104,12 +143,15 @@ def test_all_files_that_cannot_be_used_are_named_a_line_each(tmp_path, check):
     assert "  0  road" in out and "4 images of 8 cannot be used" in out  # the others are counted
 
 
-def test_a_data_set_that_cannot_be_read_names_every_file(tmp_path, check):
-    streets(tmp_path / "set")
-    for file in (tmp_path / "set/masks").iterdir():
-        picture(file, np.zeros((8, 10, 3)))
-    status, _, faults = check(tmp_path / "set", "--show", tmp_path / "sheet.png")
-    assert status == 2 and len(faults) == 5 and not (tmp_path / "sheet.png").exists()
+def test_of_many_faults_of_a_kind_some_are_named_and_the_others_counted(tmp_path, check):
+    streets(tmp_path / "a set", images=12)
+    for i, file in enumerate((tmp_path / "a set/masks").iterdir()):
+        picture(file, np.zeros((8, 10, 3) if i < 6 else (5 + i, 9)))
+    status, _, faults = check(tmp_path / "a set", "--show", tmp_path / "sheet.png")
+    assert status == 2 and len(faults) == 8 and not (tmp_path / "sheet.png").exists()
+    for kind in ("this one is RGB", "they must be of one size"):
+        assert sum(kind in fault for fault in faults) == 3
+    assert faults.count("data.py: error: and 3 more like the last") == 2
 
 
 def test_a_calibration_that_cannot_be_used_is_found_too(tmp_path, check):
@@ -129,6 +171,18 @@ def test_show_draws_samples_of_every_class_with_their_labels(tmp_path, check):
     yellow = (np.abs(sheet - (255, 210, 60)).max(1) <= 3).sum()  # at full strength in the legend
     tinted = ((sheet[:, 0] - sheet[:, 2] > 60) & (sheet[:, 1] - sheet[:, 2] > 50)).sum()
     assert yellow > 20 and tinted > 480 * 300  # the car fills a picture
+
+
+def test_show_draws_samples_of_each_part_though_there_are_many_classes(tmp_path, check):
+    names = "".join(f"c{i}\n" for i in range(1, 30))
+    streets(tmp_path / "set", classes=f"background\n{names}", images=40)
+    for i in range(40):
+        picture(tmp_path / f"set/masks/{i}.png", np.full((8, 10), i % 39 % 30))
+    picture(tmp_path / "set/images/39.png", np.full((8, 10, 3), (0, 0, 255)))
+    (tmp_path / "set/val.txt").write_text("39\n")
+    check(tmp_path / "set", "--show", tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    assert (sheet == (0, 0, 255)).all(2).sum() > 10_000  # the one of validation
 
 
 @pytest.mark.parametrize(
@@ -152,6 +206,21 @@ def test_validation_images_that_are_in_the_training_set_too_are_reported(tmp_pat
     assert says.format(*[tmp_path / "images"] * 2) in check(tmp_path)[1]
     (tmp_path / "val.txt").write_text("4\n")
     assert "training set too" not in check(tmp_path)[1]
+
+
+@pytest.mark.parametrize("video", [True, False])
+def test_frames_of_a_video_on_both_sides_of_the_split_are_reported(tmp_path, check, video):
+    streets(tmp_path, images=0)
+    scenes = np.random.default_rng(0).integers(0, 256, (30, 8, 10, 3))
+    for i, scene in enumerate(scenes):
+        shown = 0.9 * scenes[i // 10] + 0.1 * scene if video else scene
+        folder = "abc"[i // 10]
+        picture(tmp_path / f"images/{folder}/{i}.png", shown)
+        picture(tmp_path / f"masks/{folder}/{i}.png", np.resize([0, 1, 2], (8, 10)))
+    says = r"warning: much like the training image before or after them, .* \d of 6 validation"
+    assert bool(re.search(says, check(tmp_path)[1])) == video
+    (tmp_path / "val.txt").write_text("b\n")  # a whole scene
+    assert "much like" not in check(tmp_path)[1]
 
 
 def test_classes_that_no_validation_image_shows_are_reported(tmp_path, check):

@@ -40,6 +40,9 @@ NO_NAME = "line {} is .*must be NAME or NAME R G B"
         ("road 1 2 3\nsky 1 2 3\n", r"gives the colour \(1, 2, 3\) to two classes, one is 'sky'"),
         ("road\nsky\nroad\n", "a class is named twice, 'road'"),
         ("\n", "names 0 classes"),
+        ("\n".join(f"c{i}" for i in range(20_000)), "names 20000 classes; 1 to 255"),
+        ("road" + "," * 100_000, NO_NAME.format(1)),
+        ("road 1 1 1\n" + "x 1 " * 30_000, NO_NAME.format(2)),
     ],
 )
 def test_a_line_that_would_shift_the_ids_is_refused(tmp_path, text, says):
@@ -129,16 +132,19 @@ def test_ids_without_a_name_are_counted_and_255_is_not(tmp_path):
     unmapped = Counter()
     file = picture(tmp_path / "m.png", [[0, 1, 2, 2, 2, 254, 255, 255]])
     assert mask_reader(["a", "b"], {})(file, unmapped).tolist() == [[0, 1] + [IGNORE] * 6]
-    assert unmapped == {2: 3, 254: 1}
+    assert unmapped == {0: 1, 2: 3, 254: 1}  # id 0 shows whether the ids count from 0
 
 
-def test_a_photo_in_place_of_a_mask_does_not_fill_the_memory_with_colours(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3))
-    noise[:100] = (250, 170, 30)  # the most frequent colour is counted for sure
-    unmapped = Counter()
-    label = mask_reader(["a"], {0: 0})(picture(tmp_path / "m.png", noise), unmapped)
-    assert (label == IGNORE).all()
-    assert len(unmapped) == MAX_UNMAPPED and unmapped[250, 170, 30] == 20_000
+@pytest.mark.parametrize("channels, colours", [((), {}), ((3,), {0: 0})])
+def test_a_photo_is_refused_as_a_mask_and_a_mask_with_noise_is_not(tmp_path, channels, colours):
+    pixels, unmapped = np.random.default_rng(0).integers(1, 255, (200, 200, *channels)), Counter()
+    read = mask_reader(["a"], colours)
+    with pytest.raises(InputError, match="m.png: looks like a photo, not like a mask: "):
+        read(picture(tmp_path / "m.png", pixels), unmapped)
+    pixels[:101] = 0
+    label = read(picture(tmp_path / "m.png", pixels), unmapped)
+    assert (label[:101] == 0).all() and (label[101:] == IGNORE).all()
+    assert MAX_UNMAPPED <= len(unmapped) <= MAX_UNMAPPED + 1  # and 0; more would fill the memory
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])

@@ -27,7 +27,15 @@ def test_every_class_has_a_colour_that_never_changes(classes):
     assert colours.shape == (classes, 3)
     assert np.array_equal(colours, colours_for(["y"] * 255)[:classes])
     assert len(set(map(tuple, colours[:12].tolist()))) == min(classes, 12)
-    assert colours[:2].tolist() == [[128, 128, 128], [214, 39, 40]][:classes]
+    assert colours[:2].tolist() == [[230, 0, 230], [214, 39, 40]][:classes]
+
+
+def test_no_class_is_grey_but_background():
+    """Roads are grey, and class 0 often is the road."""
+    for first in ("road", "Background"):
+        colours = colours_for([first, *numbered(11)]).astype(int)
+        grey = colours.max(1) - colours.min(1) < 60
+        assert grey.tolist() == [first == "Background"] + [False] * 11
 
 
 @pytest.mark.parametrize(
@@ -142,20 +150,32 @@ def test_curves_have_room_for_many_classes_of_any_name(tmp_path):
     assert np.asarray(last).min() < 100  # the last class's line of the legend
 
 
-def rows_that_differ(folder, *logs):
-    """The rows of the lower chart, without its legend, that differ between two drawings."""
+@pytest.mark.parametrize("letters", [13, 40])
+def test_curves_show_class_names_to_their_end(tmp_path, letters):
+    drawings = []
+    for last in "bd":  # of one width
+        classes = ["w" * (letters - 1) + last, "x"]
+        draw_curves(tmp_path / "c.png", log(3, classes), classes)
+        drawings.append(np.asarray(Image.open(tmp_path / "c.png").convert("L")))
+    changed = (drawings[0] != drawings[1]).any(0).nonzero()[0]
+    assert 750 < changed.min() and changed.max() + 40 < drawings[0].shape[1]  # the IoU follows
+
+
+def differences(folder, *logs):
+    """Where two drawings of the lower chart differ, without the legend: [height, width]."""
     drawings = []
     for rows in logs:
         draw_curves(folder / "c.png", rows, ["not road", "road"])
         drawings.append(np.asarray(Image.open(folder / "c.png").convert("RGB")).astype(int))
-    return np.abs(drawings[0] - drawings[1]).sum(2)[380:, 70:710].any(1).nonzero()[0]
+    return np.abs(drawings[0] - drawings[1]).sum(2)[380:, 70:710] > 0
 
 
 def test_curves_show_the_measure_that_chooses_the_network(tmp_path):
-    changed = rows_that_differ(tmp_path, log(3, MaxF=0.8), log(3, MaxF=math.nan))
+    changed = differences(tmp_path, log(3, MaxF=0.8), log(3, MaxF=math.nan)).any(1).nonzero()[0]
     assert changed.size and changed.max() - changed.min() < 10  # one level line
 
 
 def test_curves_mark_the_epoch_of_the_best_network(tmp_path):
-    changed = rows_that_differ(tmp_path, log(3, is_best=True), log(3, is_best=False))
-    assert changed.max() - changed.min() > 200  # a line from top to bottom
+    changed = differences(tmp_path, log(3, is_best=True), log(3, is_best=False))
+    # A line from top to bottom; its name lies over no curve.
+    assert changed.any(1).sum() > 200 and changed.any(0).sum() <= 3

@@ -1,6 +1,7 @@
 """Which mask belongs to which picture, and which part a pair is in: folders, patterns, lists."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -57,6 +58,24 @@ def test_folders_of_parts_may_lie_above_or_below_images_and_masks(tmp_path, form
     assert found.summary.endswith(": 2 training + 1 validation + 1 test images")
 
 
+@pytest.mark.parametrize(
+    "patterns", [{}, {"images": "{split}/images/*", "masks": "{split}/masks/*"}]
+)
+def test_lists_choose_among_the_images_of_the_folders(tmp_path, patterns):
+    for part, i in (("train", 1), ("train", 2), ("train", 3), ("val", 4), ("val", 5)):
+        pair(tmp_path / f"{part}/images/{i}.jpg", tmp_path / f"{part}/masks/{i}.png")
+    (tmp_path / "train.txt").write_text("1\n3\n")
+    found = find(tmp_path, DataOptions(**patterns))
+    assert [[s.image.stem for s in part] for part in (found.train, found.val)] == [
+        ["1", "3"],
+        ["4", "5"],
+    ]
+    assert "by folders, 2 of 3 pictures as train.txt says" in found.summary
+    (tmp_path / "val.txt").write_text("2\n")  # lies in the other folder
+    with pytest.raises(InputError, match="val.txt: names '2', and one image must have this name"):
+        find(tmp_path, DataOptions(**patterns))
+
+
 @pytest.mark.parametrize("part, used", [("val", False), ("test", True)])
 @pytest.mark.parametrize("form", ["{part}/{kind}", "{kind}/{part}"])
 def test_test_images_may_lack_masks_and_validation_images_may_not(tmp_path, part, used, form):
@@ -65,7 +84,8 @@ def test_test_images_may_lack_masks_and_validation_images_may_not(tmp_path, part
         pair(tmp_path / f"{image}/{i}.jpg", tmp_path / f"{mask}/{i}.png")
     (tmp_path / form.format(part=part, kind="masks") / "3.png").unlink()
     if used:
-        assert not find(tmp_path).test
+        found = find(tmp_path)
+        assert not found.test and "(1 test picture without masks left out)" in found.summary
     else:
         with pytest.raises(InputError, match="3.jpg: there is no mask"):
             find(tmp_path)
@@ -133,8 +153,16 @@ def test_every_file_without_a_partner_is_named_or_counted(tmp_path):
     for name in "bcdef":
         (tmp_path / f"masks/{name}.png").unlink()
     (tmp_path / "images/g.jpg").unlink()
-    says = "images/b.jpg: there is no mask named b in .*; without a partner, too: c.jpg, d.jpg, "
-    with pytest.raises(InputError, match=f"{says}e.jpg and 2 more"):
+    says = "images/b.jpg: there is no mask named b in .*/masks; without a partner, too: c.jpg, "
+    with pytest.raises(InputError, match=f"{says}d.jpg, e.jpg and 2 more; if the names") as error:
+        find(tmp_path)
+    assert "wildcards" not in str(error.value)  # nobody gave a pattern
+
+
+def test_a_folder_without_pictures_is_named_as_such(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(InputError, match="/images: holds no pictures; pictures are .bmp"):
         find(tmp_path)
 
 
@@ -208,6 +236,12 @@ def test_a_pattern_without_an_ending_takes_pictures_of_every_ending(tmp_path):
         ("photos/**/*.jpg", "labels/*.png", "1.jpg: there is no mask named 1 in .*must stand for"),
         ("photos/*.jpg", "masks/*.png", "1.jpg: there is no mask named 1 in"),
         ("pictures/*", "masks/*", "pictures/.*: no picture has such a path"),
+        ("photos/[12].jpg", "labels/*", "1.png: there is no image .*the wildcards are"),
+        (
+            "photos/*.jpg",
+            "{a,labels}/*",
+            "no mask .*; the wildcards are \\*, \\?, \\*\\*/ and {split}",
+        ),
     ],
 )
 def test_a_pattern_that_finds_nothing_or_cannot_match_says_why(tmp_path, images, masks, says):
@@ -215,6 +249,17 @@ def test_a_pattern_that_finds_nothing_or_cannot_match_says_why(tmp_path, images,
     with pytest.raises(InputError, match=says) as error:
         by_pattern(tmp_path, images, masks)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cam/valid/2.jpg", "cam/training/2.jpg", "validation.txt"])
+def test_parts_that_patterns_would_leave_out_are_refused(tmp_path, name):
+    pair(tmp_path / "cam/train/1.jpg", tmp_path / "gt/train/1.png")
+    if name.endswith(".jpg"):
+        pair(tmp_path / name, tmp_path / "gt/valid/2.png")
+    else:
+        (tmp_path / name).write_text("1\n")
+    with pytest.raises(InputError, match=f"{name}: is not read; .*train, val and test"):
+        by_pattern(tmp_path, "cam/{split}/*.jpg", "gt/{split}/*.png")
 
 
 def test_a_pattern_that_would_mix_training_and_validation_is_refused(tmp_path):
@@ -252,8 +297,16 @@ def test_both_kinds_of_masks_of_cityscapes_say_the_same(tmp_path, kind, ids):
 
 
 def test_cityscapes_without_masks_is_refused(tmp_path):
-    with pytest.raises(InputError, match="gtFine/train: holds no masks named"):
-        find(cityscapes(tmp_path, "instanceIds", [0]))
+    says = r"gtFine/train: holds no masks named .* but (\*_gtFine_\S+.png), \*_gtFine_color.png; "
+    with pytest.raises(InputError, match=says) as error:
+        find(cityscapes(tmp_path, "labellevel3Ids", [0, 1]))
+    images, masks = re.findall("'(.*?)'", str(error.value))  # the options that it names
+    assert masks.endswith("*_gtFine_labellevel3Ids.png")
+    assert len(by_pattern(tmp_path, images, masks).val) == 1
+    for file in (tmp_path / "gtFine").rglob("*.png"):
+        file.unlink()
+    with pytest.raises(InputError, match="gtFine_labelIds.png; for others say --images"):
+        find(tmp_path)
 
 
 # ---- lists ----
@@ -294,6 +347,15 @@ def test_a_path_in_a_list_is_that_image_even_if_others_have_its_name(tmp_path, n
         pair(tmp_path / f"images/{path}.jpg", tmp_path / f"masks/{path}.png")
     (tmp_path / "val.txt").write_text(name)
     assert names(find(tmp_path).val, tmp_path) == [(f"images/{image}.jpg", f"masks/{image}.png")]
+
+
+@pytest.mark.parametrize("name", ["rear", "images/rear/", "./rear", "rear\\"])
+def test_a_line_may_name_a_folder_for_all_images_below_it(tmp_path, name):
+    for path in ("front/1", "front/2", "rear/1", "rear/x/3"):
+        pair(tmp_path / f"images/{path}.jpg", tmp_path / f"masks/{path}.png")
+    (tmp_path / "val.txt").write_text(name)
+    held_out = [image for image, _ in names(find(tmp_path).val, tmp_path)]
+    assert held_out == ["images/rear/1.jpg", "images/rear/x/3.jpg"]
 
 
 LISTED = [p for n in (1, 2) for p in itertools.combinations(("train", "val", "test"), n)]

@@ -1,5 +1,8 @@
 """Picture files: the contents count, not the name; a picture and its mask are the same way up."""
 
+import inspect
+import sys
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +15,15 @@ from PIL import Image, ImageOps
 
 from support.console import InputError
 from support.datasets import images
-from support.datasets.images import MAX_PIXELS, Reader, Room, read_mask, read_picture
+from support.datasets.images import (
+    MAX_PIXELS,
+    Reader,
+    Room,
+    files_below,
+    read_colours,
+    read_mask,
+    read_picture,
+)
 from support.labels import IGNORE, Sample
 
 
@@ -95,10 +106,60 @@ def test_masks_of_colours_and_ids_above_255_are_refused(tmp_path):
         read_mask(tmp_path / "rgb.png")
 
 
-@pytest.mark.parametrize("deep, seen", [(256 * 77, 77), (200, 1)])
-def test_sixteen_bit_grey_photos_are_scaled_and_dark_ones_stay_dark(tmp_path, deep, seen):
+@pytest.mark.parametrize(
+    "deep, seen", [(256 * 77, 77), (4096, 16), (4095, 255), (2048, 128), (200, 12), (0, 0)]
+)
+def test_sixteen_bit_grey_photos_are_scaled_as_such_or_as_twelve_bits(tmp_path, deep, seen):
     Image.fromarray(np.full((3, 4), deep, np.uint16)).save(tmp_path / "deep.png")
     assert (read_picture(tmp_path / "deep.png").pixels == seen).all()
+
+
+def png(width, height, bits, kind, rows):
+    """A PNG as it is stored: Pillow does not write every kind."""
+
+    def chunk(name, content):
+        return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([bits, kind, 0, 0, 0])
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+@pytest.mark.parametrize("value, fine", [(4095, False), (0x4D00, True), (0, True)])
+def test_colour_photos_of_twelve_bits_are_refused_not_read_as_black(tmp_path, value, fine):
+    row = b"\0" + value.to_bytes(2) * 9  # no filter, three pixels of three channels
+    (tmp_path / "deep.png").write_bytes(png(3, 2, 16, 2, row * 2))
+    if fine:
+        assert (read_picture(tmp_path / "deep.png").pixels == value >> 8).all()
+    else:
+        with pytest.raises(InputError, match="deep.png: is nearly black, .* 12 bits, multiply"):
+            read_picture(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize("top", [1, 255, 4095, 65535, 10**6])
+def test_floats_are_scaled_and_what_is_no_number_is_black(tmp_path, top):
+    values = np.array([[top, top / 2, 0, -5, np.nan, np.inf]], np.float32)
+    Image.fromarray(values).save(tmp_path / "f.tif")
+    assert read_picture(tmp_path / "f.tif").pixels[0, :, 0].tolist() == [255, 128, 0, 0, 0, 255]
+
+
+def test_folders_may_be_nested_to_any_depth_and_links_may_lead_nowhere(tmp_path):
+    folder = tmp_path
+    for _ in range(200):
+        folder = folder / "d"
+        folder.mkdir()
+    for place in (folder, tmp_path):
+        (place / "a.png").write_bytes(b"")
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    (tmp_path / "c").symlink_to(tmp_path / "nothing")
+    (tmp_path / "d2").symlink_to(tmp_path)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 150)  # in place of 1,000 folders, which take long
+    try:
+        found = files_below(tmp_path)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found == [tmp_path / "a.png", tmp_path / "b.png", folder / "a.png"]
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.webp"])
@@ -121,6 +182,24 @@ def test_the_preview_in_a_telephones_jpeg_is_no_frame(tmp_path):
 
 
 # ---- memory ----
+
+
+@pytest.mark.parametrize(
+    "read, dtype, channels, name",
+    [
+        (read_picture, np.uint16, (), "a.png"),
+        (read_picture, np.float32, (), "a.tif"),
+        (read_colours, np.uint8, (3,), "a.png"),
+    ],
+)
+def test_a_picture_of_any_kind_takes_few_bytes_a_pixel(tmp_path, read, dtype, channels, name):
+    pixels = np.resize(np.arange(10**6), (1000, 1000, *channels)).astype(dtype)
+    Image.fromarray(pixels).save(tmp_path / name)
+    tracemalloc.start()
+    read(tmp_path / name)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 14 * 10**6  # for a million pixels; results have three or four
 
 
 def test_many_threads_read_all_pictures_though_few_fit_in_memory_at_once(tmp_path, monkeypatch):

@@ -12,9 +12,11 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from kitti import calibration_of, homography
 from support.console import InputError, Progress, counted
+from support.datasets.classes import MAX_UNNAMED
 from support.datasets.images import Reader
 from support.labels import IGNORE, DataSet, Sample
 from support.prefetch import prefetch
@@ -27,14 +29,16 @@ class Counts(NamedTuple):
 
     pixels      int64 [N, C], how many pixels of each sample show each class
     sizes       int64 [N, 2], height and width of each sample; zeros for one that cannot be read
-    unmapped    pixels of each id (int) or colour (tuple) that belongs to no class
+    unmapped    pixels of each id (int) or colour (tuple) that belongs to no class, and of id 0
     digests     of the pixels of each picture: where two are equal, so are the pictures
+    looks       uint8 [N, 16, 16], each picture in grey, made very small
     """
 
     pixels: np.ndarray
     sizes: np.ndarray
     unmapped: Counter
     digests: list[bytes]
+    looks: np.ndarray
 
 
 def read_everything(
@@ -48,6 +52,7 @@ def read_everything(
     progress = Progress(len(samples))
     pixels = np.zeros((len(samples), len(data.classes)), np.int64)
     sizes = np.zeros((len(samples), 2), np.int64)
+    looks = np.zeros((len(samples), 16, 16), np.uint8)
     unmapped, digests = Counter(), [b""] * len(samples)
 
     def read(sample):
@@ -62,13 +67,14 @@ def read_everything(
             return error
         counts = np.bincount(label.ravel(), minlength=256)[: len(data.classes)]
         digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
-        return label.shape, counts, digest, found
+        look = Image.fromarray(image).convert("L").resize((16, 16), Image.Resampling.BOX)
+        return label.shape, counts, digest, look, found
 
     for i, result in enumerate(prefetch(samples, read, os.cpu_count() or 1)):
         if isinstance(result, InputError):
             faults.append(str(result))
         else:
-            sizes[i], pixels[i], digests[i], found = result
+            sizes[i], pixels[i], digests[i], looks[i], found = result
             unmapped.update(found)
         if progress.due():
             progress.show(f"reading {i + 1}/{len(samples)} images")
@@ -77,7 +83,7 @@ def read_everything(
     progress.line(
         f"{counted(len(read_sizes), 'image')} read, the largest {height}x{width} (height x width)"
     )
-    return Counts(pixels, sizes, unmapped, digests)
+    return Counts(pixels, sizes, unmapped, digests, looks)
 
 
 def describe(counts: Counts, data: DataSet) -> str:
@@ -92,7 +98,7 @@ def describe(counts: Counts, data: DataSet) -> str:
         share = per_cent(pixels.sum() / total)
         lines.append(f"{i:3}  {name:{width}}  {share:>8}  {(pixels > 0).sum():7}")
     lines.append(f"     {'ignored':{width}}  {per_cent(1 - counts.pixels.sum() / total):>8}")
-    kinds = counts.unmapped.most_common()
+    kinds = unnamed(counts)
     if kinds:
         noun = "id" if isinstance(kinds[0][0], int) else "colour"
         named = ", ".join(f"{kind} {per_cent(pixels / total)}" for kind, pixels in kinds[:5])
@@ -105,7 +111,17 @@ def describe(counts: Counts, data: DataSet) -> str:
                 f"warning: {len(kinds)} colours are none of classes.txt: edges that were "
                 "smoothed (anti-aliasing)? Save the masks with hard edges"
             )
+        if 2 * sum(pixels for _, pixels in kinds) > total:
+            lines.append(
+                "warning: most pixels have no class: they neither train nor count; compare the "
+                "masks with classes.txt"
+            )
     return "\n".join(lines)
+
+
+def unnamed(counts: Counts) -> list[tuple]:
+    """Each id or colour that belongs to no class, and its pixels, the most frequent first."""
+    return [(kind, pixels) for kind, pixels in counts.unmapped.most_common() if kind != 0]
 
 
 def per_cent(share: float) -> str:
@@ -123,12 +139,14 @@ def extent(sizes: np.ndarray) -> dict[str, tuple[int, int]]:
 
 
 def check_counts(counts: Counts, data: DataSet):
-    """Raise InputError if there is nothing to learn or to score. Print which classes no image of a
-    part shows, and whether images of the validation set are in the training set too.
+    """Raise InputError if there is nothing to learn or to score, or if the ids count from 1. Print
+    which classes no image of a part shows, and whether images of the validation set are in the
+    training set too, or look like some there.
 
     counts    of the training set and the validation set, in this order
     """
     masks, first_val = data.train[0].label.parent, len(data.train)
+    check_first_id(counts, data)
     training = counts.pixels[:first_val].sum(0)
     validation = counts.pixels[first_val : first_val + len(data.val)].sum(0)
     parts = {"training": training, "validation": validation}
@@ -136,14 +154,14 @@ def check_counts(counts: Counts, data: DataSet):
         if not pixels.any():
             raise InputError(
                 f"{masks}: no pixel of a {part} image has a class; compare the masks with "
-                "classes.txt"
+                f"classes.txt{grey_hint(counts)}"
             )
     if (training > 0).sum() == 1:
         raise InputError(
             f"{masks}: every training pixel with a class is {data.classes[training.argmax()]}, so "
             f"there is nothing to tell apart; {IGNORE} is ignored, and so is every id or colour "
             "that classes.txt does not name. For black-and-white masks write there 'background 0 0 "
-            "0' and 'road 255 255 255'"
+            f"0' and 'road 255 255 255'{grey_hint(counts)}"
         )
     for part, pixels in parts.items():
         if unseen := [name for name, count in zip(data.classes, pixels, strict=True) if not count]:
@@ -157,6 +175,58 @@ def check_counts(counts: Counts, data: DataSet):
             f"{twice[0][0]} and {twice[0][1]}: their scores are too good",
             flush=True,
         )
+    alike = 0 if data.kitti else count_alike(counts, data)
+    if alike > len(data.val) / 4:
+        print(
+            "warning: much like the training image before or after them, as frames of a video are: "
+            f"{alike} of {counted(len(data.val), 'validation image')}; their scores are too good, "
+            "so name whole scenes or folders in val.txt",
+            flush=True,
+        )
+
+
+def check_first_id(counts: Counts, data: DataSet):
+    """Raise InputError, or print a line, if the ids seem to count from 1: each would get the name
+    of the next.
+    """
+    first, after_last = counts.unmapped[0], counts.unmapped[data.ids]
+    if not data.ids or not after_last:
+        return
+    share = first / counts.sizes.prod(1).sum()
+    text = (
+        f"{data.train[0].label.parent}: the masks hold id {data.ids}, classes.txt names ids 0 to "
+        f"{data.ids - 1}, and id 0 shows on {per_cent(share)} of the pixels; if the ids count from "
+        "1, add a first line to classes.txt that names id 0, such as 'background'"
+    )
+    if not first:
+        raise InputError(f"{text}; if they count from 0, add a last line that names {data.ids}")
+    if share < 0.01 and after_last > first:
+        print(f"warning: {text}", flush=True)
+    elif len(unnamed(counts)) == 1:  # it may as well mark what is ignored
+        print(text, flush=True)
+
+
+def count_alike(counts: Counts, data: DataSet) -> int:
+    """How many validation images look like a training image beside them, in the order of the paths:
+    they differ less than half as much as any two images of the data set do.
+    """
+    samples = [*data.train, *data.val]
+    order = sorted(range(len(samples)), key=lambda i: samples[i].image)
+    held_out, looks = np.array(order) >= len(data.train), counts.looks[order].astype(np.int16)
+    far = np.median(np.abs(looks - np.roll(looks, len(order) // 2, axis=0)).mean((1, 2)))
+    near = np.abs(np.diff(looks, axis=0)).mean((1, 2)) < far / 2
+    across = near & (held_out[1:] != held_out[:-1])
+    return int((held_out & (np.append(across, False) | np.append(False, across))).sum())
+
+
+def grey_hint(counts: Counts) -> str:
+    """Words for an error: masks of ids were read by the colours in classes.txt, as dark greys."""
+    kinds = [kind for kind, _ in unnamed(counts)]
+    greys = [k[0] for k in kinds if isinstance(k, tuple) and k[0] == k[1] == k[2] < MAX_UNNAMED]
+    if not greys or len(greys) < len(kinds):
+        return ""
+    ids = ", ".join(map(str, sorted(greys)[:5]))
+    return f"; if the masks hold ids, such as {ids}, write names without colours there"
 
 
 def weigh_classes(pixels: np.ndarray) -> np.ndarray:

@@ -22,8 +22,9 @@ from support.prefetch import prefetch
 
 COLOURED = re.compile(r"(.*?\S)[\s,;:]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
 NO_NAME = re.compile(r"$|#|\d+([\s,;:.)=]|$)")  # an empty line, a comment, a number
+MAX_LINE = 200  # letters; a line of 100,000 commas would take COLOURED minutes
 MAX_UNNAMED = 40  # classes without classes.txt; photos in the place of masks have more shades
-MAX_UNMAPPED = 64  # colours without a class that are told apart in a mask
+MAX_UNMAPPED = 64  # ids or colours without a class that are told apart in a mask
 
 
 def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
@@ -39,12 +40,13 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
         raise InputError(f"{path}: cannot be read as text in UTF-8 ({error})") from None
     entries = []
     for number, line in enumerate(map(str.strip, lines), 1):
-        match = COLOURED.fullmatch(line)
+        match = COLOURED.fullmatch(line[:MAX_LINE])
         rgb = tuple(map(int, match.groups()[1:])) if match else ()
-        if NO_NAME.match(line) or max(rgb, default=0) > 255:
+        if NO_NAME.match(line) or max(rgb, default=0) > 255 or len(line) > MAX_LINE:
             raise InputError(
-                f"{path}: line {number} is {line[:40]!r}, and must be NAME or NAME R G B: line 1 "
-                "is class 0, line 2 is class 1, without empty lines, comments and numbers between"
+                f"{path}: line {number} is {line[:40]!r}, and must be NAME or NAME R G B, of at "
+                f"most {MAX_LINE} letters: line 1 is class 0, line 2 is class 1, without empty "
+                "lines, comments and numbers between"
             )
         entries.append((match[1] if match else line, rgb))
     names = list(dict.fromkeys(name for name, _ in entries))
@@ -74,16 +76,19 @@ def mask_reader(
     of the classes.
 
     The pixels of each id (int) or colour (tuple, or "transparent") without a class are added to
-    the Counter `unmapped`; of one mask the MAX_UNMAPPED most frequent ones, since a photo would
-    fill the memory. 255, which marks ignored pixels, is not among them. read raises InputError.
+    the Counter `unmapped`; of one mask the MAX_UNMAPPED most frequent ones. 255, which marks
+    ignored pixels, is not among them; those of id 0 are added in any case. read raises InputError,
+    with `unmapped` also for a photo in the place of a mask.
     """
     palette = {}  # the colour of each id in the palettes of all masks
 
     def read_ids(path, unmapped=None):
         ids = read_mask(path, palette)
         if unmapped is not None:
-            counts = np.bincount(ids.ravel(), minlength=256)
-            unmapped.update({i: int(counts[i]) for i in range(len(names), IGNORE) if counts[i]})
+            pixels = np.bincount(ids.ravel(), minlength=256)
+            unmapped[0] += int(pixels[0])
+            found = [i for i in range(len(names), IGNORE) if pixels[i]]
+            count_unmapped(path, found, pixels[found], ids.size, unmapped)
         return np.where(ids < len(names), ids, np.uint8(IGNORE))
 
     if not colours:
@@ -96,16 +101,32 @@ def mask_reader(
         label = class_of[shown]
         if unmapped is not None:
             found, pixels = np.unique(shown[label == IGNORE], return_counts=True)
-            for i in np.argsort(-pixels, kind="stable")[:MAX_UNMAPPED]:
-                kind = tuple(int(found[i]).to_bytes(4)[1:])
-                unmapped["transparent" if found[i] == TRANSPARENT else kind] += int(pixels[i])
+            by_colour = Counter()
+            count_unmapped(path, found, pixels, label.size, by_colour)
+            for colour, count in by_colour.items():
+                rgb = tuple(colour.to_bytes(4)[1:])
+                unmapped["transparent" if colour == TRANSPARENT else rgb] += count
         return label
 
     return read_by_colour
 
 
+def count_unmapped(path: Path, found, pixels: np.ndarray, size: int, unmapped: Counter):
+    """Add to `unmapped` the pixels of the MAX_UNMAPPED most frequent ids or colours `found` in a
+    mask of `size` pixels. Raises InputError if there are more, and they fill most of the mask.
+    """
+    if len(found) > MAX_UNMAPPED and 2 * pixels.sum() > size:
+        raise InputError(
+            f"{path}: looks like a photo, not like a mask: {len(found):,} ids or colours in it are "
+            "none of classes.txt; look whether photos lie in the place of masks, or --images and "
+            "--masks are swapped"
+        )
+    for i in np.argsort(-pixels, kind="stable")[:MAX_UNMAPPED]:
+        unmapped[int(found[i])] += int(pixels[i])
+
+
 def count_classes(samples: list[Sample], file: Path) -> list[str]:
-    """Names for as many classes as the ids in all masks call for.
+    """Names for as many classes as the ids in all masks call for, from 0 to the largest.
 
     file    where the names could stand, for the message of the InputError
 

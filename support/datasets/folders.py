@@ -15,6 +15,7 @@ from support.labels import DataSet, Sample
 PARTS = ("train", "val", "test")
 OTHER_NAMES = {"training", "valid", "validation", "testing"}  # of these parts, elsewhere
 BETWEEN = "\0"  # joins what the wildcards of a pattern stand for
+WILDCARDS = "the wildcards are *, ?, **/ and {split}"
 
 
 def find(root: Path, options) -> DataSet:
@@ -23,8 +24,9 @@ def find(root: Path, options) -> DataSet:
     options    of data.py: `images` and `masks` are "auto" or a pattern each, see `fitting`
 
     "auto" are folders images and masks with anything in them. The parts are folders train, val and
-    test above or below these, or what {split} stands for in a pattern. Without such folders, lists
-    train.txt, val.txt and test.txt name the images of each part. Raises InputError.
+    test above or below these, or what {split} stands for in a pattern. Lists train.txt, val.txt and
+    test.txt name the images of each part where there are no such folders; where there are, those of
+    its folder that are used. Raises InputError.
     """
     patterns = options.images, options.masks
     if options.images == "auto":
@@ -33,8 +35,8 @@ def find(root: Path, options) -> DataSet:
             patterns = "images/{split}/**/*", "masks/{split}/**/*"
         elif (root / "train" / "images").is_dir():
             patterns = "{split}/images/**/*", "{split}/masks/**/*"
-        require_names_of_parts(root, "{split}" in patterns[0])
     by_folder = "{split}" in patterns[0]
+    require_names_of_parts(root, options.images == "auto", by_folder)
     parts, how = (parts_by_folder if by_folder else parts_by_list)(root, *patterns)
     table = root / "classes.txt"
     if table.is_file():
@@ -44,18 +46,31 @@ def find(root: Path, options) -> DataSet:
         classes, colours = count_classes(parts["train"] + parts["val"], table), {}
         named = "counted in the masks"
     summary = f"{root}: images and masks{how}, {counted(len(classes), 'class')} {named}"
-    return DataSet(summary, classes, read_label=mask_reader(classes, colours), **parts)
+    ids = 0 if colours else len(classes)
+    return DataSet(summary, classes, read_label=mask_reader(classes, colours), ids=ids, **parts)
 
 
 def parts_by_folder(root: Path, images: str, masks: str) -> tuple[dict[str, list[Sample]], str]:
     """The samples of each part, for patterns with {split}, and words on that for the summary."""
-    parts = {}
+    for other in sorted(OTHER_NAMES):
+        if wrong := fitting(root, images.replace("{split}", other)):
+            raise InputError(
+                f"{min(wrong.values())}: is not read; {{split}} stands for train, val and test: "
+                f"rename the folder {other}, and that of its masks"
+            )
+    parts, how = {}, ", by folders"
     for part in PARTS:
         pairs = find_pairs(root, images.replace("{split}", part), masks.replace("{split}", part))
-        # The masks of a test set are often not published; then there is nothing to score.
-        is_there = part == "train" or pairs.masks or pairs.images and part == "val"
-        parts[part] = matched(pairs) if is_there else []
-    return parts, ", by folders"
+        file, pictures = root / f"{part}.txt", len(pairs.images)
+        parts[part] = []
+        if part == "test" and pictures and not pairs.masks:  # they are often not published
+            how += f" ({counted(pictures, 'test picture')} without masks left out)"
+        elif file.is_file():
+            parts[part] = matched(pairs, chosen(pairs, file, root))
+            how += f", {len(parts[part])} of {counted(pictures, 'picture')} as {file.name} says"
+        elif part == "train" or pictures or pairs.masks:
+            parts[part] = matched(pairs)
+    return parts, how
 
 
 def parts_by_list(root: Path, images: str, masks: str) -> tuple[dict[str, list[Sample]], str]:
@@ -77,14 +92,16 @@ def parts_by_list(root: Path, images: str, masks: str) -> tuple[dict[str, list[S
     return {part: matched(pairs, keys.get(part, set())) for part in PARTS}, how
 
 
-def require_names_of_parts(root: Path, by_folder: bool):
+def require_names_of_parts(root: Path, auto: bool, by_folder: bool):
     """Raise InputError for a folder or list that is a part of the data set under another name.
 
     Taken for any other folder, it would be left out or, below images, mixed into the training set.
+    auto    whether the folders are images and masks; patterns say themselves what is read
     """
     below = [*(root / "images").iterdir()] if (root / "images").is_dir() else []
     folders = [path for path in root.iterdir() if (path / "images").is_dir()]
-    for path in [*folders, *filter(Path.is_dir, below), *root.glob("*.txt")]:
+    folders = [*folders, *filter(Path.is_dir, below)] if auto else []
+    for path in [*folders, *root.glob("*.txt")]:
         known = path.stem in PARTS and (by_folder or path.suffix == ".txt")
         if path.stem.casefold() in OTHER_NAMES.union(PARTS) and not known:
             raise InputError(
@@ -94,12 +111,14 @@ def require_names_of_parts(root: Path, by_folder: bool):
 
 
 class Pairs(NamedTuple):
-    """Files by key, and the patterns that found them, for messages. A mask has its image's key."""
+    """Files by key, and the folders or patterns that found them, for messages. A mask has its
+    image's key.
+    """
 
     images: dict[str, Path]
     masks: dict[str, Path]
-    images_in: Path
-    masks_in: Path
+    images_in: str
+    masks_in: str
 
 
 def find_pairs(root: Path, images: str, masks: str) -> Pairs:
@@ -109,7 +128,8 @@ def find_pairs(root: Path, images: str, masks: str) -> Pairs:
     pictures, labels = fitting(root, images), fitting(root, masks)
     taken = set(labels.values())
     pictures = {key: file for key, file in pictures.items() if file not in taken}
-    return Pairs(pictures, labels, root / images, root / masks)
+    places = (str(root / pattern).removesuffix("/**/*") for pattern in (images, masks))
+    return Pairs(pictures, labels, *places)
 
 
 def fitting(root: Path, pattern: str) -> dict[str, Path]:
@@ -151,6 +171,7 @@ def matched(pairs: Pairs, keys: set[str] | None = None) -> list[Sample]:
     """
     images, masks = pairs.images, pairs.masks
     keys = images.keys() | masks.keys() if keys is None else keys
+    by_pattern = "*" in pairs.images_in + pairs.masks_in
     if lone := sorted(keys - (images.keys() & masks.keys())):
         files = [images.get(key) or masks[key] for key in lone]
         missing = "mask" if lone[0] in images else "image"
@@ -159,13 +180,18 @@ def matched(pairs: Pairs, keys: set[str] | None = None) -> list[Sample]:
             f"{files[0]}: there is no {missing} named {lone[0].replace(BETWEEN, '')} in "
             f"{pairs.masks_in if missing == 'mask' else pairs.images_in}"
             + (others if len(files) > 1 else "")
-            + "; * and **/ must stand for the same in both paths: if names differ by more than "
-            "their endings, say --images and --masks, as 'a/*_cam.jpg' and 'b/*_ids.png'"
+            + (
+                f"; * and **/ must stand for the same in both paths; {WILDCARDS}"
+                if by_pattern
+                else "; if the names differ by more than their endings, say --images and --masks, "
+                "as 'a/*_cam.jpg' and 'b/*_ids.png'"
+            )
         )
     if not images:
         raise InputError(
-            f"{pairs.images_in}: no picture has such a path; pictures are "
-            f"{', '.join(sorted(IMAGE_ENDINGS))}"
+            f"{pairs.images_in}: "
+            + (f"no picture has such a path; {WILDCARDS}" if by_pattern else "holds no pictures")
+            + f"; pictures are {', '.join(sorted(IMAGE_ENDINGS))}"
         )
     ordered = sorted(keys, key=lambda key: images[key].with_suffix("").as_posix())
     return [Sample(images[key], masks[key], "") for key in ordered]
@@ -176,25 +202,30 @@ def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
 
     A name may be the image's path below the data set or below its folder images, or its file name
     alone if no other image has it, with or without the ending. Only the file name counts in the
-    path of another machine.
+    path of another machine. The path of a folder names all images below it.
     """
-    by_name, paths = {}, {}
+    by_name, by_path, below = {}, {}, {}
     for key, image in pairs.images.items():
         mask, path = pairs.masks.get(key, image), image.relative_to(root)
+        short = PurePosixPath(key.replace(BETWEEN, ""))
         for name in (image.name, image.stem, mask.name, mask.stem):
             by_name.setdefault(name, set()).add(key)
-        short = key.replace(BETWEEN, "")
-        paths[key] = {path.as_posix(), path.with_suffix("").as_posix(), short, short + image.suffix}
+        for name in (path, path.with_suffix(""), short, f"{short}{image.suffix}"):
+            by_path.setdefault(str(PurePosixPath(name)), set()).add(key)
+        for folder in (*path.parents[:-1], *short.parents[:-1]):
+            below.setdefault(folder.as_posix(), set()).add(key)
     keys = set()
     for line in read_list(file):
         name = line.replace("\\", "/").removeprefix("./")
         fits = by_name.get(PurePosixPath(name).name, set())
         if len(fits) > 1:
-            fits = {key for key in fits if name in paths[key]}
+            fits = fits & by_path.get(name, set())
         if len(fits) != 1:
+            fits = below.get(name.rstrip("/"))
+        if not fits:
             raise InputError(
                 f"{file}: names {line[:60]!r}, and one image must have this name in "
-                f"{pairs.images_in}; write the path there, one a line"
+                f"{pairs.images_in}; write the path there, or that of a folder, one a line"
             )
         keys |= fits
     return keys

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,19 +98,19 @@ def files_below(folder: Path, endings: set[str] = IMAGE_ENDINGS) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    found, visited = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in visited:  # a loop of links
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = [name for name in folders if not name.startswith(HIDDEN)]
-        found += [
-            Path(place, name)
-            for name in names
-            if Path(name).suffix.lower() in endings and not name.startswith(".")
-        ]
+    found, visited, waiting = [], set(), [str(folder)]
+    while waiting:  # os.walk calls itself, and fails for folders a thousand deep
+        place = waiting.pop()
+        with suppress(OSError), os.scandir(place) as entries:
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in visited:  # a loop of links
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                    waiting += [] if entry.name.startswith(HIDDEN) else [entry.path]
+                elif Path(entry.name).suffix.lower() in endings and entry.name[0] != ".":
+                    found.append(Path(entry.path))
     return sorted(found)
 
 
@@ -150,6 +150,7 @@ class Picture(NamedTuple):
 def read_picture(path: Path) -> Picture:
     """A photo of any mode as RGB, upright. Raises InputError naming the file."""
     with opened(path) as image:
+        deep = image.format in ("PNG", "TIFF") and any(";16" in str(tile) for tile in image.tile)
         # The second picture in a telephone's JPEG is a preview, no frame.
         animated = image.format in ("GIF", "TIFF", "WEBP")
         frames = getattr(image, "n_frames", 1) if animated else 1
@@ -158,7 +159,13 @@ def read_picture(path: Path) -> Picture:
         left_to_do = orientation_of(image)  # Pillow turns TIFFs itself while it loads them
         if left_to_do != 1:
             image = image.transpose(TURNS[left_to_do])
-        return Picture(as_rgb(image), orientation, frames)
+        pixels = as_rgb(image)
+        if deep and image.mode[0] != "I" and 0 < pixels.max() < 16:
+            raise InputError(
+                f"{path}: is nearly black, since of its 16 bits a channel the upper 8 are read; if "
+                "the camera stores 12 bits, multiply the values by 16"
+            )
+        return Picture(pixels, orientation, frames)
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -173,14 +180,23 @@ def orientation_of(image: Image.Image) -> int:
 def as_rgb(image: Image.Image) -> np.ndarray:
     """A decoded picture of any mode as uint8 [H, W, 3]."""
     if image.mode[0] in "IF":  # 16 or 32 bits, or floats: Pillow would clip them at 255, not scale
-        values = np.nan_to_num(np.asarray(image).astype(np.float64))
-        largest = next((top for top in (1, 255, 65535) if values.max() <= top), values.max())
-        if image.mode.startswith("I;16"):
-            largest = 65535
-        image = Image.fromarray(np.round(255 * values.clip(0) / largest).astype(np.uint8))
+        return grey_as_rgb(np.asarray(image))
     if "transparency" in image.info:  # otherwise Pillow warns about colours that it cannot keep
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
+
+
+def grey_as_rgb(values: np.ndarray) -> np.ndarray:
+    """Numbers [H, W] of any type as uint8 [H, W, 3]; those that are negative or nan are black."""
+    largest = np.max(values, where=np.isfinite(values), initial=0)
+    # Cameras store 12 bits in 16. A picture of 16 bits that is as dark throughout is rare.
+    tops = (4095, 65535) if values.itemsize == 2 else (1, 255, 4095, 65535)
+    largest = float(next((top for top in tops if largest <= top), largest))
+    grey = np.empty(values.shape, np.uint8)
+    for row, shades in zip(values, grey, strict=True):  # as floats, a picture would fill the memory
+        finite = np.nan_to_num(row.astype(np.float64), posinf=largest)
+        shades[:] = np.round(255 * finite.clip(0, largest) / largest)
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def open_mask(path: Path) -> Image.Image:
@@ -237,9 +253,10 @@ def read_colours(path: Path) -> np.ndarray:
     """The colours of a mask: uint32 [H, W], 65536 R + 256 G + B, or TRANSPARENT. Raises InputError
     naming the file.
     """
-    rgba = np.asarray(open_mask(path).convert("RGBA")).astype(np.uint32)
-    colours = (rgba[..., 0] << 16) | (rgba[..., 1] << 8) | rgba[..., 2]
-    return np.where(rgba[..., 3] == 255, colours, np.uint32(TRANSPARENT))
+    rgba = np.asarray(open_mask(path).convert("RGBA")).view(">u4")[..., 0]
+    colours = rgba >> 8
+    colours[(rgba & 255) != 255] = TRANSPARENT
+    return colours.astype(np.uint32, copy=False)
 
 
 class Reader:

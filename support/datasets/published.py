@@ -46,8 +46,16 @@ def find_cityscapes(root: Path, options) -> DataSet:
     masks, kinds = root / "gtFine" / "train", ("labelTrainIds", "labelIds")
     kind = next((k for k in kinds if any(masks.glob(f"*/*_gtFine_{k}.png"))), None)
     if not kind:
+        # From "_gtFine_" on, as in IDD's *_gtFine_labellevel3Ids.png.
+        names = {
+            file.name[file.name.rfind("_gtFine_") :] for file in masks.glob("*/*_gtFine_*.png")
+        }
+        others = sorted(names, key=lambda name: ("label" not in name, name))
         raise InputError(
             f"{masks}: holds no masks named *_gtFine_labelTrainIds.png or *_gtFine_labelIds.png"
+            + (f", but *{', *'.join(others[:5])}" if others else "")
+            + "; for others say --images 'leftImg8bit/{split}/**/*_leftImg8bit' --masks "
+            f"'gtFine/{{split}}/**/*{others[0] if others else '_gtFine_NAME.png'}'"
         )
     images, labels = "leftImg8bit/{}/**/*_leftImg8bit.png", f"gtFine/{{}}/**/*_gtFine_{kind}.png"
     train, val = (
@@ -84,7 +92,8 @@ def find_voc(root: Path, options) -> DataSet:
     classes, colours = read_classes(table) if table.is_file() else (list(VOC_CLASSES), {})
     named = " named in classes.txt" if table.is_file() else ""
     summary = f"{root}: PASCAL VOC, {counted(len(classes), 'class')}{named}, parts {split} and val"
-    return DataSet(summary, classes, train, val, mask_reader(classes, colours))
+    ids = 0 if colours else len(classes)
+    return DataSet(summary, classes, train, val, mask_reader(classes, colours), ids=ids)
 
 
 def voc_sample(root: Path, stem: str) -> Sample:
