@@ -579,7 +579,9 @@ def test_test_images_are_scored_when_asked_for(streets, tmp_path, capsys):
     assert files(tmp_path / "out/mask") == {"4.png", "5.png"}
     shutil.rmtree(tmp_path / "d/test/masks")  # pictures alone may lie there
     assert run(*arguments) == 2
-    assert "has no test images with ground truth" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "has no test images with ground truth" in error
+    assert "(2 test pictures without masks left out)" in error
 
 
 def test_a_data_set_of_other_classes_is_refused(streets, tmp_path, capsys):

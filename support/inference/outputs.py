@@ -147,8 +147,8 @@ def labelled_jobs(
         )
     samples = getattr(data, split)
     if not samples:
-        hint = "; --kitti predicts KITTI Road's" if data.kitti else ""
-        raise InputError(f"{root}: has no {split} images with ground truth, for --split{hint}")
+        hint = "--kitti predicts KITTI Road's" if data.kitti else data.summary
+        raise InputError(f"{root}: has no {split} images with ground truth, for --split; {hint}")
     paths = paths_below(root, samples)
     for sample in samples if data.kitti else ():
         if calibration_of(sample.image).is_file():
