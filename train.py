@@ -202,8 +202,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         print(describe(counts, data))
         check_counts(counts, data)
         n = len(data.train)
-        found = {"pixels": counts.pixels[:n].sum(0), "sizes": extent(counts.sizes[:n])}
-        resolve(config, data, found["sizes"], weights, device, PAPER)
+        found = {"pixels": counts.pixels[:n].sum(0), "sizes": counts.sizes[:n]}
+        resolve(config, data, extent(found["sizes"]), weights, device, PAPER)
 
     # ---- network
     if saved:
@@ -250,8 +250,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     model = callable_model(net, config, ranks)
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     versions |= {"numpy": np.__version__, "pillow": PIL.__version__}
-    about = {"settings": asdict(config), "images": images, "sizes": found["sizes"]}
-    about["versions"] = versions
+    about = {"settings": asdict(config), "images": images}
+    about |= {"sizes": extent(found["sizes"]), "versions": versions}
 
     def save_last():
         divergence.require_none(config, scaler)
@@ -290,7 +290,9 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
             torch.backends.cudnn.benchmark = config.augment
             started = time.perf_counter()
             skip = step - (epoch - 1) * steps_per_epoch  # not 0 in an epoch that was interrupted
-            batches = Batches(reader, data.train, epoch, config, ranks, workers, device, skip)
+            batches = Batches(
+                reader, data.train, found["sizes"], epoch, config, ranks, workers, device, skip
+            )
             for images, labels in batches:  # float32 [n, 3, h, w], int64 [n, h, w]
                 rate = learning_rate(step, total_steps, config)
                 for group in optimizer.param_groups:

@@ -41,8 +41,8 @@ def test_stray_pixels_of_a_class_weigh_no_more_than_a_rare_one():
 @given(sizes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=4))
 def test_images_of_different_sizes_are_padded_with_ignore(sizes):
     pairs = [(np.full((h, w, 3), 7, np.uint8), np.full((h, w), 1, np.uint8)) for h, w in sizes]
-    images, labels = collate(pairs)
-    height, width = np.max(sizes, 0)
+    height, width = np.max(sizes, 0).tolist()
+    images, labels = collate(pairs, (height, width))
     assert images.shape == (len(sizes), 3, height, width)
     for image, label, (h, w) in zip(images, labels, sizes, strict=True):
         assert (image[:, :h, :w] == 7).all() and (label[:h, :w] == 1).all()
@@ -60,7 +60,8 @@ def batches(count=10, pixels=None, epoch=1, workers=0, skip=0, **settings):
 
     config = Config(**{"resize": 1.0, "flip": "no", **settings})
     cpu = torch.device("cpu")
-    return list(Batches(read, range(count), epoch, config, Ranks(), workers, cpu, skip))
+    sizes = [pixels.shape[:2]] * count
+    return list(Batches(read, range(count), sizes, epoch, config, Ranks(), workers, cpu, skip))
 
 
 def order(epoch):

@@ -114,7 +114,7 @@ def test_batches_are_pinned_in_threads_that_have_chosen_their_gpu(monkeypatch):
     with standin(monkeypatch) as gpu:
         pick_device("cuda")
         for workers in (0, 2):
-            args = reader, range(9), 1, config, Ranks(), workers
+            args = reader, range(9), [(40, 60)] * 9, 1, config, Ranks(), workers
             here, there = (Batches(*args, torch.device(name)) for name in ("cpu", "cuda:0"))
             for (images, labels), (images_there, labels_there) in zip(here, there, strict=True):
                 assert images_there.is_cuda and labels_there.is_cuda
