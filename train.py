@@ -240,7 +240,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         best = require_best(out, best, log, config.epochs, steps_left=total_steps - step)
         print(f"{out}: going on after step {step}")
 
-    # ---- folder
+    # ---- folder. From here on, a signal leaves a checkpoint in it.
+    stop.listen()
     if ranks.first:
         out = out if saved else new_folder(given.get("out"), config.data)
         found |= {"config": config, "out": out}
@@ -282,7 +283,6 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         f"{'fp32' if config.amp == 'off' else config.amp}; "
         f"{counted(config.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')}; results in {out}"
     )
-    stop.listen()
     with run_dir:
         for epoch in range(len(log) + 1, config.epochs + 1):
             net.train()
@@ -395,12 +395,13 @@ def main(argv: list[str] | None = None, after: Callable = lambda event, step: No
     """Run the command line; returns the exit status. `after`: see `train`."""
     given, ranks = parse(argv, Config, __doc__), Ranks()
     allow_large_pictures()
+    stop = Stop(ranks)
     try:
-        with Stop(ranks) as stop:
+        with stop:
             train(given, ranks, stop, after)
         ranks.leave()
     except ENDINGS as error:
-        return exit_status(error, given.get("debug"), given.get("resume"), ranks)
+        return exit_status(error, given.get("debug"), given.get("resume"), stop)
     return 0
 
 

@@ -254,6 +254,37 @@ def test_a_signal_in_the_last_scoring_says_training_is_complete(finished, capsys
     assert "best network, of epoch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "opened, said",
+    [("um_000000.png", "stopped before the first step"), (".lock", "stopped by SIGTERM; go on")],
+)
+def test_a_sigterm_in_set_up_leaves_no_folder_or_a_checkpoint(scenes, fork, tmp_path, opened, said):
+    program = """
+import os, signal, sys, train
+opened, *argv = sys.argv[1:]
+def hook(event, args):
+    global opened
+    if event == "open" and opened and str(args[0]).endswith(opened):
+        opened = None
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.addaudithook(hook)
+sys.exit(train.main(argv))
+"""
+    run = fork(program, opened, "--data", scenes, "--out", tmp_path / "run", *TINY)
+    assert run.wait() == 143 and said in run.said, run.said
+    assert (tmp_path / "run").exists() == (tmp_path / "run/last.pt").exists() == (opened == ".lock")
+
+
+def test_a_signal_that_ends_the_compiler_is_not_taken_for_its_lack(begin, tmp_path, capsys):
+    def group_is_told(*_):
+        signal.raise_signal(signal.SIGTERM)
+        raise torch._dynamo.exc.InternalTorchDynamoError("C++ compile error")
+
+    assert begin(tmp_path / "run", after=group_is_told) == 143
+    assert "SIGTERM has ended the compiler" in capsys.readouterr().err
+    assert begin(tmp_path / "run") == 0  # no checkpoint, so it can be started again
+
+
 # ---- what the disk and other processes do ----
 
 
