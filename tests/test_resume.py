@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from conftest import TIMES, picture
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 import train
 from support.checkpoint import read_tensors, write_checkpoint
@@ -583,6 +584,30 @@ def test_a_gpu_goes_on_during_a_write_of_its_old_tensors(tmp_path, monkeypatch):
         disk.set()
     for step, name in (1, "before.pt"), (2, "last.pt"):
         assert read_tensors(tmp_path / name)["model"]["w"].tolist() == [step] * 3
+
+
+def test_a_best_network_that_waits_is_copied_once_and_stops_no_loop(tmp_path, monkeypatch):
+    """It is written before the next last.pt, which is asked for while the disk stands still."""
+    save, disk, copies = torch.save, threading.Event(), []
+
+    class Copies(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.to:
+                copies.append(args)
+            return function(*args, **(kwargs or {}))
+
+    ticks = iter(range(10**6))  # by this clock a write takes long, so the next best.pt has to wait
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    with run_dir(tmp_path, device="cuda") as files:
+        files.save_best({"epoch": 1})
+        files.flush()
+        monkeypatch.setattr(torch, "save", lambda *args: disk.wait(60) and save(*args))
+        with Copies():
+            files.save_best({"w": torch.ones(3), "epoch": 2})
+            files.save_last({"w": torch.ones(3)})
+        assert len(copies) == 2 and read_tensors(tmp_path / "best.pt")["epoch"] == 1
+        disk.set()
+    assert read_tensors(tmp_path / "best.pt")["epoch"] == 2 and (tmp_path / "last.pt").exists()
 
 
 def test_a_write_under_way_is_not_asked_for_again(tmp_path, monkeypatch):
