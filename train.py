@@ -97,7 +97,8 @@ class Config(DataOptions):
     stride: int = option(8, "8: FCN-8s; 16: FCN-16s; 32: FCN-32s", int, choices=FCN8s.STRIDES)
     # 1 takes a third fewer operations (docs/network.md)
     pad: int = option(1, "padding of conv1_1: 1, or the authors' border of 100", whole())
-    width: float = option(1.0, "factor on the channels of VGG16; ImageNet needs 1", positive)
+    # auto: 1, as ImageNet's weights need it, or that of the best.pt to begin with
+    width: float | str = option("auto", "factor on the channels of VGG16", auto_or(positive))
     # auto: as the weights have them; 512, if they are convolutions alone
     fc_channels: int | str = option("auto", "channels of fc6 and fc7", auto_or(whole()))
     # bilinear and fixed, as in the authors' networks

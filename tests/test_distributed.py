@@ -136,6 +136,19 @@ def test_only_the_first_process_says_what_is_wrong(scenes, two_forks, tmp_path):
     assert first.said.count("\n") == 1 and second.said == "" and not (tmp_path / "run").exists()
 
 
+def test_strides_of_sizes_of_1_bring_no_warning(two_forks):
+    program = """
+import torch
+from support.training.distributed import Ranks
+ranks, layer = Ranks(), torch.nn.Conv2d(64, 3, kernel_size=1)
+net = torch.nn.parallel.DistributedDataParallel(layer, gradient_as_bucket_view=True)
+net(torch.ones(2, 64, 8, 8).to(memory_format=torch.channels_last)).sum().backward()
+ranks.leave()
+"""
+    for process in two_forks(program):
+        assert process.wait() == 0 and process.said == ""
+
+
 @given(
     st.integers(1, 30), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 3)
 )

@@ -354,6 +354,14 @@ def test_a_lost_best_network_is_replaced_if_an_epoch_is_left(finished, capsys):
     assert read_tensors(finished / "best.pt")["epoch"] == 4
 
 
+def test_a_best_network_that_scores_less_than_the_runs_is_beaten_by_its_own_score(finished):
+    """As one from a backup; one of an epoch that is to be repeated scores more, and is not."""
+    for name, score in (("last.pt", 2.0), ("best.pt", -1.0)):
+        write_checkpoint(read_tensors(finished / name) | {"best": score}, finished / name)
+    assert resume(finished, "--epochs", "4") == 0
+    assert read_tensors(finished / "best.pt")["epoch"] == 4
+
+
 def test_two_runs_in_one_folder_are_refused(begin, tmp_path, capsys):
     def refused(run):
         capsys.readouterr()
