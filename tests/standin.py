@@ -204,9 +204,8 @@ class Functions(TorchFunctionMode):
             return x if isinstance(x, torch.Tensor) else torch.full((), x, dtype=dtype, device=CUDA)
 
         first, args = any(isinstance(x, OnGpu) for x in args[:1]), list(args)
-        if function in (torch.where, torch.Tensor.where) and first:
-            tensors = (x for x in args if isinstance(x, torch.Tensor))
-            dtype = next(x.dtype for x in tensors if x.dtype != torch.bool)
+        if function is torch.where and first:
+            dtype = next(x.dtype for x in args[1:] if isinstance(x, torch.Tensor))
             args = [number(x, dtype) for x in args]
         if function is torch.Tensor.__setitem__ and first:
             args[2] = number(args[2], args[0].dtype)
