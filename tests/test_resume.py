@@ -276,7 +276,7 @@ sys.exit(train.main(argv))
     assert (tmp_path / "run").exists() == (tmp_path / "run/last.pt").exists() == (opened == ".lock")
 
 
-def test_a_signal_that_ends_the_compiler_is_not_taken_for_its_lack(begin, tmp_path, capsys):
+def test_a_signal_that_ends_the_compiler_is_said(begin, tmp_path, capsys):
     def group_is_told(*_):
         signal.raise_signal(signal.SIGTERM)
         raise torch._dynamo.exc.InternalTorchDynamoError("C++ compile error")
@@ -354,7 +354,7 @@ def test_a_lost_best_network_is_replaced_if_an_epoch_is_left(finished, capsys):
     assert read_tensors(finished / "best.pt")["epoch"] == 4
 
 
-def test_a_best_network_that_scores_less_than_the_runs_is_beaten_by_its_own_score(finished):
+def test_a_lesser_best_network_is_beaten_by_its_own_score(finished):
     """As one from a backup; one of an epoch that is to be repeated scores more, and is not."""
     for name, score in (("last.pt", 2.0), ("best.pt", -1.0)):
         write_checkpoint(read_tensors(finished / name) | {"best": score}, finished / name)
@@ -594,7 +594,7 @@ def test_a_gpu_goes_on_during_a_write_of_its_old_tensors(tmp_path, monkeypatch):
         assert read_tensors(tmp_path / name)["model"]["w"].tolist() == [step] * 3
 
 
-def test_a_best_network_that_waits_is_copied_once_and_stops_no_loop(tmp_path, monkeypatch):
+def test_a_waiting_best_network_is_copied_once_and_stops_no_loop(tmp_path, monkeypatch):
     """It is written before the next last.pt, which is asked for while the disk stands still."""
     save, disk, copies = torch.save, threading.Event(), []
 

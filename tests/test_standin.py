@@ -65,7 +65,7 @@ class Waits:
         ("--amp fp16", 1e-2),
     ],
 )
-def test_a_run_takes_the_steps_of_the_processor_and_waits_once_an_image(
+def test_a_run_steps_as_on_the_processor_and_waits_once_an_image(
     scenes, tmp_path, monkeypatch, options, tolerance
 ):
     options = options.split()
