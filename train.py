@@ -97,7 +97,8 @@ class Config(DataOptions):
     stride: int = option(8, "8: FCN-8s; 16: FCN-16s; 32: FCN-32s", int, choices=FCN8s.STRIDES)
     # 1 takes a third fewer operations (docs/network.md)
     pad: int = option(1, "padding of conv1_1: 1, or the authors' border of 100", whole())
-    width: float = option(1.0, "factor on the channels of VGG16; ImageNet needs 1", positive)
+    # auto: 1, as ImageNet's weights need it, or that of the best.pt to begin with
+    width: float | str = option("auto", "factor on the channels of VGG16", auto_or(positive))
     # auto: as the weights have them; 512, if they are convolutions alone
     fc_channels: int | str = option("auto", "channels of fc6 and fc7", auto_or(whole()))
     # bilinear and fixed, as in the authors' networks
@@ -202,8 +203,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         print(describe(counts, data))
         check_counts(counts, data)
         n = len(data.train)
-        found = {"pixels": counts.pixels[:n].sum(0), "sizes": extent(counts.sizes[:n])}
-        resolve(config, data, found["sizes"], weights, device, PAPER)
+        found = {"pixels": counts.pixels[:n].sum(0), "sizes": counts.sizes[:n]}
+        resolve(config, data, extent(found["sizes"]), weights, device, PAPER)
 
     # ---- network
     if saved:
@@ -240,7 +241,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         best = require_best(out, best, log, config.epochs, steps_left=total_steps - step)
         print(f"{out}: going on after step {step}")
 
-    # ---- folder
+    # ---- folder. From here on, a signal leaves a checkpoint in it.
+    stop.listen()
     if ranks.first:
         out = out if saved else new_folder(given.get("out"), config.data)
         found |= {"config": config, "out": out}
@@ -250,8 +252,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     model = callable_model(net, config, ranks)
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     versions |= {"numpy": np.__version__, "pillow": PIL.__version__}
-    about = {"settings": asdict(config), "images": images, "sizes": found["sizes"]}
-    about["versions"] = versions
+    about = {"settings": asdict(config), "images": images}
+    about |= {"sizes": extent(found["sizes"]), "versions": versions}
 
     def save_last():
         divergence.require_none(config, scaler)
@@ -282,7 +284,6 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         f"{'fp32' if config.amp == 'off' else config.amp}; "
         f"{counted(config.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')}; results in {out}"
     )
-    stop.listen()
     with run_dir:
         for epoch in range(len(log) + 1, config.epochs + 1):
             net.train()
@@ -290,7 +291,9 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
             torch.backends.cudnn.benchmark = config.augment
             started = time.perf_counter()
             skip = step - (epoch - 1) * steps_per_epoch  # not 0 in an epoch that was interrupted
-            batches = Batches(reader, data.train, epoch, config, ranks, workers, device, skip)
+            batches = Batches(
+                reader, data.train, found["sizes"], epoch, config, ranks, workers, device, skip
+            )
             for images, labels in batches:  # float32 [n, 3, h, w], int64 [n, h, w]
                 rate = learning_rate(step, total_steps, config)
                 for group in optimizer.param_groups:
@@ -393,12 +396,13 @@ def main(argv: list[str] | None = None, after: Callable = lambda event, step: No
     """Run the command line; returns the exit status. `after`: see `train`."""
     given, ranks = parse(argv, Config, __doc__), Ranks()
     allow_large_pictures()
+    stop = Stop(ranks)
     try:
-        with Stop(ranks) as stop:
+        with stop:
             train(given, ranks, stop, after)
         ranks.leave()
     except ENDINGS as error:
-        return exit_status(error, given.get("debug"), given.get("resume"), ranks)
+        return exit_status(error, given.get("debug"), given.get("resume"), stop)
     return 0
 
 

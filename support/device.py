@@ -126,9 +126,16 @@ def as_batch(image: np.ndarray, pin: bool = False) -> torch.Tensor:
     The new dimension comes first: so the strides say channels_last, in which convolutions and pools
     are fastest.
     """
-    batch = torch.empty((1, *image.shape), dtype=torch.uint8, pin_memory=pin)
-    batch.numpy()[0] = image
-    return batch.permute(0, 3, 1, 2)
+    return on_host(image[None], pin).permute(0, 3, 1, 2)
+
+
+def on_host(array: np.ndarray, pin: bool = False) -> torch.Tensor:
+    """A copy of an array of bytes as a tensor; with `pin` in pinned memory, from which a GPU can
+    copy while the processor goes on.
+    """
+    tensor = torch.empty(array.shape, dtype=torch.uint8, pin_memory=pin)
+    tensor.numpy()[:] = array
+    return tensor
 
 
 def on_device(

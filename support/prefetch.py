@@ -6,20 +6,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+ROOM = 2**30  # bytes: ten photos of 24 megapixels, or sixteen batches of Cityscapes
+
 
 def prefetch(
     items: Iterable,
     load: Callable,
     workers: int,
-    ahead: int | None = None,
     initializer: Callable[[], object] | None = None,
+    room: int = ROOM,
 ) -> Iterator:
     """Yields load(item) for each item, in the order of the items.
 
     workers        threads that call `load`; 0: it is called when its result is asked for. Threads
                    are enough, since Pillow and numpy release Python's lock
-    ahead          how many results may be loaded or waiting at once, by default workers + 2
     initializer    called once in each thread
+    room           for the arrays in the results that are loading or waiting, in bytes: there are
+                   as many as fit if all are as large as the largest so far; one at least, and
+                   workers + 1 at most
 
     The results are the same for any number of workers. What `load` raises is raised when the turn
     of that item comes.
@@ -27,16 +31,26 @@ def prefetch(
     if workers == 0:
         yield from map(load, items)
         return
-    ahead = workers + 2 if ahead is None else ahead
     with ThreadPoolExecutor(workers, initializer=initializer) as pool:
-        waiting = deque()
+        waiting, largest = deque(), None
         try:
             for item in items:
                 waiting.append(pool.submit(load, item))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
+                if largest is None:  # the first one tells how many there is room for
+                    largest = bytes_in(waiting[0].result())
+                while len(waiting) > max(1, min(workers + 1, room // (largest or 1))):
+                    result = waiting.popleft().result()
+                    largest = max(largest, bytes_in(result))
+                    yield result
             while waiting:
                 yield waiting.popleft().result()
         finally:  # an error, or a consumer that stops early
             for future in waiting:
                 future.cancel()
+
+
+def bytes_in(result) -> int:
+    """Bytes of the arrays and tensors in nested lists and tuples."""
+    if isinstance(result, (list, tuple)):
+        return sum(map(bytes_in, result))
+    return getattr(result, "nbytes", 0)

@@ -41,8 +41,8 @@ def test_stray_pixels_of_a_class_weigh_no_more_than_a_rare_one():
 @given(sizes=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=4))
 def test_images_of_different_sizes_are_padded_with_ignore(sizes):
     pairs = [(np.full((h, w, 3), 7, np.uint8), np.full((h, w), 1, np.uint8)) for h, w in sizes]
-    images, labels = collate(pairs)
-    height, width = np.max(sizes, 0)
+    height, width = np.max(sizes, 0).tolist()
+    images, labels = collate(pairs, (height, width))
     assert images.shape == (len(sizes), 3, height, width)
     for image, label, (h, w) in zip(images, labels, sizes, strict=True):
         assert (image[:, :h, :w] == 7).all() and (label[:h, :w] == 1).all()
@@ -60,7 +60,8 @@ def batches(count=10, pixels=None, epoch=1, workers=0, skip=0, **settings):
 
     config = Config(**{"resize": 1.0, "flip": "no", **settings})
     cpu = torch.device("cpu")
-    return list(Batches(read, range(count), epoch, config, Ranks(), workers, cpu, skip))
+    sizes = [pixels.shape[:2]] * count
+    return list(Batches(read, range(count), sizes, epoch, config, Ranks(), workers, cpu, skip))
 
 
 def order(epoch):
@@ -117,16 +118,33 @@ def test_views_follow_the_resize_factor_and_the_crop(resize, crop):
 # ---- reading ahead ----
 
 
-@given(st.integers(0, 9), st.integers(0, 3), st.none() | st.integers(1, 5))
-def test_results_come_in_order_for_any_number_of_workers(count, workers, ahead):
-    squares = prefetch(range(count), lambda i: i * i, workers, ahead)
+@given(st.integers(0, 9), st.integers(0, 3))
+def test_results_come_in_order_for_any_number_of_workers(count, workers):
+    squares = prefetch(range(count), lambda i: i * i, workers)
     assert list(squares) == [i * i for i in range(count)]
+
+
+@given(st.integers(0, 12), st.integers(1, 4), st.integers(0, 9))
+def test_no_more_results_are_under_way_than_there_is_room_for(count, workers, fitting):
+    """Beside the one in use. One is always under way, so that the loop need not wait for each."""
+    begun, ahead = [], []
+
+    def load(i):
+        return "a name", [np.zeros(40, np.uint8), (torch.zeros(15), i)]
+
+    items = (begun.append(i) or i for i in range(count))
+    for used, _ in enumerate(prefetch(items, load, workers, room=100 * fitting), 1):
+        ahead.append(len(begun) - used)
+    most = max(1, min(workers + 1, fitting))
+    assert max(ahead, default=0) == max(0, min(count - 1, most))
 
 
 @pytest.mark.parametrize("workers", [1, 3, 8])
 def test_all_workers_have_something_to_do_at_once(workers):
+    """After the first, which tells how much memory a result takes."""
     together = threading.Barrier(workers)  # passes once as many loads are under way
-    assert len(list(prefetch(range(4 * workers), lambda i: together.wait(60), workers))) > workers
+    results = prefetch(range(1 + 4 * workers), lambda i: i and together.wait(60), workers)
+    assert len(list(results)) == 1 + 4 * workers
 
 
 def test_a_loop_that_stops_early_leaves_no_thread_behind():

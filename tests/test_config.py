@@ -75,9 +75,12 @@ def test_the_length_of_a_run_follows_from_machine_and_data(device, images, more,
     assert resolved(more, images=images, device=device).epochs == epochs
 
 
-def test_fc_channels_are_those_of_the_weights():
+def test_width_and_fc_channels_are_those_of_the_weights():
     checkpoint = FCN8s(2, width=1 / 64, fc_channels=7)
     checkpoint.classes = ROAD
+    for weights, width in ((None, 1), (CONVOLUTIONS, 1), (checkpoint.to_checkpoint(), 1 / 64)):
+        assert resolved(weights=weights).width == width
+        assert resolved({"width": 0.5}, weights=weights).width == 0.5
     for weights, channels in (
         (None, 4096),
         (CONVOLUTIONS, 512),

@@ -39,7 +39,7 @@ def test_batches_come_from_pinned_memory_as_on_the_processor(workers):
         for h, w in sizes
     ]
     config = train.Config(batch_size=2, resize=1.0, crop="none", flip="yes")
-    args = pictures.__getitem__, range(20), 1, config, Ranks(), workers
+    args = pictures.__getitem__, range(20), sizes, 1, config, Ranks(), workers
     here, there = (Batches(*args, torch.device(name)) for name in ("cpu", "cuda:0"))
     busy = torch.zeros(2000, 2000, device="cuda")
     for (images, labels), (images_there, labels_there) in zip(here, there, strict=True):

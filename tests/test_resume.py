@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from conftest import TIMES, picture
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 import train
 from support.checkpoint import read_tensors, write_checkpoint
@@ -254,6 +255,37 @@ def test_a_signal_in_the_last_scoring_says_training_is_complete(finished, capsys
     assert "best network, of epoch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "opened, said",
+    [("um_000000.png", "stopped before the first step"), (".lock", "stopped by SIGTERM; go on")],
+)
+def test_a_sigterm_in_set_up_leaves_no_folder_or_a_checkpoint(scenes, fork, tmp_path, opened, said):
+    program = """
+import os, signal, sys, train
+opened, *argv = sys.argv[1:]
+def hook(event, args):
+    global opened
+    if event == "open" and opened and str(args[0]).endswith(opened):
+        opened = None
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.addaudithook(hook)
+sys.exit(train.main(argv))
+"""
+    run = fork(program, opened, "--data", scenes, "--out", tmp_path / "run", *TINY)
+    assert run.wait() == 143 and said in run.said, run.said
+    assert (tmp_path / "run").exists() == (tmp_path / "run/last.pt").exists() == (opened == ".lock")
+
+
+def test_a_signal_that_ends_the_compiler_is_said(begin, tmp_path, capsys):
+    def group_is_told(*_):
+        signal.raise_signal(signal.SIGTERM)
+        raise torch._dynamo.exc.InternalTorchDynamoError("C++ compile error")
+
+    assert begin(tmp_path / "run", after=group_is_told) == 143
+    assert "SIGTERM has ended the compiler" in capsys.readouterr().err
+    assert begin(tmp_path / "run") == 0  # no checkpoint, so it can be started again
+
+
 # ---- what the disk and other processes do ----
 
 
@@ -319,6 +351,14 @@ def test_a_lost_best_network_is_replaced_if_an_epoch_is_left(finished, capsys):
     assert_one_line(capsys, "best.pt", "go on with --epochs 4")
     assert resume(finished, "--epochs", "4") == 0
     assert_one_line(capsys, "best.pt", "the best of the epochs to come takes its place")
+    assert read_tensors(finished / "best.pt")["epoch"] == 4
+
+
+def test_a_lesser_best_network_is_beaten_by_its_own_score(finished):
+    """As one from a backup; one of an epoch that is to be repeated scores more, and is not."""
+    for name, score in (("last.pt", 2.0), ("best.pt", -1.0)):
+        write_checkpoint(read_tensors(finished / name) | {"best": score}, finished / name)
+    assert resume(finished, "--epochs", "4") == 0
     assert read_tensors(finished / "best.pt")["epoch"] == 4
 
 
@@ -552,6 +592,30 @@ def test_a_gpu_goes_on_during_a_write_of_its_old_tensors(tmp_path, monkeypatch):
         disk.set()
     for step, name in (1, "before.pt"), (2, "last.pt"):
         assert read_tensors(tmp_path / name)["model"]["w"].tolist() == [step] * 3
+
+
+def test_a_waiting_best_network_is_copied_once_and_stops_no_loop(tmp_path, monkeypatch):
+    """It is written before the next last.pt, which is asked for while the disk stands still."""
+    save, disk, copies = torch.save, threading.Event(), []
+
+    class Copies(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is torch.Tensor.to:
+                copies.append(args)
+            return function(*args, **(kwargs or {}))
+
+    ticks = iter(range(10**6))  # by this clock a write takes long, so the next best.pt has to wait
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    with run_dir(tmp_path, device="cuda") as files:
+        files.save_best({"epoch": 1})
+        files.flush()
+        monkeypatch.setattr(torch, "save", lambda *args: disk.wait(60) and save(*args))
+        with Copies():
+            files.save_best({"w": torch.ones(3), "epoch": 2})
+            files.save_last({"w": torch.ones(3)})
+        assert len(copies) == 2 and read_tensors(tmp_path / "best.pt")["epoch"] == 1
+        disk.set()
+    assert read_tensors(tmp_path / "best.pt")["epoch"] == 2 and (tmp_path / "last.pt").exists()
 
 
 def test_a_write_under_way_is_not_asked_for_again(tmp_path, monkeypatch):

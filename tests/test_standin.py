@@ -42,14 +42,17 @@ def tensors_of(content, path=()):
 
 
 class Waits:
-    """A hook of train.main: `steps` gets what made the processor wait between two steps."""
+    """A hook of train.main: `steps` and `evaluations` get what made the processor wait between two
+    steps, and between a step and the end of an evaluation.
+    """
 
     def __init__(self, gpu):
-        self.gpu, self.last, self.steps = gpu, None, []
+        self.gpu, self.last, self.steps, self.evaluations = gpu, None, [], []
 
     def __call__(self, event, step):
-        if event == "step" and self.last is not None:
-            self.steps.append(self.gpu.waits - self.last)
+        if event != "save" and self.last is not None:
+            found = self.steps if event == "step" else self.evaluations
+            found.append(self.gpu.waits - self.last)
         self.last = Counter(self.gpu.waits) if event == "step" else None
 
 
@@ -62,7 +65,7 @@ class Waits:
         ("--amp fp16", 1e-2),
     ],
 )
-def test_a_run_takes_the_steps_of_the_processor_and_never_waits(
+def test_a_run_steps_as_on_the_processor_and_waits_once_an_image(
     scenes, tmp_path, monkeypatch, options, tolerance
 ):
     options = options.split()
@@ -71,6 +74,8 @@ def test_a_run_takes_the_steps_of_the_processor_and_never_waits(
         waits = Waits(gpu)
         there = trained(tmp_path / "cuda", scenes, *options, after=waits)
     assert len(waits.steps) >= 4 and not any(waits.steps), waits.steps
+    # Three images; the loss, the first step that was not finite, and the scale of fp16.
+    assert waits.evaluations[0].total() <= 3 + 3, waits.evaluations
     assert not gpu.faults
     losses = [saved["log"][0]["train_loss"] for saved in (there, here)]
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
@@ -114,7 +119,7 @@ def test_batches_are_pinned_in_threads_that_have_chosen_their_gpu(monkeypatch):
     with standin(monkeypatch) as gpu:
         pick_device("cuda")
         for workers in (0, 2):
-            args = reader, range(9), 1, config, Ranks(), workers
+            args = reader, range(9), [(40, 60)] * 9, 1, config, Ranks(), workers
             here, there = (Batches(*args, torch.device(name)) for name in ("cpu", "cuda:0"))
             for (images, labels), (images_there, labels_there) in zip(here, there, strict=True):
                 assert images_there.is_cuda and labels_there.is_cuda

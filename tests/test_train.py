@@ -14,14 +14,18 @@ from PIL import Image
 
 import train
 from data import find
-from fcn import FCN8s
+from fcn import FCN8s, cross_entropy
 from metrics import Scores
 from support.checkpoint import read_checkpoint
+from support.console import InputError
 from support.datasets.images import Reader
 from support.draw import draw_curves
 from support.inference.predictor import Predictor
 from support.labels import IGNORE
+from support.training.distributed import Ranks
+from support.training.evaluation import Evaluation
 from support.training.optimizer import sgd
+from support.training.signals import Stop
 from vgg import VGG16
 
 Finished = namedtuple("Finished", "out said")
@@ -209,6 +213,36 @@ def test_a_checkpoint_keeps_the_sizes_of_the_training_images(tmp_path):
     for name in ("best.pt", "last.pt"):
         sizes = read_checkpoint(tmp_path / "run" / name)["sizes"]
         assert sizes == {"smallest": (32, 48), "median": (32, 48), "largest": (96, 64)}
+
+
+def test_an_evaluation_converts_the_weights_once(scenes, tmp_path):
+    """Autocast alone would convert those of frozen layers, fc6 and fc7 again for each image."""
+    seen = []
+
+    def look(module, inputs):
+        if isinstance(module, VGG16):
+            seen.append((module.training, {p.dtype for p in module.parameters()}))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        assert run(scenes, tmp_path, "--epochs", 1, "--amp", "bf16", "--skip-gain", "1,1") == 0
+    finally:
+        handle.remove()
+    assert [dtypes for training, dtypes in seen if training] == 9 * [{torch.float32}]
+    evaluated = [dtypes for training, dtypes in seen if not training]
+    assert len(evaluated) > 3 and all(dtypes == {torch.bfloat16} for dtypes in evaluated)
+
+
+def test_scores_that_are_not_finite_are_said_of_their_image(scenes):
+    data, ranks = find(scenes), Ranks()
+    net = FCN8s(2, width=1 / 32, fc_channels=4)
+    net.classes = data.classes
+    for p in net.vgg.parameters():
+        p.data.fill_(1e30)
+    args = Reader(data.read_label), cross_entropy, "off", 0, ranks, Stop(ranks)
+    said = f"{data.val[0].image}: the network's scores are not finite"
+    with pytest.raises(InputError, match=said):
+        Evaluation(net, data, *args)(data.val)
 
 
 def test_samples_show_four_images_and_the_two_worst(tmp_path):

@@ -388,9 +388,9 @@ def file_batches(device, batch: int, height: int, width: int):
         data = find(folder)
         # Repeated: the threads start anew with each epoch, which would be a few batches long.
         samples = 100 * (data.train + data.val)
-        reader = Reader(data.read_label, cache_bytes=0)
+        reader, sizes = Reader(data.read_label, cache_bytes=0), [(375, 1242)] * len(samples)
         for epoch in count(1):
-            yield from Batches(reader, samples, epoch, config, Ranks(), workers, device)
+            yield from Batches(reader, samples, sizes, epoch, config, Ranks(), workers, device)
 
 
 # ---- peers: the same network as an ONNX file ----

@@ -29,6 +29,23 @@ def view_size(height: int, width: int, factor: float) -> tuple[int, int]:
     return h, w
 
 
+def draw_size(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    crop: tuple[int, int] | None = None,
+    scale_range: tuple[float, float] = SCALE_RANGE,
+) -> tuple[float, int, int]:
+    """The scale, height and width of the view that `augment` makes of an image of this size.
+
+    rng    in the state that `augment` gets it in: this is the first thing that is drawn
+    """
+    # Even in the logarithm: as often larger as smaller.
+    factor = np.exp(rng.uniform(*np.log(scale_range)))
+    h, w = view_size(height, width, factor)
+    return (factor, min(h, crop[0]), min(w, crop[1])) if crop else (factor, h, w)
+
+
 def augment(
     image: np.ndarray,
     label: np.ndarray,
@@ -46,11 +63,7 @@ def augment(
     flip           whether half the views are mirrored; without it, left stays left
     """
     height, width = label.shape
-    # Even in the logarithm: as often larger as smaller.
-    factor = np.exp(rng.uniform(*np.log(scale_range)))
-    h, w = view_size(height, width, factor)
-    if crop:
-        h, w = min(h, crop[0]), min(w, crop[1])
+    factor, h, w = draw_size(height, width, rng, crop, scale_range)
     # The window of the original that becomes h x w: crop and scale are one resampling.
     window_h, window_w = min(height, h / factor), min(width, w / factor)
     # A quarter of the windows lies at each edge. An even draw would show the outermost rows, where

@@ -204,8 +204,9 @@ class Predictor:
             finite = scores[0].isfinite().all(0)
             maps[0, rows, columns] = scores[0].argmax(0).masked_fill(~finite, IGNORE).byte()
             if len(probabilities):
-                softmax = scores[0].float().softmax(0)[list(probabilities)]
-                maps[1:, rows, columns] = (255 * softmax).round().byte()
+                softmax = scores[0].float().softmax(0)
+                for number, c in enumerate(probabilities, 1):  # a list as index waits for the GPU
+                    maps[number, rows, columns] = (255 * softmax[c]).round().byte()
             if criterion:
                 labels = truth[None, rows, columns].long()
                 pixels = (labels != IGNORE).sum()

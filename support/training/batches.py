@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from support.datasets.augment import SCALE_RANGE, augment, view_size
+from support.datasets.augment import SCALE_RANGE, augment, draw_size, view_size
 from support.device import on_device, thread_initializer
 from support.labels import IGNORE, Sample
 from support.prefetch import prefetch
@@ -21,6 +21,8 @@ class Batches:
 
     reader     from a sample to its image and label map, see Reader
     samples    the training set; each comes once, in a random order, in a random view
+    sizes      height and width of each sample, [N, 2]. Every process pads its shard to the largest
+               view of the whole batch, without having read the views of the other processes
     skip       batches at the beginning of the epoch that are left out: a resumed run has had them
     config     of train.py: seed, batch_size, resize, crop, augment, colours and flip
 
@@ -34,6 +36,7 @@ class Batches:
         self,
         reader: Callable,
         samples: list[Sample],
+        sizes: Sequence[Sequence[int]],
         epoch: int,
         config,
         ranks: Ranks,
@@ -42,28 +45,35 @@ class Batches:
         skip: int = 0,
     ):
         order = np.random.default_rng([config.seed, epoch]).permutation(len(samples)).tolist()
-        size, pin = config.batch_size, device.type == "cuda"
-        groups = [order[i : i + size] for i in range(skip * size, len(order), size)]
+        count, pin = config.batch_size, device.type == "cuda"
+        groups = [order[i : i + count] for i in range(skip * count, len(order), count)]
         crop = None if config.crop == "none" else config.crop
         if crop and config.resize != 1:
             crop = view_size(*crop, config.resize)
         scale_range = config.resize * SCALE_RANGE[0], config.resize * SCALE_RANGE[1]
 
+        def chance(i: int) -> np.random.Generator:
+            return np.random.default_rng([config.seed, epoch, i])
+
+        def size_of_view(i: int) -> tuple[int, int]:
+            return draw_size(*sizes[i], chance(i), crop, scale_range)[1:]
+
         def view(i: int) -> tuple[np.ndarray, np.ndarray]:
             image, label = reader(samples[i])
             if not config.augment:
                 return image, label
-            rng = np.random.default_rng([config.seed, epoch, i])
             flip = config.flip == "yes"
-            return augment(image, label, rng, crop, scale_range, config.colours, flip)
+            return augment(image, label, chance(i), crop, scale_range, config.colours, flip)
 
         def load(group: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+            views = [size_of_view(i) if config.augment else sizes[i] for i in group]
+            size = np.max(views, axis=0).tolist()
             shard = ranks.shard(group)
             if shard:
-                return collate([view(i) for i in shard], pin)
+                return collate([view(i) for i in shard], size, pin)
             # The last batch has fewer images than there are processes, and all must take part.
             image, label = view(group[0])
-            return collate([(image, np.full_like(label, IGNORE))], pin)
+            return collate([(image, np.full_like(label, IGNORE))], size, pin)
 
         batches = prefetch(groups, load, workers, initializer=thread_initializer(device))
         self.source, self.waited = iter(on_device(batches, device)), 0.0
@@ -80,23 +90,24 @@ class Batches:
 
 
 def collate(
-    pairs: list[tuple[np.ndarray, np.ndarray]], pin: bool = False
+    pairs: list[tuple[np.ndarray, np.ndarray]], size: Sequence[int], pin: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pairs of any sizes to one batch: images uint8 [N, 3, H, W] in channels_last, labels uint8.
 
     Smaller images are padded with the ImageNet mean, which normalisation turns into 0, and smaller
     labels [N, H, W] with IGNORE.
 
-    pin    in pinned memory, from which a GPU can copy while the processor goes on
+    size    (H, W), at least those of each image
+    pin     in pinned memory, from which a GPU can copy while the processor goes on
     """
-    images = stack([image for image, _ in pairs], np.round(255 * np.array(IMAGE_MEAN)), pin)
-    return images.permute(0, 3, 1, 2), stack([label for _, label in pairs], IGNORE, pin)
+    mean = np.round(255 * np.array(IMAGE_MEAN))
+    images = stack([image for image, _ in pairs], size, mean, pin)
+    return images.permute(0, 3, 1, 2), stack([label for _, label in pairs], size, IGNORE, pin)
 
 
-def stack(arrays: list[np.ndarray], fill, pin: bool) -> torch.Tensor:
+def stack(arrays: list[np.ndarray], size: Sequence[int], fill, pin: bool) -> torch.Tensor:
     """Arrays uint8 [h, w, ...] as one tensor [N, H, W, ...], padded below and to the right."""
-    height, width = (max(sides) for sides in zip(*(a.shape[:2] for a in arrays), strict=True))
-    shape = len(arrays), height, width, *arrays[0].shape[2:]
+    shape = len(arrays), *size, *arrays[0].shape[2:]
     stacked = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
     for array, place in zip(arrays, stacked.numpy(), strict=True):
         h, w = array.shape[:2]

@@ -19,7 +19,8 @@ from support.inference.predictor import MAX_PIXELS
 from support.labels import DataSet
 
 # What --resume may change: the length of the run (the learning rate follows), where the same images
-# lie, what depends on the machine and changes rounding at most.
+# lie, and what depends on the machine. It changes rounding; another device, and --compile, draw
+# other dropout masks.
 FREE_ON_RESUME = {
     *("data", "out", "resume", "debug", "epochs", "save_every"),
     *("device", "amp", "workers", "recompute", "compile"),
@@ -114,6 +115,8 @@ def resolve(config, data: DataSet, sizes: dict, weights: dict | None, device, pa
         config.flip = "no" if config.task == "lane" else "yes"
     if config.class_weights == "auto":
         config.class_weights = "sqrt" if several else "none"  # MaxF finds its own threshold
+    if config.width == "auto":
+        config.width = weights["config"].get("width", 1.0) if "model" in (weights or ()) else 1.0
     if config.fc_channels == "auto":
         config.fc_channels = default_fc_channels(weights)
     if config.freeze == "auto":

@@ -15,6 +15,7 @@ import gc
 import os
 import re
 import sys
+import warnings
 from contextlib import suppress
 from datetime import timedelta
 
@@ -50,6 +51,9 @@ class Ranks:
             # over the processor: it notices a lost process earlier, and can say so.
             backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
             dist.init_process_group(backend, timeout=SET_UP_TIMEOUT if nccl else STEP_TIMEOUT)
+            # Where a size is 1, as in a score layer [C, I, 1, 1], gradient and weight may differ in
+            # strides: DistributedDataParallel then copies these few numbers, and warns.
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             self.patient = dist.new_group(backend="gloo", timeout=SET_UP_TIMEOUT)
             self.prompt = dist.new_group(backend="gloo", timeout=STEP_TIMEOUT)
 

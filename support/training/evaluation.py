@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
+from fcn import FCN8s
 from metrics import Scores, iou_cell, report
 from support.checkpoint import read_checkpoint
-from support.console import counted
-from support.device import autocast_for, thread_initializer
+from support.console import InputError, counted
+from support.device import on_host, thread_initializer
 from support.draw import draw_samples
-from support.inference.predictor import Predictor
+from support.inference.predictor import Predictor, prepare
 from support.labels import DataSet, Sample
 from support.prefetch import prefetch
 from support.training.distributed import Ranks
@@ -32,7 +33,7 @@ class Evaluation:
 
     def __init__(
         self,
-        net: torch.nn.Module,
+        net: FCN8s,
         data: DataSet,
         reader: Callable,
         criterion: Callable,
@@ -46,34 +47,48 @@ class Evaluation:
         self.device = next(net.parameters()).device
         self.iou_by_image: dict[Path, float] = {}  # of the last evaluation
 
+    def predictor(self) -> Predictor:
+        """Of the present weights, converted to `amp` once: autocast would convert those of fc6, fc7
+        and frozen layers for each image.
+        """
+        net = FCN8s.from_checkpoint(self.net.to_checkpoint())  # shares what is not converted
+        return Predictor(prepare(net, self.amp, self.device), self.amp)
+
     @torch.no_grad()
     def __call__(self, samples: list[Sample]) -> dict:
         """Scores.result, and `loss`, the mean over the images."""
         torch.backends.cudnn.benchmark = False  # whole images may have many sizes
-        predictor = Predictor(self.net.eval(), self.amp)
-        road = self.data.road
+        predictor, road = self.predictor(), self.data.road
         scores = Scores(self.data.classes, road)
         loss_sum = torch.zeros((), device=self.device)
 
         def load(sample: Sample):
             image, truth = self.reader(sample)
-            return sample, predictor.views(image), truth
+            return sample, predictor.views(image), on_host(truth, pin=self.device.type == "cuda")
 
-        shard, start = self.ranks.shard(samples), thread_initializer(self.device)
-        # One autocast around all images: the weights are converted to bf16 once.
-        with autocast_for(self.amp, self.device)():
-            for sample, views, truth in prefetch(shard, load, self.workers, initializer=start):
+        def predicted():
+            shard, start = self.ranks.shard(samples), thread_initializer(self.device)
+            for sample, views, truth in prefetch(shard, load, self.workers, start):
                 prediction = predictor(
                     (views, truth.shape),
                     probabilities=[] if road is None else [road],
-                    truth=truth,
+                    truth=truth.to(self.device, non_blocking=True),
                     criterion=self.criterion,
                 )
-                loss_sum += prediction.loss
-                labels, confidences = prediction.to_host()
-                scores.update(sample, labels, truth, *confidences)
+                loss_sum.add_(prediction.loss)
+                try:
+                    labels, confidences = (
+                        prediction.to_host()
+                    )  # the only time that a GPU is waited for
+                except ValueError as error:
+                    raise InputError(f"{sample.image}: {error}") from None
+                yield sample, labels, truth.numpy(), *confidences
                 if self.stop.asked:
                     break
+
+        # An image is counted in a thread, while the next one is computed.
+        for _ in prefetch(predicted(), lambda image: scores.update(*image), min(1, self.workers)):
+            pass
         parts = self.ranks.gather((scores, loss_sum.item()))
         scores = sum((part[0] for part in parts), Scores(self.data.classes, road))
         self.iou_by_image = scores.iou_by_image
@@ -86,7 +101,7 @@ class Evaluation:
         Called after an evaluation of the validation set.
         """
         samples, rows = self.data.val, []
-        predictor = Predictor(self.net.eval(), self.amp)
+        predictor = self.predictor()
         evenly = [samples[i * len(samples) // 4] for i in range(4)]
         ious = {sample: self.iou_by_image[sample.image] for sample in samples}
         worst = sorted(samples, key=lambda s: (math.isnan(ious[s]), ious[s]))[:2]

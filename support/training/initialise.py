@@ -23,19 +23,19 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "weights" / "vgg16.pth"
 SKIP_NORM = 2.0  # norm of a scored skip, as a multiple of fc7's, see `balance`
 
 
-def read_weights(name: str, width: float) -> tuple[dict | None, Path | None]:
+def read_weights(name: str, width: float | str) -> tuple[dict | None, Path | None]:
     """(content, path) of the file of weights that a network starts with.
 
     name     a path; "auto": weights/vgg16.pth, downloaded and converted if it is not there; or
              "none": then (None, None) is returned
-    width    of the network; ImageNet's weights need 1
+    width    of the network, or "auto"; ImageNet's weights need 1
 
     The content is a checkpoint if it has "model"; else tensors by name. Raises InputError.
     """
     if name == "none":
         return None, None
     if name == "auto":
-        if width != 1:
+        if width not in (1, "auto"):
             raise InputError(
                 "--width: ImageNet's weights have the full width; add --weights none, or leave out "
                 "--width"

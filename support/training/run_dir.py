@@ -285,7 +285,8 @@ def restore(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler, saved: dic
 
 
 def require_best(out: Path, best: float, log: list, epochs: int, steps_left: int) -> float:
-    """The score that the next network has to beat; -1, which any does, if best.pt is lost.
+    """The score that the next network has to beat: that of best.pt; -1, which any does, if it is
+    lost.
 
     Raises InputError if it is lost and no step is left in which another could be found.
     """
@@ -294,8 +295,9 @@ def require_best(out: Path, best: float, log: list, epochs: int, steps_left: int
     if not log:
         return best
     try:
-        read_checkpoint(out / "best.pt")
-        return best
+        # It scores less than this run's best if it was put there from elsewhere, such as a backup.
+        # It scores more if it is of an epoch that is still to be repeated.
+        return min(best, read_checkpoint(out / "best.pt").get("best", best))
     except InputError as error:
         if not steps_left:
             raise InputError(

@@ -1,7 +1,8 @@
 """How a run ends: done, stopped by a signal, or with one line that says what was wrong.
 
 Ctrl-C (SIGINT) or SIGTERM, which preempted machines receive, ends the run after the current step,
-with a checkpoint. A second Ctrl-C ends it at once. Before the first step, so does the first one.
+with a checkpoint. A second Ctrl-C ends it at once. In set-up, before there is a folder, so does the
+first signal.
 Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
@@ -11,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from support.console import InputError, explanation
@@ -34,7 +36,8 @@ ENDINGS = (Stopped, KeyboardInterrupt, InputError, OSError, MemoryError, Runtime
 
 
 class Stop:
-    """From `listen` to the end of the with block, signals only set a mark, see `requested`.
+    """From `listen` to the end of the with block, signals only set a mark, see `requested`. Before,
+    they raise KeyboardInterrupt.
 
     Further SIGTERMs have no effect: schedulers send one to every process of a job, and torchrun
     passes its own on to processes that already have one. A second Ctrl-C ends at once, but only
@@ -45,11 +48,17 @@ class Stop:
         self.ranks, self.asked, self.handlers = ranks, 0, {}
 
     def __enter__(self) -> Stop:
+        if self.ranks.first:  # the others wait for it, where Python handles no signal
+            self.set_handler(interrupt)
         return self
 
     def listen(self):
+        self.set_handler(self.handle)
+
+    def set_handler(self, handler: Callable):
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.handlers[number] = signal.signal(number, self.handle)
+            before = signal.signal(number, handler)
+            self.handlers.setdefault(number, before)
 
     def handle(self, number, frame):
         alone = self.ranks.size == 1
@@ -74,11 +83,16 @@ class Stop:
             signal.signal(number, handler)
 
 
-def exit_status(error: BaseException, debug: bool, resume: bool, ranks: Ranks) -> int:
+def interrupt(number, frame):
+    raise KeyboardInterrupt(number)
+
+
+def exit_status(error: BaseException, debug: bool, resume: bool, stop: Stop) -> int:
     """Print in one line why train.py ends, and return its exit status.
 
     Raises the error again if the user cannot fix it, or with --debug.
     """
+    ranks = stop.ranks
     if isinstance(error, Stopped):
         ranks.leave()
         if ranks.first:
@@ -95,16 +109,23 @@ def exit_status(error: BaseException, debug: bool, resume: bool, ranks: Ranks) -
         if ranks.first:
             print("stopped before the first step", file=sys.stderr)
         ranks.end()
-        return 130
+        return 128 + (error.args or [signal.SIGINT])[0]
     needs_less = "--recompute needs less"
     if not resume:
         needs_less = "a smaller --crop or --batch-size needs less, and so does --recompute"
     message = explanation(error, needs_less) or ranks.lost(error)
     if debug or not message:
         raise error
+    status = 2
+    if stop.asked and message.startswith("--compile"):  # a signal to all has ended the compiler
+        status = 128 + stop.asked
+        message = (
+            f"{signal.Signals(stop.asked).name} has ended the compiler, so this step has no "
+            "checkpoint; --resume goes on from the last one, if there is one"
+        )
     print(f"train.py: error: {message}", file=sys.stderr, flush=True)
     ranks.end()  # only now: parting from GPUs that have lost each other may take long
-    return 2
+    return status
 
 
 def quoted(path: Path) -> str:
