@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from support.console import warn
 from support.datasets import synthetic
 from vgg import VGG16
 
@@ -220,3 +221,8 @@ def test_every_script_names_in_one_line_what_it_cannot_use(
     status, out, error = command(script, *arguments)
     assert status == 2 and not out and named in error
     assert error.startswith(f"{script.rpartition('/')[2]}: error: ") and error.count("\n") == 1
+
+
+def test_a_warning_shows_control_characters_and_does_not_obey_them(capsys):
+    warn("predict.py", "a\x1b[2J\nb.png")
+    assert capsys.readouterr().err == "predict.py: warning: a\\x1b[2J\\nb.png\n"

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import predict
+from fcn import FCN8s
 from support.checkpoint import read_tensors
 from support.console import InputError
 
@@ -90,6 +91,40 @@ def changed(content, place, value):
     if isinstance(content, dict):
         return {**content, name: value}
     return type(content)(value if i == name else old for i, old in enumerate(content))
+
+
+BIAS = ("model", "score_fr.bias")
+
+
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        (("format",), torch.ones(2)),
+        (("classes", 0), 7),
+        (("classes", 0), "\x1b[2J"),
+        (("resize_factor",), float("nan")),
+        (("resize_factor",), "1"),
+        (("resize_factor",), -1.0),
+        (("sizes", "median"), None),
+        (("sizes", "median"), (20,)),
+        (("settings", "images"), 5),
+        (("config", "pad"), True),
+        (("config", "stride"), 8.0),
+        (("config", "dropout"), 7.0),
+        (("config", "width"), 2.0**62),
+        (BIAS, None),
+        (BIAS, torch.zeros(2, device="meta")),
+        (BIAS, torch.zeros(2).to_sparse()),
+        (BIAS, torch.zeros(2, dtype=torch.complex64)),
+        (BIAS, torch.zeros(2, dtype=torch.int64)),
+    ],
+)
+def test_a_wrong_entry_of_a_checkpoint_is_one_line(run, place, value):
+    folder, content = run
+    torch.save(changed(content, place, value), folder / "best.pt")
+    with pytest.raises(InputError, match="best.pt: ") as error:
+        FCN8s.load(folder / "best.pt")
+    assert "\n" not in str(error.value)
 
 
 @settings(max_examples=60)
