@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -48,6 +49,11 @@ def counted(count: int, noun: str) -> str:
 def shortened(names: list[str], most: int = 3) -> str:
     """The first `most` names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def quoted(path: os.PathLike | str) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path)) if os.name != "nt" else f'"{path}"'
 
 
 def warn(script: str, message: str):

@@ -4,6 +4,7 @@ status 2.
 
 import os
 import pickle
+import shlex
 import shutil
 
 import numpy as np
@@ -194,7 +195,10 @@ def test_a_folder_of_any_name_trains_and_is_named_in_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(originals / "own", tmp_path / name)
-    assert command("train.py", f"--data={name}", f"--out={name}/run", *TINY)[0] == 0
+    status, said, _ = command("train.py", f"--data={name}", f"--out={name}/run", *TINY)
+    assert status == 0
+    suggested = shlex.split(said.rpartition("other pictures: ")[2])
+    assert suggested == ["python", "predict.py", f"{name}/run/best.pt", "PICTURE"]
     cut(tmp_path / name / "masks/1.png")
     status, _, error = command("train.py", f"--data={name}", f"--out={name}/run2", *TINY)
     assert status == 2 and error.count("\n") == 1

@@ -10,7 +10,7 @@ import torch
 
 from metrics import Scores, iou_cell, report
 from support.checkpoint import read_checkpoint
-from support.console import counted
+from support.console import counted, quoted
 from support.device import autocast_for, thread_initializer
 from support.draw import draw_samples
 from support.inference.predictor import Predictor
@@ -125,5 +125,5 @@ class Evaluation:
             f"training: {len(train_subset)} of {counted(len(train), 'image')}\n\n"
             f"last network, IoU on training images: {', '.join(ious)}\n"
             f"pictures: {out / 'samples.png'} and {out / 'curves.png'}\n"
-            f"to predict other pictures: python predict.py {out / 'best.pt'} PICTURE"
+            f"to predict other pictures: python predict.py {quoted(out / 'best.pt')} PICTURE"
         )
