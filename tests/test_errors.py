@@ -4,6 +4,7 @@ status 2.
 
 import os
 import pickle
+import shlex
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from support.console import warn
 from support.datasets import synthetic
 from vgg import VGG16
 
@@ -128,7 +130,9 @@ def test_a_file_that_may_not_be_read_is_named(originals, tmp_path, command, layo
         ("--pad 50", "pad"),
         ("--task lane", "--task lane"),
         ("--device tpu", "tpu"),
-        ("--color", "--color"),
+        ("--color", "not an option: --color\n"),
+        ("--epoch 1 --widht=0.5", "--epoch, --widht; did you mean --epochs, --width?"),
+        ("--\x1b[2J", r"--\x1b[2J"),
         ("--dropout 2", "--dropout"),
         ("--seed -1", "--seed"),
         ("--skip-gain 1", "--skip-gain"),
@@ -149,7 +153,7 @@ def test_an_option_that_cannot_be_used_is_named(
     run = ["--data", originals / "own", "--out", "run", *TINY, *arguments.split()]
     status, _, error = command("train.py", *run)
     assert status == 2 and error.startswith("train.py: error: ") and error.count("\n") == 1
-    assert named in error
+    assert named in error and "\x1b" not in error
     assert {file.name for file in tmp_path.iterdir()} == {"file"}  # nothing is left behind
 
 
@@ -191,7 +195,10 @@ def test_a_folder_of_any_name_trains_and_is_named_in_one_line(
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(originals / "own", tmp_path / name)
-    assert command("train.py", f"--data={name}", f"--out={name}/run", *TINY)[0] == 0
+    status, said, _ = command("train.py", f"--data={name}", f"--out={name}/run", *TINY)
+    assert status == 0
+    suggested = shlex.split(said.rpartition("other pictures: ")[2])
+    assert suggested == ["python", "predict.py", f"{name}/run/best.pt", "PICTURE"]
     cut(tmp_path / name / "masks/1.png")
     status, _, error = command("train.py", f"--data={name}", f"--out={name}/run2", *TINY)
     assert status == 2 and error.count("\n") == 1
@@ -205,7 +212,7 @@ def test_a_folder_of_any_name_trains_and_is_named_in_one_line(
         ("data.py", [".", "--task", "pavement"], "--task"),
         ("support/datasets/synthetic.py", ["--size", "8"], "--size"),
         ("tools/bench.py", ["--device", "tpu"], "tpu"),
-        ("tools/gpu.py", ["--device", "tpu"], "tpu"),
+        ("tools/gpu.py", ["--device", "tpu"], "not an option: --device"),
         ("weights/convert.py", ["nowhere.pth"], "nowhere.pth"),
         ("kitti.py", [], "RESULTS_DIR"),
         ("predict.py", [], "CHECKPOINT"),
@@ -218,3 +225,8 @@ def test_every_script_names_in_one_line_what_it_cannot_use(
     status, out, error = command(script, *arguments)
     assert status == 2 and not out and named in error
     assert error.startswith(f"{script.rpartition('/')[2]}: error: ") and error.count("\n") == 1
+
+
+def test_a_warning_shows_control_characters_and_does_not_obey_them(capsys):
+    warn("predict.py", "a\x1b[2J\nb.png")
+    assert capsys.readouterr().err == "predict.py: warning: a\\x1b[2J\\nb.png\n"

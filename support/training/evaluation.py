@@ -11,7 +11,7 @@ import torch
 from fcn import FCN8s
 from metrics import Scores, iou_cell, report
 from support.checkpoint import read_checkpoint
-from support.console import InputError, counted
+from support.console import InputError, counted, quoted
 from support.device import on_host, thread_initializer
 from support.draw import draw_samples
 from support.inference.predictor import Predictor, prepare
@@ -140,5 +140,5 @@ class Evaluation:
             f"training: {len(train_subset)} of {counted(len(train), 'image')}\n\n"
             f"last network, IoU on training images: {', '.join(ious)}\n"
             f"pictures: {out / 'samples.png'} and {out / 'curves.png'}\n"
-            f"to predict other pictures: python predict.py {out / 'best.pt'} PICTURE"
+            f"to predict other pictures: python predict.py {quoted(out / 'best.pt')} PICTURE"
         )

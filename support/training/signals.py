@@ -9,13 +9,12 @@ Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT o
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from support.console import InputError, explanation
+from support.console import InputError, explanation, quoted
 from support.training.distributed import Ranks
 
 
@@ -126,8 +125,3 @@ def exit_status(error: BaseException, debug: bool, resume: bool, stop: Stop) -> 
     print(f"train.py: error: {message}", file=sys.stderr, flush=True)
     ranks.end()  # only now: parting from GPUs that have lost each other may take long
     return status
-
-
-def quoted(path: Path) -> str:
-    """A path as a shell takes it."""
-    return shlex.quote(str(path)) if os.name != "nt" else f'"{path}"'
