@@ -24,7 +24,7 @@ class DenseConv2d(nn.Conv2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.jit.is_tracing() or torch.compiler.is_exporting() or isinstance(x, torch.fx.Proxy):
+        if torch.compiler.is_exporting() or isinstance(x, torch.fx.Proxy):
             # A trace would hold the shapes below as numbers.
             return super().forward(x)
         k, p = self.kernel_size[0], self.padding[0]

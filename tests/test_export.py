@@ -14,7 +14,7 @@ import export
 from predict import segment
 from vgg import normalise
 
-SIZES = ((1, 33, 47), (2, 70, 90), (1, 128, 160), (3, 200, 333), (1, 32, 32))
+SIZES = ((1, 33, 47), (2, 70, 90), (1, 128, 160), (3, 200, 333), (1, 33, 33))
 FORMATS = [
     pytest.param(
         ".onnx",
@@ -55,7 +55,8 @@ def test_an_exported_file_computes_the_scores_of_pictures_of_every_size(
     net.set_skip_gain({"pool4": 0.5, "pool3": 0.25})
     checkpoint, out = saved(tmp_path / "best.pt", net, ["road", "sky"]), tmp_path / f"out{ending}"
     assert export.main([str(checkpoint), str(out)]) == 0
-    assert "scores differ by at most" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "scores differ by at most" in said and "docs/programs.md" in said
     assert {file.name for file in tmp_path.iterdir()} == {"best.pt", out.name}
     run, metadata = read(out)
     for n, height, width in SIZES:
@@ -87,6 +88,15 @@ def test_an_exported_file_enlarges_pictures_as_segment_does(tmp_path, ending):
             same = (labels == segment(net, picture)).mean()
             # The file does not round the enlarged picture to bytes.
             assert same > 0.995 if alike else same < 0.9
+
+
+def test_the_axes_of_an_onnx_file_have_names(checkpoint):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = str(checkpoint.with_name("out.onnx"))
+    assert export.main([str(checkpoint), out]) == 0
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert session.get_outputs()[0].shape == ["batch", 2, "height", "width"]
 
 
 def test_a_network_of_reduced_pictures_is_not_exported(tmp_path, capsys):
