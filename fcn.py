@@ -228,6 +228,8 @@ class FCN8s(nn.Module):
         self.reach = grid.reach  # along fc7, which sees farthest; the skips see less
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if isinstance(image, torch.Tensor) and image.ndim != 4:  # not a proxy of torch.fx
+            raise ValueError(f"the images are {list(image.shape)}: they must be [N, 3, H, W]")
         height, width = image.shape[2:]
         pool3, pool4, fc7 = self.vgg(image)
         gain, crop = self.skip_gain, self.crop
@@ -325,7 +327,7 @@ class FCN8s(nn.Module):
             with torch.device("meta"):  # no memory for weights that are about to be replaced
                 net = cls(**saved["config"])
             net.load_state_dict(saved.pop("model"), assign=True)
-        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
             # PyTorch's message says in its last line what does not fit.
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise ValueError(

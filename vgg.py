@@ -117,7 +117,8 @@ class VGG16(nn.Module):
         fc6, fc7         32i + 15.5    32i +  12.5
 
     New weights are He-normal (He et al. 2015, section 2.2), biases zero. Raises ValueError for a
-    pad that is neither 1 nor at least 97, and for a width or fc_channels that leaves no channel.
+    pad that is neither 1 nor at least 97, for a width or fc_channels that leaves no channel, and
+    for a dropout that is no share.
     """
 
     OUTPUTS = ("pool3", "pool4", "fc7")  # the maps that forward returns, in this order
@@ -135,6 +136,8 @@ class VGG16(nn.Module):
             raise ValueError(
                 f"width is {width} and fc_channels {fc_channels}: both must be positive"
             )
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout is {dropout}: it must be from 0 to 1")
         c1, c2, c3, c4 = (max(1, round(width * channels)) for channels in (64, 128, 256, 512))
 
         # In the order of the forward pass, since the grids below are computed in this order.

@@ -31,11 +31,39 @@ from pathlib import Path
 
 import torch
 
-from support.console import InputError
+from support.console import CONTROL, InputError
 from support.files import atomic
 
 FORMAT = 1  # to be raised when a checkpoint changes in a way that older code would misread
-NETWORK = {"config": dict, "classes": list, "resize_factor": float, "model": dict}
+
+# The types of what is used: see `fits`. What FCN8s is built from must be there; what train.py adds
+# may be.
+NETWORK = {
+    "config": {
+        "num_classes": int,
+        "pad": int,
+        "stride": int,
+        "width": float,
+        "fc_channels": int,
+        "learn_upsampling": bool,
+        "skip_gain": {"pool4": float, "pool3": float},
+        "dropout": float,
+    },
+    "classes": [str],
+    "resize_factor": float,
+    "model": dict,
+}
+TRAINING = {
+    "settings": {"task": str, "classes": str, "images": str, "masks": str, "split_seed": int},
+    "images": ([str], [str]),
+    "sizes": dict.fromkeys(("smallest", "median", "largest"), (int, int)),
+    "optimizer": dict,
+    "scaler": dict,
+    "step": int,
+    "log": [dict],
+    "loss_sum": torch.Tensor,
+    "elapsed": float,
+}
 
 
 def read_tensors(path: str | os.PathLike) -> dict:
@@ -47,9 +75,15 @@ def read_tensors(path: str | os.PathLike) -> dict:
         # torch.load would judge a path by its ending, and warn of bytes that it then refuses.
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # torch.load does not compare checksums: a block that the disk has lost loads as zeros.
-            if zipfile.is_zipfile(file) and zipfile.ZipFile(file).testzip():
-                raise ValueError
+            if zipfile.is_zipfile(file):
+                archive = zipfile.ZipFile(file)
+                # torch.save compresses nothing. What is larger inside could fill the memory.
+                if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
+                    raise ValueError
+                # torch.load does not compare checksums: a block that the disk has lost loads as
+                # zeros.
+                if archive.testzip():
+                    raise ValueError
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -68,14 +102,19 @@ def read_tensors(path: str | os.PathLike) -> dict:
 def read_checkpoint(path: str | os.PathLike) -> dict:
     """The content of a checkpoint, with tensors on the CPU; see above for what it holds.
 
-    The types of what belongs to the network are checked; whether the weights fit the configuration
-    is for FCN8s.from_checkpoint to say. Raises InputError.
+    Types and weights are checked; whether the weights fit the configuration is for
+    FCN8s.from_checkpoint to say. Raises InputError.
     """
     path = Path(path)
-    if path.is_dir():
-        inside = next((name for name in ("best.pt", "last.pt") if (path / name).is_file()), "")
-        hint = f"did you mean {path / inside}?" if inside else "a checkpoint is a file best.pt"
+    folder = path if path.is_dir() else path.parent
+    there = [folder / name for name in ("best.pt", "last.pt") if (folder / name).is_file()]
+    if path == folder:
+        hint = (
+            f"the checkpoint in it is {there[0]}" if there else "the checkpoint, a file, is first"
+        )
         raise InputError(f"{path}: is a folder; {hint}")
+    if there and not path.exists():
+        raise InputError(f"{path}: is not there, but {there[0]} is")
     if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
         raise InputError(f"{path}: is a picture; the checkpoint comes first, as runs/NAME/best.pt")
     saved = read_tensors(path)
@@ -85,23 +124,56 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
 def require_checkpoint(saved: dict, path: Path):
     """Raise InputError unless what was read from `path` is a checkpoint, see `read_checkpoint`."""
-    if "format" not in saved:
+    if not fits(saved.get("format"), int):
         raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
     if saved["format"] != FORMAT:
         raise InputError(
-            f"{path}: is a checkpoint of format {saved['format']!r:.20}, this version reads "
-            f"{FORMAT}; use the version that wrote it, or train again"
+            f"{path}: is a checkpoint of format {saved['format']}, this version reads {FORMAT}; "
+            "use the version that wrote it, or train again"
         )
-    for name, kind in NETWORK.items():
-        if not isinstance(saved.get(name), kind):
-            raise InputError(f"{path}: is damaged: {name} is missing or no {kind.__name__}")
+    for name, kind in (NETWORK | TRAINING).items():
+        if not fits(saved[name], kind) if name in saved else name in NETWORK:
+            raise InputError(
+                f"{path}: is damaged: {name} is not as support/checkpoint.py writes it"
+            )
     classes = saved["classes"]
-    if not all(isinstance(name, str) for name in classes) or (
-        len(classes) != saved["config"].get("num_classes")
-    ):
+    if len(classes) != saved["config"]["num_classes"] or CONTROL.search("".join(classes)):
         raise InputError(f"{path}: is damaged: classes are not the names of num_classes classes")
     if not 0 < saved["resize_factor"] < 100:
         raise InputError(f"{path}: is damaged: resize_factor is {saved['resize_factor']}")
+    for name, tensor in saved["model"].items():
+        require_numbers(tensor, f"{path}: {name!r:.80}")
+
+
+def fits(value, kind) -> bool:
+    """Whether a value is of a type: int and float stand for numbers below 2**63; a dictionary for
+    one that has these names; a list for one of any length; a tuple for a list of this length.
+    """
+    if isinstance(kind, dict):
+        return isinstance(value, dict) and all(fits(value.get(name), kind[name]) for name in kind)
+    if isinstance(kind, list):
+        return isinstance(value, list) and all(fits(item, kind[0]) for item in value)
+    if isinstance(kind, tuple):
+        same = isinstance(value, (list, tuple)) and len(value) == len(kind)
+        return same and all(map(fits, value, kind))
+    if kind in (int, float):
+        return type(value) in (int, kind) and abs(value) < 2**63  # no bool, no nan
+    return isinstance(value, kind)
+
+
+def require_numbers(tensor, where: str):
+    """Raise InputError unless `tensor` is dense and holds real floating point numbers, all of them
+    finite in float32.
+    """
+    if (
+        not isinstance(tensor, torch.Tensor)
+        or not tensor.is_floating_point()
+        or tensor.layout != torch.strided
+        or tensor.is_meta
+    ):
+        raise InputError(f"{where} is no dense tensor of floating point numbers")
+    if tensor.numel() and not torch.stack(tensor.float().aminmax()).isfinite().all():
+        raise InputError(f"{where} holds values that are not finite; the file is damaged")
 
 
 def write_checkpoint(content: dict, path: str | os.PathLike, before: Path | None = None):

@@ -12,6 +12,16 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from difflib import get_close_matches
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """A text in one line. Names of files and classes may hold control characters, which a terminal
+    must not obey.
+    """
+    return CONTROL.sub(lambda c: repr(c[0])[1:-1], text)
 
 
 class InputError(Exception):
@@ -21,8 +31,7 @@ class InputError(Exception):
     """
 
     def __str__(self):
-        # The name of a file may hold control characters; a terminal must not obey them.
-        return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda c: repr(c[0])[1:-1], super().__str__())
+        return printable(super().__str__())
 
 
 def one_line(error: BaseException, length: int | None = None) -> str:
@@ -43,7 +52,7 @@ def shortened(names: list[str], most: int = 3) -> str:
 
 def warn(script: str, message: str):
     """Print a one-line warning to standard error."""
-    print(f"{script}: warning: {message}", file=sys.stderr)
+    print(f"{script}: warning: {printable(message)}", file=sys.stderr)
 
 
 def explanation(error: BaseException, needs_less: str) -> str:
@@ -93,9 +102,15 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         if message.startswith("unrecognized arguments: "):
             arguments = message.partition(": ")[2]
-            what = "not an option" if arguments.startswith("-") else self.stray
-            message = f"{what}: {arguments}"
-        self.exit(2, f"{self.script}: error: {message}\n")
+            names = [word.partition("=")[0] for word in arguments.split() if word[0] == "-"]
+            known = re.findall(r"--([\w-]+)", self.format_usage())
+            close = [get_close_matches(name.lstrip("-"), known, 1) for name in names]
+            meant = [f"--{name}" for found in close for name in found]
+            message = f"{self.stray}: {arguments}"
+            if names:
+                hint = f"; did you mean {', '.join(meant)}?" if meant else ""
+                message = f"not an option: {', '.join(names)}{hint}"
+        self.exit(2, f"{self.script}: error: {printable(message)}\n")
 
 
 def option(default, help: str, convert: Callable | None = None, **more):

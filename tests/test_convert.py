@@ -285,6 +285,10 @@ def refused(tmp_path, source, match, **options):
         ("classifier.0.weight", torch.ones(8, 32 * 36), r"is \[8, 1152\].*--features-only"),
         ("features.28.bias", torch.full((32,), torch.nan), "features.28.bias holds values that"),
         ("features.28.bias", torch.full((32,), 1e300, dtype=torch.float64), "not finite"),
+        ("features.28.bias", torch.ones(32).to_sparse(), "features.28.bias is no dense tensor"),
+        ("features.28.bias", torch.ones(32, device="meta"), "features.28.bias is no dense tensor"),
+        ("features.28.bias", torch.ones(32) * 1j, "features.28.bias is no dense tensor"),
+        ("features.28.bias", [0.0] * 32, "features.28.bias is no dense tensor"),
         ("features.0.weight", None, "unknown weights, or converted already: 31 entries"),
     ],
 )

@@ -1,8 +1,17 @@
 """Files that are read whole or refused by name, and that run nothing."""
 
+import contextlib
+import io
+import zipfile
+
+import numpy as np
 import pytest
 import torch
+from conftest import picture, saved, small
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+import predict
 from support.checkpoint import read_tensors
 from support.console import InputError
 
@@ -30,3 +39,71 @@ def test_a_file_that_is_no_state_dict_is_one_line_and_runs_nothing(tmp_path, con
 def test_a_missing_file_is_said_by_name(tmp_path):
     with pytest.raises(InputError, match="none.pth"):
         read_tensors(tmp_path / "none.pth")
+
+
+def test_a_compressed_file_is_refused_before_it_fills_the_memory(tmp_path):
+    """torch.save compresses nothing: 1 MB of zeros in 10 kB were packed by somebody else."""
+    plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
+    torch.save({"zeros": torch.zeros(250_000)}, plain)
+    with zipfile.ZipFile(plain) as a, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as b:
+        for name in a.namelist():
+            b.writestr(name, a.read(name))
+    assert len(read_tensors(plain)["zeros"]) == 250_000
+    with pytest.raises(InputError, match="packed.pt: is damaged"):
+        read_tensors(packed)
+
+
+# ---- checkpoints from elsewhere ----
+
+SIZES = dict.fromkeys(("smallest", "median", "largest"), (20, 30))
+SETTINGS = dict(task="road", classes="all", images="auto", masks="auto", split_seed=0, flip="yes")
+STRANGE = [
+    *(None, True, -1, 0, 7, 2**70, 1.5, float("nan"), float("inf"), "text", "\x1b[2J", b"bytes"),
+    *([], {}, (1, 2), [1, None], {"a": {}}, {1: 2}),
+    *(torch.ones(2), torch.ones(2, 2, device="meta"), torch.eye(2).to_sparse(), torch.ones(())),
+    *(torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.int8), torch.empty(0)),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A folder with a.png, and the content of a checkpoint as train.py writes it."""
+    folder = tmp_path_factory.mktemp("run")
+    picture(folder / "a.png", np.zeros((8, 9, 3)))
+    content = read_tensors(saved(folder / "best.pt", small(), ["sky", "road"]))
+    about = {"settings": SETTINGS, "images": [["a.png"], ["b.png"]], "sizes": SIZES}
+    return folder, {**content, **about}
+
+
+def places(value, path=()):
+    """The path of each entry of a nested dictionary or list."""
+    if isinstance(value, (dict, list, tuple)):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield (*path, name)
+            yield from places(inner, (*path, name))
+
+
+def changed(content, place, value):
+    """A copy in which the entry at this place has another value."""
+    name, *inner = place
+    value = changed(content[name], inner, value) if inner else value
+    if isinstance(content, dict):
+        return {**content, name: value}
+    return type(content)(value if i == name else old for i, old in enumerate(content))
+
+
+@settings(max_examples=60)
+@given(data=st.data(), value=st.sampled_from(STRANGE))
+def test_a_checkpoint_with_any_strange_entry_predicts_or_is_one_line(run, data, value):
+    folder, content = run
+    entry = data.draw(st.sampled_from(list(content)))
+    inner = data.draw(st.sampled_from([(), *places(content[entry])]))
+    photo, path = folder / "a.png", folder / "best.pt"
+    torch.save(changed(content, (entry, *inner), value), path)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        status = predict.main([str(path), str(photo), "--only", "none"])
+    assert status in (0, 2) and "\x1b" not in said.getvalue()
+    if status == 2:
+        error = said.getvalue()
+        assert error.startswith(f"predict.py: error: {path}") and error.count("\n") == 1

@@ -77,6 +77,31 @@ def test_load_says_in_one_line_which_file_is_no_checkpoint(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("given", ["best.pt", ""])
+def test_load_names_the_checkpoint_that_is_there(tmp_path, given):
+    there = saved(tmp_path / "last.pt", small(3))
+    with pytest.raises(InputError) as error:
+        FCN8s.load(tmp_path / given)
+    assert str(there) in str(error.value)
+    there.unlink()
+    with pytest.raises(InputError) as error:
+        FCN8s.load(tmp_path / given)
+    assert "last.pt" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_load_refuses_weights_that_are_not_finite(tmp_path, value):
+    net = small(3).double()
+    net.vgg.conv3_2.weight.data[0, 0, 1, 1] = value
+    with pytest.raises(InputError, match="vgg.conv3_2.weight' holds values that are not finite"):
+        FCN8s.load(saved(tmp_path / "best.pt", net))
+
+
+def test_a_picture_that_is_no_batch_is_refused_by_its_shape():
+    with pytest.raises(ValueError, match=r"\[3, 64, 64\]: they must be \[N, 3, H, W\]"):
+        small()(torch.rand(3, 64, 64))
+
+
 # ---- one call to use it ----
 
 

@@ -155,7 +155,8 @@ def test_fresh_weights_keep_the_size_of_the_signal_and_none_is_zero():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pad": 0}, {"pad": 2}, {"pad": 96}, {"width": 0}, {"fc_channels": 0}]
+    "wrong",
+    [{"pad": 0}, {"pad": 2}, {"pad": 96}, {"width": 0}, {"fc_channels": 0}, {"dropout": -1}],
 )
 def test_settings_that_make_no_network_are_refused(wrong):
     with pytest.raises(ValueError):

@@ -39,7 +39,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 
 from fcn import FCN8s
-from support.checkpoint import read_tensors
+from support.checkpoint import read_tensors, require_numbers
 from support.console import InputError, Parser, one_line
 from support.files import atomic, sha256
 from support.labels import VOC_CLASSES
@@ -247,14 +247,12 @@ def translate(tensors: dict, kind: str, network: nn.Module, features_only: bool 
         if their not in tensors:
             raise InputError(f"read as {kind}, but tensor {their} is missing; {other}")
         tensor = tensors[their]
+        require_numbers(tensor, their)
         if tensor.shape not in (shape, (shape[0], shape[1:].numel())):
             hint = "; --features-only leaves out fc6 and fc7" if name.startswith("fc") else ""
             raise InputError(f"{their} is {list(tensor.shape)}, but {name} is {list(shape)}{hint}")
         # A copy, even of float32: torch.save would write all the memory that a view is part of.
-        tensor = tensor.detach().reshape(shape).to(torch.float32, copy=True).contiguous()
-        if not torch.isfinite(torch.stack(tensor.aminmax())).all():
-            raise InputError(f"{their} holds values that are not finite; the file is damaged")
-        state[name] = tensor
+        state[name] = tensor.detach().reshape(shape).to(torch.float32, copy=True).contiguous()
     return state
 
 

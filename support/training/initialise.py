@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fcn import FCN8s
-from support.checkpoint import read_tensors, require_checkpoint
+from support.checkpoint import read_tensors, require_checkpoint, require_numbers
 from support.console import InputError, shortened
 from support.inference.predictor import Predictor
 from vgg import VGG16, normalise
@@ -117,15 +117,12 @@ def load_imagenet(net: VGG16, weights: dict, path: Path) -> str:
 
 def require_fitting(tensor, expected: torch.Tensor, where: str):
     """Raise InputError unless `tensor` is dense, finite and of the expected shape."""
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-        raise InputError(f"{where} is no tensor of floating point numbers")
-    if tensor.layout != torch.strided or tensor.shape != expected.shape:
+    require_numbers(tensor, where)
+    if tensor.shape != expected.shape:
         raise InputError(
             f"{where} is {list(tensor.shape)}, the network has {list(expected.shape)}; leave out "
             "--width and --fc-channels, or train with --weights none"
         )
-    if not torch.isfinite(tensor.to(expected.dtype)).all():
-        raise InputError(f"{where} holds values that are not finite; the file is damaged")
 
 
 @torch.no_grad()
