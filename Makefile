@@ -28,13 +28,14 @@ bench: $(VENV)/run
 soak: $(VENV)/test
 	KILLS=210 timeout 3600 $(VENV)/bin/python -m pytest tests/test_resume.py -k killed $(ARGS)
 
-$(VENV)/run: requirements.txt
+$(VENV)/run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -r requirements.txt
+	$(VENV)/bin/python -m pip install "pip>=25.1"
+	$(VENV)/bin/python -m pip install .
 	touch $@
 
-$(VENV)/test: requirements-dev.txt $(VENV)/run
-	$(VENV)/bin/python -m pip install -r requirements-dev.txt
+$(VENV)/test: $(VENV)/run
+	$(VENV)/bin/python -m pip install --group dev
 	touch $@
 
 clean:
