@@ -327,7 +327,7 @@ class FCN8s(nn.Module):
             with torch.device("meta"):  # no memory for weights that are about to be replaced
                 net = cls(**saved["config"])
             net.load_state_dict(saved.pop("model"), assign=True)
-        except (AttributeError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             # PyTorch's message says in its last line what does not fit.
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise ValueError(
