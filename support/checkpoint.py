@@ -36,9 +36,8 @@ from support.files import atomic
 
 FORMAT = 1  # to be raised when a checkpoint changes in a way that older code would misread
 
-# The types of what is used: see `fits`. What FCN8s is built from must be there; what train.py adds
-# may be.
-NETWORK = {
+# The types of what is used, see `fits`; "?": may be missing.
+CONTENT = {
     "config": {
         "num_classes": int,
         "pad": int,
@@ -52,17 +51,15 @@ NETWORK = {
     "classes": [str],
     "resize_factor": float,
     "model": dict,
-}
-TRAINING = {
-    "settings": {"task": str, "classes": str, "images": str, "masks": str, "split_seed": int},
-    "images": ([str], [str]),
-    "sizes": dict.fromkeys(("smallest", "median", "largest"), (int, int)),
-    "optimizer": dict,
-    "scaler": dict,
-    "step": int,
-    "log": [dict],
-    "loss_sum": torch.Tensor,
-    "elapsed": float,
+    "settings?": {"task?": str, "classes?": str, "images?": str, "masks?": str, "split_seed?": int},
+    "images?": ([str], [str]),
+    "sizes?": dict.fromkeys(("smallest", "median", "largest"), (int, int)),
+    "optimizer?": dict,
+    "scaler?": dict,
+    "step?": int,
+    "log?": [dict],
+    "loss_sum?": torch.Tensor,
+    "elapsed?": float,
 }
 
 
@@ -131,11 +128,10 @@ def require_checkpoint(saved: dict, path: Path):
             f"{path}: is a checkpoint of format {saved['format']}, this version reads {FORMAT}; "
             "use the version that wrote it, or train again"
         )
-    for name, kind in (NETWORK | TRAINING).items():
-        if not fits(saved[name], kind) if name in saved else name in NETWORK:
-            raise InputError(
-                f"{path}: is damaged: {name} is not as support/checkpoint.py writes it"
-            )
+    for name, kind in CONTENT.items():
+        if not fits(saved, {name: kind}):
+            entry = name.rstrip("?")
+            raise InputError(f"{path}: is damaged: the entry {entry} is missing or of a wrong type")
     classes = saved["classes"]
     if len(classes) != saved["config"]["num_classes"] or CONTROL.search("".join(classes)):
         raise InputError(f"{path}: is damaged: classes are not the names of num_classes classes")
@@ -150,7 +146,10 @@ def fits(value, kind) -> bool:
     one that has these names; a list for one of any length; a tuple for a list of this length.
     """
     if isinstance(kind, dict):
-        return isinstance(value, dict) and all(fits(value.get(name), kind[name]) for name in kind)
+        return isinstance(value, dict) and all(
+            fits(value[name.rstrip("?")], of) if name.rstrip("?") in value else name[-1] == "?"
+            for name, of in kind.items()
+        )
     if isinstance(kind, list):
         return isinstance(value, list) and all(fits(item, kind[0]) for item in value)
     if isinstance(kind, tuple):
