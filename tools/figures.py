@@ -1,6 +1,9 @@
-"""Draw the two pictures of the network in the README, from the network itself.
+"""Draw the figures of the README, from the network itself.
 
-python tools/figures.py [DIR]    write architecture.png and border.png (default: assets)
+python tools/figures.py [DIR]              write architecture.png and border.png (default: assets)
+python tools/figures.py [DIR] --strides    write strides.png too: the paper's figure 4, on synthetic
+                                           roads. Trains three small networks in runs/strides, which
+                                           takes ten minutes on two cores
 """
 
 from __future__ import annotations
@@ -9,19 +12,26 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import train
+from data import find, synthetic_roads
 from fcn import FCN8s, centre, maps
+from metrics import class_iou, confusion
 from support.console import Parser
+from support.datasets.images import Reader
+from support.inference.predictor import Predictor
 from vgg import IMAGE, geometry
 
 FINE = 2  # everything is drawn at twice its size and scaled down, against jagged edges
 INK, GREY, RED = (40, 40, 40), (110, 110, 110), (200, 30, 30)
 # Features, scores, and the part of a map that a crop cuts off.
 MAPS, SCORES, CUT = (206, 222, 242), (250, 226, 180), (240, 190, 190)
+COLOURS = [(70, 70, 80), (214, 120, 200), (0, 0, 0)]  # not road, road, ignored
 
 
 class Sheet:
@@ -219,14 +229,64 @@ def border(net: FCN8s) -> Sheet:
     return sheet
 
 
+def strides(runs: Path, count: int = 3) -> Image.Image:
+    """The paper's figure 4: pictures, what FCN-32s, FCN-16s and FCN-8s make of them, and the truth.
+
+    Each network starts from the one before (section 4.2); those that are in `runs` already are not
+    trained again. Of the validation set's scenes, the figure shows those of each category that
+    gain most from the skips.
+    """
+    before, networks = "none", {}
+    for stride in FCN8s.STRIDES[::-1]:
+        out = runs / f"FCN-{stride}s"
+        if not (out / "best.pt").is_file():
+            options = "--stride", str(stride), "--weights", before, "--out", str(out)
+            if train.main([*options, "--class-weights", "sqrt"]):
+                sys.exit(f"{out}: the training has failed")
+        before = str(out / "best.pt")
+        networks[out.name] = Predictor(FCN8s.load(before))
+    data = find(synthetic_roads())
+    read = Reader(data.read_label)
+    scenes = []  # (gain, rows of pictures, titles)
+    for sample in data.val:
+        picture, truth = read(sample)
+        found = {name: predict(picture).to_host()[0] for name, predict in networks.items()}
+        ious = [class_iou(confusion(labels, truth, 2))[1] for labels in found.values()]
+        scenes.append((ious[-1] - ious[0], sample.group, picture, truth, [*found.values()], ious))
+    print("mean IoU of the road by image:", np.mean([scene[-1] for scene in scenes], axis=0))
+    groups = sorted({scene[1] for scene in scenes})
+    best = [max((s for s in scenes if s[1] == group), key=lambda s: s[0]) for group in groups]
+    titles = ["picture", *networks, "ground truth"]
+    height, width = best[0][3].shape
+    left, gap = 110, 6
+    sheet = Image.new(
+        "RGB", (left + len(best) * (width + gap), len(titles) * (height + gap) + gap), "white"
+    )
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for column, (_, _, picture, truth, found, ious) in enumerate(best):
+        for row, shown in enumerate([picture, *found, truth]):
+            x, y = left + column * (width + gap), gap + row * (height + gap)
+            if shown is not picture:
+                shown = np.array(COLOURS, np.uint8)[np.minimum(shown, 2)]
+            sheet.paste(Image.fromarray(shown), (x, y))
+            pen.text((left - 10, y + height / 2), titles[row], INK, font, "rm")
+            if 0 < row <= len(found):
+                text = f"IoU {100 * ious[row - 1]:.0f}"
+                pen.text((x + width - 6, y + height - 6), text, "white", font, "rs")
+    return sheet
+
+
 if __name__ == "__main__":
     parser = Parser("figures.py", description=__doc__)
     parser.add_argument(
         "folder", metavar="DIR", nargs="?", type=Path, default="assets", help="default %(default)s"
     )
-    folder = parser.parse_args().folder
+    parser.add_argument("--strides", action="store_true", help="draw strides.png too")
+    options = parser.parse_args()
     with torch.device("meta"):
         net = FCN8s(2, pad=100)
-    folder.mkdir(parents=True, exist_ok=True)
-    architecture(net).save(folder / "architecture.png")
-    border(net).save(folder / "border.png")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    architecture(net).save(options.folder / "architecture.png")
+    border(net).save(options.folder / "border.png")
+    if options.strides:
+        strides(Path("runs/strides")).save(options.folder / "strides.png", optimize=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,9 +78,7 @@ class Evaluation:
                 )
                 loss_sum.add_(prediction.loss)
                 try:
-                    labels, confidences = (
-                        prediction.to_host()
-                    )  # the only time that a GPU is waited for
+                    labels, confidences = prediction.to_host()  # waits for a GPU, once an image
                 except ValueError as error:
                     raise InputError(f"{sample.image}: {error}") from None
                 yield sample, labels, truth.numpy(), *confidences
@@ -101,6 +100,7 @@ class Evaluation:
         Called after an evaluation of the validation set.
         """
         samples, rows = self.data.val, []
+        above = os.path.commonpath([sample.image.parent for sample in samples])
         predictor = self.predictor()
         evenly = [samples[i * len(samples) // 4] for i in range(4)]
         ious = {sample: self.iou_by_image[sample.image] for sample in samples}
@@ -111,7 +111,8 @@ class Evaluation:
             iou = "" if math.isnan(ious[sample]) else f"   IoU {100 * ious[sample]:.1f}"
             if sample in worst and len(samples) > 2:
                 iou += ", one of the two lowest"
-            rows.append((f"{sample.image.name}{iou}", image, truth, labels))
+            name = sample.image.relative_to(above).as_posix()  # images of two folders may share one
+            rows.append((f"{name}{iou}", image, truth, labels))
         draw_samples(path, rows, self.data.classes, f"validation, epoch {epoch}")
 
     def summarise(self, out: Path):
