@@ -43,6 +43,7 @@ NO_NAME = "line {} is .*must be NAME or NAME R G B"
         ("\n".join(f"c{i}" for i in range(20_000)), "names 20000 classes; 1 to 255"),
         ("road" + "," * 100_000, NO_NAME.format(1)),
         ("road 1 1 1\n" + "x 1 " * 30_000, NO_NAME.format(2)),
+        ("road\nsk\x1by\n", NO_NAME.format(2)),
     ],
 )
 def test_a_line_that_would_shift_the_ids_is_refused(tmp_path, text, says):

@@ -509,7 +509,7 @@ def test_a_data_set_may_lie_otherwise_than_that_of_the_training(streets, tmp_pat
     path = checkpoint(tmp_path / "best.pt", MANY, settings=settings)
     more = ["--data", tmp_path / "d", "--out", tmp_path / "out", "--only", "mask"]
     assert run(path, *more) == 2
-    assert "as in training: --images photos/* --masks masks/*" in capsys.readouterr().out
+    assert "as in training: --images 'photos/*' --masks 'masks/*'" in capsys.readouterr().out
     assert run(path, *more, "--images", "images/*", "--masks", "masks/*") == 0
     assert run(path, *more, "--images", "auto", "--masks", "auto") == 0
     assert len(files(tmp_path / "out/mask")) == 1

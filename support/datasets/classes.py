@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from support.console import InputError
+from support.console import CONTROL, InputError
 from support.datasets.images import TRANSPARENT, read_colours, read_mask
 from support.labels import IGNORE, Sample
 from support.prefetch import prefetch
@@ -41,14 +41,15 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
     entries = []
     for number, line in enumerate(map(str.strip, lines), 1):
         match = COLOURED.fullmatch(line[:MAX_LINE])
-        rgb = tuple(map(int, match.groups()[1:])) if match else ()
-        if NO_NAME.match(line) or max(rgb, default=0) > 255 or len(line) > MAX_LINE:
+        name, rgb = (match[1], tuple(map(int, match.groups()[1:]))) if match else (line, ())
+        unreadable = len(line) > MAX_LINE or CONTROL.search(name)
+        if NO_NAME.match(line) or max(rgb, default=0) > 255 or unreadable:
             raise InputError(
                 f"{path}: line {number} is {line[:40]!r}, and must be NAME or NAME R G B, of at "
                 f"most {MAX_LINE} letters: line 1 is class 0, line 2 is class 1, without empty "
                 "lines, comments and numbers between"
             )
-        entries.append((match[1] if match else line, rgb))
+        entries.append((name, rgb))
     names = list(dict.fromkeys(name for name, _ in entries))
     plain = [i for i, (_, rgb) in enumerate(entries, 1) if not rgb]
     if plain and len(plain) < len(entries):

@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from data import DataOptions, find
 from kitti import TASKS, calibration_of, homography
-from support.console import InputError, counted, warn
+from support.console import InputError, counted, quoted, warn
 from support.datasets.images import (
     IMAGE_ENDINGS,
     OTHER_ENDINGS,
@@ -138,7 +138,8 @@ def labelled_jobs(
     if any(patterns.values()):
         settings |= {name: pattern or "auto" for name, pattern in patterns.items()}
     elif settings.get("images", "auto") != "auto":
-        print(f"as in training: --images {settings['images']} --masks {settings['masks']}")
+        images, masks = (quoted(settings[name]) for name in ("images", "masks"))
+        print(f"as in training: --images {images} --masks {masks}")
     data = find(root, DataOptions(**settings))
     if data.classes != saved["classes"]:
         raise InputError(
