@@ -39,9 +39,8 @@ def same_chance_for_every_test():
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """command("vgg.py", ...) runs a script as `python vgg.py ...` does, and one of support/ as
-    `python -m` does: (exit status, standard output, standard error). In this process, since a new
-    one would take seconds to import PyTorch.
+    """command("vgg.py", ...) runs a script as `python vgg.py ...` does: (exit status, standard
+    output, standard error). In this process, since a new one would take seconds to import PyTorch.
     """
 
     def run(script, *arguments):

@@ -210,7 +210,6 @@ def test_a_folder_of_any_name_trains_and_is_named_in_one_line(
         ("data.py", [], "DIR"),
         ("data.py", ["nowhere"], "nowhere: no such folder"),
         ("data.py", [".", "--task", "pavement"], "--task"),
-        ("support/datasets/synthetic.py", ["--size", "8"], "--size"),
         ("tools/bench.py", ["--device", "tpu"], "tpu"),
         ("tools/gpu.py", ["--device", "tpu"], "not an option: --device"),
         ("weights/convert.py", ["nowhere.pth"], "nowhere.pth"),

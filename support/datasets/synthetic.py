@@ -1,6 +1,4 @@
-"""Synthetic road scenes in the folder layout of KITTI Road.
-
-    python -m support.datasets.synthetic --out DIR
+"""Synthetic road scenes in the folder layout of KITTI Road, see `write`.
 
 A scene is a flat ground plane with things on it, seen by a pinhole camera. The road is a function
 of ground metres, so perspective, ground truth and calibration come from one geometry and cannot
@@ -14,7 +12,6 @@ Lengths are in metres, colours are 0 ... 255. On the ground x points right and z
 from __future__ import annotations
 
 import math
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -22,11 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from support.console import InputError, Parser, size, whole
-
 HEIGHT, WIDTH = 96, 320  # a quarter of KITTI's 375 x 1242: trains on a laptop, roads are readable
 TRAIN, TEST = 300, 12  # KITTI Road has 289 and 290; testing has no ground truth, 12 are to look at
-MIN_SIDE = 16  # pixels; a smaller picture has no road to see
 FINE = 2  # each pixel is drawn as FINE x FINE ones and averaged, against jagged edges
 MAX_DISTANCE = 60.0  # beyond, the road is a few flat pixels that cannot be marked: not valid
 MIN_DISTANCE = 3.0  # a thing that comes nearer is out of view, except for its shadow
@@ -464,14 +458,10 @@ def write(
 ):
     """Write `train` scenes with ground truth and `test` without into the new folder `root`.
 
-    All goes to a temporary folder beside it first, and gets its name when complete. Raises
-    InputError if the folder holds something, or if the pictures are too small.
+    All goes to a temporary folder beside it first, and gets its name when complete. Raises OSError
+    if the folder is there.
     """
     root = Path(root)
-    if min(height, width) < MIN_SIDE:
-        raise InputError(f"--size {height}x{width}: at least {MIN_SIDE}x{MIN_SIDE} is needed")
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise InputError(f"{root}: is there already, and no empty folder; choose another")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as beside:
         whole_set = Path(beside) / "whole"  # a folder of its own has ordinary permissions
@@ -491,40 +481,4 @@ def write(
                         Image.fromarray(pixels).save(whole_set / split / name)
                 file = whole_set / split / "calib" / f"{category}_{number}.txt"
                 file.write_text(scene.calib)
-        if root.exists():
-            root.rmdir()
         whole_set.rename(root)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for an error (one line on stderr)."""
-    parser = Parser("synthetic.py", description=__doc__)
-    parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the data set")
-    parser.add_argument(
-        "--train",
-        type=whole(1),
-        default=TRAIN,
-        help="scenes with ground truth (default %(default)s)",
-    )
-    parser.add_argument(
-        "--size",
-        type=size,
-        default=(HEIGHT, WIDTH),
-        metavar="HxW",
-        help=f"height x width in pixels (default {HEIGHT}x{WIDTH})",
-    )
-    parser.add_argument(
-        "--seed", type=whole(0), default=0, help="another one, other scenes (default %(default)s)"
-    )
-    options = parser.parse_args(argv)
-    height, width = options.size
-    try:
-        write(options.out, options.train, TEST, height, width, options.seed)
-    except (InputError, OSError) as error:
-        print(f"synthetic.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
