@@ -28,7 +28,7 @@ import numpy as np
 
 from support.console import InputError, Parser
 from support.datasets.images import files_in, open_mask
-from support.files import SIGNATURE, atomic, write_csv
+from support.files import SIGNATURE, atomic
 from support.labels import IGNORE, DataSet, Sample
 
 TASKS = {"road": ("um", "umm", "uu"), "lane": ("um",)}  # the categories with such ground truth
@@ -379,20 +379,10 @@ def main(argv: list[str] | None = None) -> int:
         help="where to score: in the image (default for maps of its size), or from above as the "
         "server does",
     )
-    parser.add_argument(
-        "--csv", metavar="FILE", type=Path, help="also write the table there, as fractions"
-    )
     parser.add_argument("--debug", action="store_true", help="show where an error arose")
     options = parser.parse_args(argv)
     try:
-        scores = score_folder(options.results, options.training, options.space)
-        print(road_table(scores))
-        if options.csv:
-            rows = [
-                {"category": category, "space": space, **values}
-                for (space, category), values in scores.items()
-            ]
-            write_csv(options.csv, rows)
+        print(road_table(score_folder(options.results, options.training, options.space)))
     except (InputError, OSError) as error:
         if options.debug:
             raise
