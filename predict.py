@@ -72,7 +72,7 @@ from support.inference.outputs import (
 )
 from support.inference.predictor import MIN_TILE, NO_TTA, TILE, TTA, Predictor, prepare
 from support.labels import only_road, road_class
-from support.prefetch import prefetch
+from support.prefetch import ROOM, bytes_in, prefetch
 
 FAR_FACTOR = 2  # warn of pictures this many times as large as any training image, or as small
 CALIBRATION_PICTURES = 8
@@ -92,20 +92,32 @@ class Options:
 
     checkpoint: Path
     inputs: list[Path]
-    out: Path = option(Path("predictions"), "where results go", Path)
+    out: Path = option(Path("predictions"), "where results go", Path, metavar="DIR")
 
     # ---- a data set instead of pictures
-    data: Path | None = option(None, "predict and score a data set with ground truth", Path)
+    data: Path | None = option(
+        None, "predict and score a data set with ground truth", Path, metavar="DIR"
+    )
     split: str | None = option(
         None, "of --data: default val; of --kitti: train or test (default)", choices=SPLITS
     )
-    images: str | None = option(None, "with --data: its --images, if not as in training")
-    masks: str | None = option(None, "with --data: its --masks, if not as in training")
+    images: str | None = option(
+        None, "with --data: its --images, if not as in training", metavar="PATTERN"
+    )
+    masks: str | None = option(
+        None, "with --data: its --masks, if not as in training", metavar="PATTERN"
+    )
     scores: Path | None = option(
-        None, "with --data: pixels and IoU of each picture and class as CSV, the worst first", Path
+        None,
+        "with --data: pixels and IoU of each picture and class as CSV, the worst first",
+        Path,
+        metavar="FILE",
     )
     kitti: Path | None = option(
-        None, "predict KITTI Road: confidences, bird's-eye views, of test images the zip", Path
+        None,
+        "predict KITTI Road: confidences, bird's-eye views and, of the test images, the zip",
+        Path,
+        metavar="DIR",
     )
 
     # ---- results
@@ -125,6 +137,7 @@ class Options:
         "call a pixel road (or the class sought) from this confidence on, such as the threshold "
         "that train.py prints beside MaxF (default: the most probable class)",
         share,
+        metavar="T",
     )
 
     # ---- computation
@@ -133,8 +146,11 @@ class Options:
         "compute at this many times the size of each picture (default: as in training), or fit: at "
         "the usual size of the training images; results keep the picture's size",
         word_or("fit", positive),
+        metavar="FACTOR",
     )
-    size: tuple | None = option(None, "compute at this size HxW instead, height x width", size)
+    size: tuple | None = option(
+        None, "compute at this size instead, height x width", size, metavar="HxW"
+    )
     tta: TTA | None = option(
         None,
         "test-time augmentation: average the probabilities of views at these factors of the size, "
@@ -142,19 +158,25 @@ class Options:
         tta,
         metavar="F,F,...,flip",
     )
-    # 1536 takes 3 GiB. With --tta, all scores of a picture are in memory besides
     tile: int = option(
-        TILE, "largest part computed at once, N x N pixels: bounds the memory", whole(MIN_TILE)
+        TILE,
+        "largest part computed at once, N x N pixels; 1536 takes 3 GiB. With --tta, all scores of "
+        "a picture are in memory too",
+        whole(MIN_TILE),
+        metavar="N",
     )
-    # auto: 2; for a GPU one for each core, up to 16
     workers: int | str = option(
-        "auto", "threads that read pictures, and as many that write", word_or("auto", whole(0))
+        "auto",
+        "threads that read pictures, and as many that write; auto: 2, for a GPU one for each core, "
+        "up to 16",
+        word_or("auto", whole(0)),
+        metavar="N",
     )
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
-    # auto: bf16 where the hardware computes in it
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", metavar="NAME")
     amp: str = option(
         "auto",
-        "compute in 16 bits, or off: in 32; int8: in 8, twice as fast as bf16 on x86 with VNNI",
+        "compute in 16 bits, or off: in 32; auto: bf16 where the hardware computes in it; int8: in "
+        "8 bits, twice as fast as bf16, on x86 processors with VNNI",
         choices=AMP,
     )
     debug: bool = option(False, "show where in the code an error arose")
@@ -195,12 +217,10 @@ def segment(
             f"the picture is {pixels.dtype} {list(pixels.shape)}: it must be a PIL image, uint8 "
             "[H, W, 3], or a path"
         )
-    wanted = [] if confidence is None else [confidence]
-    if isinstance(confidence, str):
-        if confidence not in (net.classes or ()):
-            raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
-        wanted = [net.classes.index(confidence)]
-    if not all(0 <= c < net.config["num_classes"] for c in wanted):
+    wanted, names = [confidence] if confidence is not None else [], net.classes or []
+    if confidence in names:
+        wanted = [names.index(confidence)]
+    if not all(type(c) is int and 0 <= c < net.config["num_classes"] for c in wanted):
         raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
     labels, confidences = Predictor(net, tile=tile)(pixels, probabilities=wanted).to_host()
     return (labels, confidences[0]) if wanted else labels
@@ -246,7 +266,8 @@ def predict(options: Options, failed: list[str]):
     predictor = make_predictor(net, options, device, jobs, saved)
     reader = Reader(data.read_label, cache_bytes=0) if data else None
     scores = Scores(classes, data.road) if data else None
-    wanted = sorted({*confidences.values(), *([] if road is None else [road])})
+    needed = {road} if options.threshold is not None else {data.road} if data else set()
+    wanted = sorted({*confidences.values(), *needed} - {None})  # classes
     workers, start = max(1, default_workers(options.workers, device)), thread_initializer(device)
     areas = megapixels(jobs)
     progress, done, far = Progress(sum(areas), images=len(jobs) / sum(areas)), 0, []
@@ -257,7 +278,7 @@ def predict(options: Options, failed: list[str]):
             progress.show(counts, areas[done] * ready / tiles)
 
     with ThreadPoolExecutor(workers) as threads:
-        writing = deque()
+        writing, most = deque(), 0
         contents = prefetch(jobs, partial(read_job, predictor, reader), workers, initializer=start)
         for job, content in zip(jobs, contents, strict=True):
             try:
@@ -281,10 +302,12 @@ def predict(options: Options, failed: list[str]):
                     scores.update(job.sample, labels, truth, confidence.get(data.road))
                 maps = {folder: confidence[c] for folder, c in confidences.items()}
                 writing.append(threads.submit(write, job, picture, labels, maps, classes, options))
+                # What waits to be written is bounded as is what waits to be computed.
+                most = min(workers + 1, ROOM // bytes_in([picture, labels, *maps.values()]))
                 trim_memory(views[0][0].shape)
             except InputError as error:
                 failed.append(str(error))
-            if len(writing) > workers + 1:
+            while len(writing) > most:
                 writing.popleft().result()
             done += 1
             if progress.due(areas[done - 1]):
@@ -294,11 +317,12 @@ def predict(options: Options, failed: list[str]):
 
     # ---- summary
     if len(far) > 1:
-        warn("predict.py", f"so are {len(far) - 1} more: {shortened(far[1:])}")
+        warn("predict.py", f"far from the sizes of the training, too: {shortened(far[1:])}")
     where = f"; results in {options.out}" if folders else ""
     progress.line(f"{len(jobs) - len(failed)} of {len(jobs)} pictures done{where}")
     if failed and (data or archive):  # a part would be taken for the whole
         missing = "there are no scores" if data else f"{archive} is not written"
+        missing += "; the one there is of an earlier run" if archive and archive.exists() else ""
         failed.append(f"{len(failed)} of {len(jobs)} pictures are missing, so {missing}")
     elif data:
         print(report({options.split or "val": scores.result()}, classes))
@@ -342,7 +366,7 @@ def make_predictor(
     """
     at = {"resize": options.resize, "size": options.size}
     if options.resize == "fit":
-        at = {"size": net.resize_factor * max(saved["sizes"]["median"])}
+        at = {"longer": net.resize_factor * max(saved["sizes"]["median"])}
     amp = options.amp
     if amp == "int8":
         from support.inference.int8 import calibrate, require_int8, to_int8
@@ -378,23 +402,21 @@ def naming(picture: Path) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise InputError(f"{picture}: out of memory; a smaller --tile needs less") from None
+        raise InputError(f"{picture}: out of memory; reduce it, or try a smaller --tile") from None
 
 
 def read_job(predictor: Predictor, reader: Reader | None, job: Job) -> tuple | str:
     """(picture uint8 [H, W, 3], its views, its truth or None), or why it cannot be predicted."""
     try:
-        if reader:
-            picture, truth = reader(job.sample)
-        else:
-            photo, truth = read_picture(job.picture), None
-            picture = photo.pixels
-            if photo.frames > 1:
-                warn(
-                    "predict.py",
-                    f"{job.picture}: has {photo.frames} frames or pages; only the first is done",
-                )
         with naming(job.picture):
+            if reader:
+                picture, truth = reader(job.sample)
+            else:
+                photo, truth = read_picture(job.picture), None
+                picture = photo.pixels
+                if photo.frames > 1:
+                    pages = f"{photo.frames} frames or pages"
+                    warn("predict.py", f"{job.picture}: has {pages}; only the first is done")
             return picture, predictor.views(picture), truth
     except InputError as error:
         return str(error)  # not the error itself, which would keep the picture's memory
@@ -490,7 +512,11 @@ def parse(argv: list[str] | None) -> Options:
             "--kitti DIR"
         )
     if options.resize and options.size:
-        parser.error("--size: leave out --resize, or --size")
+        parser.error("--resize and --size: give one of them")
+    if options.split and not (options.data or options.kitti):
+        parser.error("--split: goes with --data or --kitti")
+    if options.split == "val" and options.kitti:
+        parser.error("--split val: --kitti has train and test; --data has the validation set")
     if options.confidence and options.kitti:
         parser.error("--confidence: leave it out, --kitti writes that of the road")
     for name in ("scores", "images", "masks"):

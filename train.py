@@ -173,6 +173,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     """
     # ---- configuration. The first process checks everything; the others take over what it found.
     found = ranks.wait_for_first()
+    if found:  # the first one is ready, and has a folder
+        stop.listen()
     out, lock, saved = Path(given.get("out") or ""), None, None
     if given.get("resume"):
         if not given.get("out"):

@@ -60,6 +60,9 @@ CONTENT = {
     "log?": [dict],
     "loss_sum?": torch.Tensor,
     "elapsed?": float,
+    "best?": float,
+    "epoch?": int,
+    "result?": dict,
 }
 
 
@@ -107,13 +110,17 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     there = [folder / name for name in ("best.pt", "last.pt") if (folder / name).is_file()]
     if path == folder:
         hint = (
-            f"the checkpoint in it is {there[0]}" if there else "the checkpoint, a file, is first"
+            f"the checkpoint in it is {there[0]}"
+            if there
+            else "give the checkpoint first, such as runs/NAME/best.pt"
         )
         raise InputError(f"{path}: is a folder; {hint}")
     if there and not path.exists():
         raise InputError(f"{path}: is not there, but {there[0]} is")
     if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
-        raise InputError(f"{path}: is a picture; the checkpoint comes first, as runs/NAME/best.pt")
+        raise InputError(
+            f"{path}: is a picture; give the checkpoint first, such as runs/NAME/best.pt"
+        )
     saved = read_tensors(path)
     require_checkpoint(saved, path)
     return saved
@@ -133,8 +140,10 @@ def require_checkpoint(saved: dict, path: Path):
             entry = name.rstrip("?")
             raise InputError(f"{path}: is damaged: the entry {entry} is missing or of a wrong type")
     classes = saved["classes"]
-    if len(classes) != saved["config"]["num_classes"] or CONTROL.search("".join(classes)):
+    if len(classes) != saved["config"]["num_classes"]:
         raise InputError(f"{path}: is damaged: classes are not the names of num_classes classes")
+    if CONTROL.search("".join(classes)):
+        raise InputError(f"{path}: a class has a name with control characters; rename it")
     if not 0 < saved["resize_factor"] < 100:
         raise InputError(f"{path}: is damaged: resize_factor is {saved['resize_factor']}")
     for name, tensor in saved["model"].items():

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-ROOM = 2**30  # bytes: ten photos of 24 megapixels, or sixteen batches of Cityscapes
+ROOM = 2**30  # bytes: seven photos of 24 megapixels and their views, or 128 images of Cityscapes
 
 
 def prefetch(

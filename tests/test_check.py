@@ -83,13 +83,9 @@ def test_many_colours_that_no_name_covers_are_taken_for_smoothed_edges(tmp_path,
 @pytest.mark.parametrize(
     "ids, status, says",
     [
-        ([1, 2, 3], 2, "id 0 shows on 0.00 % of the pixels; if the ids count from 1, add a first"),
-        ([1, 2, 3] * 40 + [0], 0, "warning: .*id 3, classes.txt names ids 0 to 2, and id 0 shows"),
-        (
-            [0, 1, 2, 3],
-            0,
-            "\n/.* id 0 shows on 25.00 % of the pixels; if the ids count from 1, add",
-        ),
+        ([1, 2, 3], 2, r"id 0 \(\w+\) shows on 0.00 % of the pixels; if the ids count from 1, add"),
+        ([1, 2, 3, 3, 0], 0, r"warning: .*id 3, classes.txt names ids 0 to 2, and id 0 \(\w+\)"),
+        ([0, 0, 1, 2, 3], 0, None),
         ([0, 1, 2, 3, 4], 0, None),
         ([1, 2, 200], 0, None),
     ],
@@ -103,7 +99,8 @@ def test_ids_that_count_from_one_do_not_shift_the_names(tmp_path, check, ids, st
     assert re.search(says or "", "\n".join([out, *faults]))
     assert says or "count from 1" not in out
     (tmp_path / "classes.txt").write_text("background\nroad\nsky\ncar\n")
-    assert not says or "count from 1" not in check(tmp_path, *more)[1]
+    _, out, faults = check(tmp_path, *more)
+    assert not says or "count from 1" not in "\n".join([out, *faults])
 
 
 @pytest.mark.parametrize("classes", ["road 1 2 3\nsky 3 2 1\n", "road 0 0 0\nsky 3 2 1\n"])

@@ -372,7 +372,7 @@ def test_a_picture_that_fills_the_memory_does_not_end_the_others(
     for name, height in (("a", 40), ("b", 101), ("c", 40)):
         photo(tmp_path / f"in/{name}.png", (50, height))
     assert run(road, tmp_path / "in", "--out", tmp_path / "out") == 1
-    assert "b.png: out of memory; a smaller --tile" in capsys.readouterr().err
+    assert "b.png: out of memory; reduce it, or try a smaller --tile" in capsys.readouterr().err
     assert files(tmp_path / "out/mask") == {"a.png", "c.png"}
 
 
@@ -416,7 +416,7 @@ def test_pictures_far_from_the_sizes_of_training_are_said(tmp_path, capsys, size
     assert len(lines) == (2 if warned else 0)
     if warned:
         assert "a.png: is computed at" in lines[0] and warned in lines[0]
-        assert "so are 2 more: b.png, c.png" in lines[1]
+        assert "far from the sizes of the training, too: b.png, c.png" in lines[1]
 
 
 def test_fit_computes_every_picture_at_the_usual_size_of_the_training(tmp_path, capsys):
@@ -644,7 +644,8 @@ def test_a_broken_test_image_leaves_the_submission_of_the_last_run(road, scenes,
     capsys.readouterr()
     assert run(*arguments) == 1
     said = capsys.readouterr()
-    assert "uu_000001.png" in said.err and f"{archive} is not written" in said.err
+    assert "uu_000001.png" in said.err
+    assert f"{archive} is not written; the one there is of an earlier run" in said.err
     assert archive.read_bytes() == whole and "to upload" not in said.out
 
 
@@ -720,8 +721,10 @@ def test_options_may_stand_anywhere(road, tmp_path):
         (["{pictures}", "--out", "{file}"], "file"),
         (["{pictures}", "--resize", "0"], "--resize"),
         (["{pictures}", "--size", "0x9"], "--size"),
-        (["{pictures}", "--size", "9x9", "--resize", "2"], "leave out --resize, or --size"),
+        (["{pictures}", "--size", "9x9", "--resize", "2"], "--resize and --size: give one of them"),
         (["{pictures}", "--images", "x/*"], "--images: goes with --data"),
+        (["{pictures}", "--split", "val"], "--split: goes with --data or --kitti"),
+        (["--kitti", "x", "--split", "val"], "--kitti has train and test"),
         (["{pictures}", "--tta", "1,,2"], "--tta"),
         (["{pictures}", "--tta", "1,flop"], "'flop' is not a positive number, nor flip"),
         (["{pictures}", "--threshold", "1.5"], "--threshold"),

@@ -2,6 +2,8 @@
 averaged over views.
 """
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -133,8 +135,16 @@ def test_scores_stretched_by_rows_of_parts_are_those_of_the_whole(rows, columns,
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_stretching_is_done_row_of_parts_by_row_of_parts():
-    computed = []
+def storages(least):
+    """The addresses of all storages of `least` bytes or more."""
+    tensors = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.layout == torch.strided]
+    found = (tensor.untyped_storage() for tensor in tensors)
+    return {storage.data_ptr() for storage in found if storage.nbytes() >= least}
+
+
+def test_stretching_keeps_one_row_of_parts():
+    band = 100 * 100 * 3 * 4  # bytes
+    computed, before = [], storages(band)
 
     def parts():
         for top in range(0, 800, 100):
@@ -142,8 +152,9 @@ def test_stretching_is_done_row_of_parts_by_row_of_parts():
                 computed.append(top)
                 yield slice(top, top + 100), slice(left, left + 50), torch.zeros(1, 3, 100, 50)
 
-    for rows, _, _ in stretch(parts(), 800, 100, (1200, 150)):
+    for rows, _, _ in stretch(parts(), 800, 100, (1200, 15)):
         assert max(computed) < rows.stop * 800 / 1200 + 1  # nothing below what is needed
+        assert len(storages(band) - before) == 1
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 3))

@@ -257,7 +257,7 @@ def test_a_signal_in_the_last_scoring_says_training_is_complete(finished, capsys
 
 @pytest.mark.parametrize(
     "opened, said",
-    [("um_000000.png", "stopped before the first step"), (".lock", "stopped by SIGTERM; go on")],
+    [("um_000000.png", "stopped during set-up"), (".lock", "stopped by SIGTERM; go on")],
 )
 def test_a_sigterm_in_set_up_leaves_no_folder_or_a_checkpoint(scenes, fork, tmp_path, opened, said):
     program = """

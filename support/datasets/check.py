@@ -143,7 +143,7 @@ def check_counts(counts: Counts, data: DataSet):
     which classes no image of a part shows, and whether images of the validation set are in the
     training set too, or look like some there.
 
-    counts    of the training set and the validation set, in this order
+    counts    of the training set, the validation set and perhaps the test set, in this order
     """
     masks, first_val = data.train[0].label.parent, len(data.train)
     check_first_id(counts, data)
@@ -195,15 +195,14 @@ def check_first_id(counts: Counts, data: DataSet):
     share = first / counts.sizes.prod(1).sum()
     text = (
         f"{data.train[0].label.parent}: the masks hold id {data.ids}, classes.txt names ids 0 to "
-        f"{data.ids - 1}, and id 0 shows on {per_cent(share)} of the pixels; if the ids count from "
-        "1, add a first line to classes.txt that names id 0, such as 'background'"
+        f"{data.ids - 1}, and id 0 ({data.classes[0]}) shows on {per_cent(share)} of the pixels; "
+        "if the ids count from 1, add a first line to classes.txt that names id 0, such as "
+        "'background'"
     )
     if not first:
-        raise InputError(f"{text}; if they count from 0, add a last line that names {data.ids}")
-    if share < 0.01 and after_last > first:
+        raise InputError(f"{text}; if id {data.ids} marks what is unlabelled, save it as {IGNORE}")
+    if after_last > first:
         print(f"warning: {text}", flush=True)
-    elif len(unnamed(counts)) == 1:  # it may as well mark what is ignored
-        print(text, flush=True)
 
 
 def count_alike(counts: Counts, data: DataSet) -> int:

@@ -220,7 +220,7 @@ def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
         fits = by_name.get(PurePosixPath(name).name, set())
         if len(fits) > 1:
             fits = fits & by_path.get(name, set())
-        if len(fits) != 1:
+        if len(fits) != 1 or name.endswith("/"):
             fits = below.get(name.rstrip("/"))
         if not fits:
             raise InputError(

@@ -20,6 +20,7 @@ from data import DataOptions, find
 from kitti import TASKS, calibration_of, homography
 from support.console import InputError, counted, quoted, warn
 from support.datasets.images import (
+    FORMATS,
     IMAGE_ENDINGS,
     OTHER_ENDINGS,
     VIDEO_ENDINGS,
@@ -216,7 +217,7 @@ def megapixels(jobs: list[Job]) -> list[float]:
     """
 
     def area(picture):
-        with suppress(Exception), Image.open(picture) as image:
+        with suppress(Exception), Image.open(picture, formats=FORMATS) as image:
             return image.width * image.height / 1e6
         return 1e-6
 
@@ -246,7 +247,7 @@ def require_results(out: Path, folders: list[str], jobs: list[Job]):
 
 def is_result(file: Path) -> bool:
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=["PNG"]) as picture:
             return picture.info.get("Software") == SIGNATURE
     except Exception:  # whatever Pillow raises on a file of somebody else
         return False

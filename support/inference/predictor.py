@@ -103,7 +103,8 @@ class Predictor:
     net       an FCN8s. It is used as it is: evaluation mode is for the caller to set
     amp       "off", or the type that the forward pass computes in: "bf16" or "fp16", by autocast
     resize    pictures are computed at this many times their size, by default net.resize_factor
-    size      (height, width) at which they are computed instead, or the length of their longer side
+    size      (height, width) at which they are computed instead
+    longer    or the length of their longer side
     tile      bounds the memory: no more than tile x tile pixels are computed at a time, with the
               same result up to rounding
     tta       the views that are averaged
@@ -118,7 +119,8 @@ class Predictor:
         amp: str = "off",
         *,
         resize: float | None = None,
-        size: tuple[int, int] | float | None = None,
+        size: tuple[int, int] | None = None,
+        longer: float | None = None,
         tile: int = TILE,
         tta: TTA = NO_TTA,
     ):
@@ -126,7 +128,7 @@ class Predictor:
             raise ValueError(f"a score depends on pixels up to {net.reach} away: raise HALO")
         if tile < MIN_TILE:
             raise ValueError(f"tile is {tile}: it must be at least {MIN_TILE}, halo included")
-        self.net, self.tile, self.tta, self.size = net, tile, tta, size
+        self.net, self.tile, self.tta, self.size, self.longer = net, tile, tta, size, longer
         self.resize = net.resize_factor if resize is None else resize
         weight = next(net.parameters())
         self.device = weight.device
@@ -135,9 +137,9 @@ class Predictor:
 
     def computed_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) at which a picture of this size is computed, apart from TTA."""
-        if isinstance(self.size, tuple):
+        if self.size:
             return self.size
-        factor = self.size / max(height, width) if self.size else self.resize
+        factor = self.longer / max(height, width) if self.longer else self.resize
         # Rounded down, as in an exported file.
         return max(1, int(height * factor)), max(1, int(width * factor))
 
@@ -223,9 +225,11 @@ class Predictor:
                 progress(number * tiles + done, count * tiles)
 
         image = view.to(self.device, non_blocking=True)
-        parts = tiled(self.compute, image.flip(3) if flipped else image, self.tile, tile_done)
+        image = image.flip(3) if flipped else image
+        parts = tiled(self.compute, image, self.tile, tile_done)
         height, width = image.shape[2:]
-        return parts if (height, width) == tuple(size) else stretch(parts, height, width, size)
+        same = (height, width) == tuple(size)
+        yield from parts if same else stretch(parts, height, width, size)
 
     def compute(self, images: torch.Tensor) -> torch.Tensor:
         """From uint8 [N, 3, h, w] to scores [N, C, h, w]. Pictures are normalised tile by tile: as
@@ -298,12 +302,11 @@ def stretch(
     F.interpolate computes the same for the whole, which may be too large for the memory. Here no
     more than a row of parts is kept.
     """
-    band, done = None, 0  # the scores of a row of parts, and how many rows of the result are done
+    done, last = 0, None  # rows of the result, and the last row of the scores above
     for rows, columns, scores in parts:
         if columns.start == 0:
-            # A row of the result may lie between the last row above and the first of these.
-            last = None if band is None else band[:, :, -1:]
-            top = rows.start - (last is not None)
+            # A row of the result may lie between that row and the first of these.
+            top = rows.start if last is None else rows.start - 1
             band = scores.new_empty(*scores.shape[:2], rows.stop - top, width)
             if last is not None:
                 band[:, :, :1] = last
@@ -324,7 +327,8 @@ def stretch(
             )
             scores = F.interpolate(scores, size=(len(y), size[1]), mode="bilinear")
             yield strip, slice(0, size[1]), scores
-        done = ready
+        done, last = ready, band[:, :, -1:].clone()
+        del band, scores  # before the next row of parts is computed
 
 
 def average(

@@ -116,7 +116,7 @@ def resolve(config, data: DataSet, sizes: dict, weights: dict | None, device, pa
     if config.class_weights == "auto":
         config.class_weights = "sqrt" if several else "none"  # MaxF finds its own threshold
     if config.width == "auto":
-        config.width = weights["config"].get("width", 1.0) if "model" in (weights or ()) else 1.0
+        config.width = weights["config"]["width"] if "model" in (weights or ()) else 1.0
     if config.fc_channels == "auto":
         config.fc_channels = default_fc_channels(weights)
     if config.freeze == "auto":

@@ -297,7 +297,10 @@ def require_best(out: Path, best: float, log: list, epochs: int, steps_left: int
     try:
         # It scores less than this run's best if it was put there from elsewhere, such as a backup.
         # It scores more if it is of an epoch that is still to be repeated.
-        return min(best, read_checkpoint(out / "best.pt").get("best", best))
+        kept = read_checkpoint(out / "best.pt")
+        if not {"best", "epoch", "result"} <= kept.keys():
+            raise InputError(f"{out / 'best.pt'}: is not of this run")
+        return min(best, kept["best"])
     except InputError as error:
         if not steps_left:
             raise InputError(

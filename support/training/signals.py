@@ -106,7 +106,7 @@ def exit_status(error: BaseException, debug: bool, resume: bool, stop: Stop) -> 
         return 128 + error.number
     if isinstance(error, KeyboardInterrupt):  # in set-up: nothing has been learnt
         if ranks.first:
-            print("stopped before the first step", file=sys.stderr)
+            print("stopped during set-up", file=sys.stderr)
         ranks.end()
         return 128 + (error.args or [signal.SIGINT])[0]
     needs_less = "--recompute needs less"
