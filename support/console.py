@@ -68,11 +68,16 @@ def explanation(error: BaseException, needs_less: str) -> str:
     """
     if isinstance(error, (InputError, OSError)):
         return str(error)
-    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+    if from_compiler(error):
         return f"--compile: {one_line(error)}; leave it out, or install a C++ compiler"
     if out_of_memory(error):
         return f"out of memory: {needs_less} ({one_line(error)})"
     return ""
+
+
+def from_compiler(error: BaseException) -> bool:
+    """Whether torch.compile has failed."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def out_of_memory(error: BaseException) -> bool:

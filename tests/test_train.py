@@ -221,16 +221,18 @@ def test_an_evaluation_converts_the_weights_once(scenes, tmp_path):
 
     def look(module, inputs):
         if isinstance(module, VGG16):
-            seen.append((module.training, {p.dtype for p in module.parameters()}))
+            seen.append((module, module.training, {p.dtype for p in module.parameters()}))
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
     try:
         assert run(scenes, tmp_path, "--epochs", 1, "--amp", "bf16", "--skip-gain", "1,1") == 0
     finally:
         handle.remove()
-    assert [dtypes for training, dtypes in seen if training] == 9 * [{torch.float32}]
-    evaluated = [dtypes for training, dtypes in seen if not training]
-    assert len(evaluated) > 3 and all(dtypes == {torch.bfloat16} for dtypes in evaluated)
+    assert [dtypes for _, training, dtypes in seen if training] == 9 * [{torch.float32}]
+    evaluated = [(net, dtypes) for net, training, dtypes in seen if not training]
+    assert all(dtypes == {torch.bfloat16} for _, dtypes in evaluated)
+    # The validation set, the samples, and some training images with the last and the best network.
+    assert len({id(net) for net, _ in evaluated}) == 4 < len(evaluated) - 10
 
 
 def test_scores_that_are_not_finite_are_said_of_their_image(scenes):

@@ -208,7 +208,7 @@ def open_mask(path: Path) -> Image.Image:
     with opened(path) as image:
         if image.format != "PNG":
             raise InputError(
-                f"{path}: is {image.format} inside, and must be PNG; export it anew, since JPEG "
+                f"{path}: is {image.format} inside, and must be PNG; export it again, since JPEG "
                 "blends the class ids"
             )
         if image.tile and image.tile[0][3] in ("L;2", "L;4"):

@@ -49,8 +49,8 @@ class Evaluation:
         self.iou_by_image: dict[Path, float] = {}  # of the last evaluation
 
     def predictor(self) -> Predictor:
-        """Of the present weights, converted to `amp` once: autocast would convert those of fc6, fc7
-        and frozen layers for each image.
+        """A Predictor of the current weights, converted to `amp` once: autocast would convert those
+        of fc6, fc7 and frozen layers for each image.
         """
         net = FCN8s.from_checkpoint(self.net.to_checkpoint())  # shares what is not converted
         return Predictor(prepare(net, self.amp, self.device), self.amp)

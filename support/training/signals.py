@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from support.console import InputError, explanation, quoted
+from support.console import InputError, explanation, from_compiler, quoted
 from support.training.distributed import Ranks
 
 
@@ -116,7 +116,7 @@ def exit_status(error: BaseException, debug: bool, resume: bool, stop: Stop) -> 
     if debug or not message:
         raise error
     status = 2
-    if stop.asked and message.startswith("--compile"):  # a signal to all has ended the compiler
+    if stop.asked and from_compiler(error):  # the signal has ended the compiler too
         status = 128 + stop.asked
         message = (
             f"{signal.Signals(stop.asked).name} has ended the compiler, so this step has no "
