@@ -379,17 +379,12 @@ def test_a_failed_download_says_how_to_get_the_file(site, tmp_path, monkeypatch)
     assert list((tmp_path / "weights").iterdir()) == []
 
 
-def test_the_command_runs_anywhere_and_fails_in_one_line(tmp_path):
-    def run(*arguments):
-        command = [sys.executable, ROOT / "weights/convert.py", *arguments, "--out", "out.pth"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-
+def test_the_command_runs_in_any_folder(tmp_path):
     theirs = {name: t for name, t in full_width().items() if name.startswith("features")}
-    done = run(write(tmp_path / "a.pth", theirs))
+    file = write(tmp_path / "a.pth", theirs)
+    command = [sys.executable, ROOT / "weights/convert.py", file, "--out", "out.pth"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "" and "26 tensors" in done.stdout
-    done = run(tmp_path / "none.pth")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("convert.py: error: ") and done.stderr.count("\n") == 1
 
 
 def test_caffes_input_needs_a_file_that_has_it(command):
