@@ -285,7 +285,7 @@ def predict(options: Options, failed: list[str]):
                 if isinstance(content, str):  # why it cannot be predicted
                     raise InputError(content)
                 picture, views, truth = content
-                if warning := far_from_training(views, saved):
+                if warning := far_from_training(views, picture.shape, saved):
                     far.append(job.picture.name)
                     if len(far) == 1:  # now, since it may take an hour
                         warn("predict.py", f"{job.picture}: {warning}")
@@ -422,7 +422,7 @@ def read_job(predictor: Predictor, reader: Reader | None, job: Job) -> tuple | s
         return str(error)  # not the error itself, which would keep the picture's memory
 
 
-def far_from_training(views: list[tuple], saved: dict) -> str:
+def far_from_training(views: list[tuple], shape: tuple, saved: dict) -> str:
     """A warning if one of the views has a size that the network was not trained on; else "".
 
     A network recognises things at the sizes at which it has seen them.
@@ -437,9 +437,11 @@ def far_from_training(views: list[tuple], saved: dict) -> str:
     for view, _ in views:
         height, width = view.shape[2:]
         if not smallest / FAR_FACTOR <= max(height, width) <= largest * FAR_FACTOR:
+            factor = f" ({height / shape[0]:.2g} times its size)" if height != shape[0] else ""
             return (
-                f"is computed at {height}x{width}; in training the longer side had {smallest:.0f} "
-                f"to {largest:.0f} pixels. --resize fit computes every picture at their usual size"
+                f"is computed at {height}x{width}{factor}; in training the longer side had "
+                f"{smallest:.0f} to {largest:.0f} pixels. --resize fit computes every picture at "
+                "their usual size"
             )
     return ""
 
@@ -510,6 +512,7 @@ def parse(argv: list[str] | None) -> Options:
         parser.error(
             "say what to predict, after the checkpoint: pictures and folders, or --data DIR, or "
             "--kitti DIR"
+            + (f" (--confidence took {options.confidence})" if options.confidence else "")
         )
     if options.resize and options.size:
         parser.error("--resize and --size: give one of them")

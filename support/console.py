@@ -118,6 +118,8 @@ class Parser(argparse.ArgumentParser):
             close = [get_close_matches(name.lstrip("-"), known, 1) for name in names]
             meant = [f"--{name}" for found in close for name in found]
             message = f"{self.stray}: {arguments}"
+            if len(arguments.split()) > 2:  # a shell has replaced a pattern by the files
+                message = f"{self.stray}: {arguments:.60} ...; put patterns in quotes"
             if names:
                 hint = f"; did you mean {', '.join(meant)}?" if meant else ""
                 message = f"not an option: {', '.join(names)}{hint}"

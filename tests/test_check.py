@@ -83,7 +83,11 @@ def test_many_colours_that_no_name_covers_are_taken_for_smoothed_edges(tmp_path,
 @pytest.mark.parametrize(
     "ids, status, says",
     [
-        ([1, 2, 3], 2, r"id 0 \(\w+\) shows on 0.00 % of the pixels; if the ids count from 1, add"),
+        (
+            [1, 2, 3],
+            2,
+            r"id 0 \(\w+\) shows on 0.00 % of the pixels; if the ids count from 1, write",
+        ),
         ([1, 2, 3, 3, 0], 0, r"warning: .*id 3, classes.txt names ids 0 to 2, and id 0 \(\w+\)"),
         ([0, 0, 1, 2, 3], 0, None),
         ([0, 1, 2, 3, 4], 0, None),

@@ -580,7 +580,7 @@ def test_test_images_are_scored_when_asked_for(streets, tmp_path, capsys):
     shutil.rmtree(tmp_path / "d/test/masks")  # pictures alone may lie there
     assert run(*arguments) == 2
     error = capsys.readouterr().err
-    assert "has no test images with ground truth" in error
+    assert "--split test: has no images with ground truth" in error
     assert "(2 test pictures without masks left out)" in error
 
 

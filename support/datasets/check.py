@@ -196,11 +196,12 @@ def check_first_id(counts: Counts, data: DataSet):
     text = (
         f"{data.train[0].label.parent}: the masks hold id {data.ids}, classes.txt names ids 0 to "
         f"{data.ids - 1}, and id 0 ({data.classes[0]}) shows on {per_cent(share)} of the pixels; "
-        "if the ids count from 1, add a first line to classes.txt that names id 0, such as "
-        "'background'"
+        "if the ids count from 1, write a line for id 0 before the others"
     )
     if not first:
-        raise InputError(f"{text}; if id {data.ids} marks what is unlabelled, save it as {IGNORE}")
+        raise InputError(
+            f"{text}; if they count from 0, name id {data.ids} too, or save it as {IGNORE}"
+        )
     if after_last > first:
         print(f"warning: {text}", flush=True)
 

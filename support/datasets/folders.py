@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -79,6 +80,8 @@ def parts_by_list(root: Path, images: str, masks: str) -> tuple[dict[str, list[S
     Without a list of the training set, all images that are in no list belong to it.
     """
     pairs = find_pairs(root, images, masks)
+    if not pairs.images:
+        matched(pairs)  # says so; a list would be blamed for it
     lists = [root / f"{part}.txt" for part in PARTS if (root / f"{part}.txt").is_file()]
     if not lists:
         return {"train": matched(pairs), "val": [], "test": []}, ""
@@ -172,10 +175,17 @@ def matched(pairs: Pairs, keys: set[str] | None = None) -> list[Sample]:
     images, masks = pairs.images, pairs.masks
     keys = images.keys() | masks.keys() if keys is None else keys
     by_pattern = "*" in pairs.images_in + pairs.masks_in
+    if not images:
+        raise InputError(
+            f"{pairs.images_in}: "
+            + (f"no picture has such a path; {WILDCARDS}" if by_pattern else "holds no pictures")
+            + f"; pictures are {', '.join(sorted(IMAGE_ENDINGS))}"
+        )
     if lone := sorted(keys - (images.keys() & masks.keys())):
         files = [images.get(key) or masks[key] for key in lone]
         missing = "mask" if lone[0] in images else "image"
         others = f"; without a partner, too: {shortened([f.name for f in files[1:]])}"
+        cure = "; or name those with a mask in train.txt" if missing == "mask" else ""
         raise InputError(
             f"{files[0]}: there is no {missing} named {lone[0].replace(BETWEEN, '')} in "
             f"{pairs.masks_in if missing == 'mask' else pairs.images_in}"
@@ -184,14 +194,9 @@ def matched(pairs: Pairs, keys: set[str] | None = None) -> list[Sample]:
                 f"; * and **/ must stand for the same in both paths; {WILDCARDS}"
                 if by_pattern
                 else "; if the names differ by more than their endings, say --images and --masks, "
-                "as 'a/*_cam.jpg' and 'b/*_ids.png'"
+                "such as 'a/*_cam.jpg' and 'b/*_ids.png'"
             )
-        )
-    if not images:
-        raise InputError(
-            f"{pairs.images_in}: "
-            + (f"no picture has such a path; {WILDCARDS}" if by_pattern else "holds no pictures")
-            + f"; pictures are {', '.join(sorted(IMAGE_ENDINGS))}"
+            + cure
         )
     ordered = sorted(keys, key=lambda key: images[key].with_suffix("").as_posix())
     return [Sample(images[key], masks[key], "") for key in ordered]
@@ -205,6 +210,7 @@ def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
     path of another machine. The path of a folder names all images below it.
     """
     by_name, by_path, below = {}, {}, {}
+    above = os.path.commonpath([image.parent for image in pairs.images.values()] or [root])
     for key, image in pairs.images.items():
         mask, path = pairs.masks.get(key, image), image.relative_to(root)
         short = PurePosixPath(key.replace(BETWEEN, ""))
@@ -212,7 +218,7 @@ def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
             by_name.setdefault(name, set()).add(key)
         for name in (path, path.with_suffix(""), short, f"{short}{image.suffix}"):
             by_path.setdefault(str(PurePosixPath(name)), set()).add(key)
-        for folder in (*path.parents[:-1], *short.parents[:-1]):
+        for folder in (*path.parents[:-1], *image.relative_to(above).parents[:-1]):
             below.setdefault(folder.as_posix(), set()).add(key)
     keys = set()
     for line in read_list(file):

@@ -130,7 +130,7 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         reason = str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = f"it is none of {', '.join(FORMATS)} inside, or damaged"
+            reason = f"it is damaged, or none of {', '.join(FORMATS)} inside"
         raise InputError(f"{path}: cannot be read as a picture ({reason})") from None
 
 

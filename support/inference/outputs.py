@@ -150,7 +150,7 @@ def labelled_jobs(
     samples = getattr(data, split)
     if not samples:
         hint = "--kitti predicts KITTI Road's" if data.kitti else data.summary
-        raise InputError(f"{root}: has no {split} images with ground truth, for --split; {hint}")
+        raise InputError(f"--split {split}: has no images with ground truth in {root}; {hint}")
     paths = paths_below(root, samples)
     for sample in samples if data.kitti else ():
         if calibration_of(sample.image).is_file():

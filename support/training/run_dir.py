@@ -291,7 +291,7 @@ def require_best(out: Path, best: float, log: list, epochs: int, steps_left: int
     Raises InputError if it is lost and no step is left in which another could be found.
     """
     if steps_left < 0:
-        raise InputError(f"--epochs {epochs}: the run has done more already")
+        raise InputError(f"--epochs {epochs}: the run has already done {len(log)}")
     if not log:
         return best
     try:
