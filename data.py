@@ -135,7 +135,11 @@ def synthetic_roads() -> Path:
         from support.datasets import synthetic  # once: they stay on the disk
 
         print(f"drawing synthetic roads into {SYNTHETIC}")
-        synthetic.write(SYNTHETIC)
+        try:
+            synthetic.write(SYNTHETIC)
+        except OSError as error:
+            if not SYNTHETIC.is_dir():  # else another process has drawn them
+                raise InputError(f"{SYNTHETIC}: cannot be drawn ({error.strerror})") from None
     return SYNTHETIC
 
 

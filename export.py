@@ -18,6 +18,7 @@ nothing else here needs. A .pt2 file is written for the CPU.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -80,6 +81,8 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
     missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
     if ending == ".onnx" and missing:
         raise InputError(f"{out}: ONNX needs other packages: pip install {' '.join(missing)}")
+    if out.exists() and out.samefile(checkpoint):
+        raise InputError(f"{out}: is the checkpoint; choose another name")
     net = FCN8s.load(checkpoint).float()
     # To reduce a picture well it has to be filtered, and such a graph does not hold for every size.
     if net.resize_factor < 1:
@@ -126,7 +129,10 @@ def write_pt2(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable:
     """Write PyTorch's own format. Returns a function from images to the scores of the file that was
     written.
     """
-    torch.export.save(exported(model), out, extra_files={"metadata.json": json.dumps(metadata)})
+    # Not to the file itself: on a full disk PyTorch's writer would abort the process.
+    buffer = io.BytesIO()
+    torch.export.save(exported(model), buffer, extra_files={"metadata.json": json.dumps(metadata)})
+    out.write_bytes(buffer.getvalue())
     return torch.export.load(out).module()
 
 
@@ -185,6 +191,9 @@ def main(argv: list[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             difference = export(options.checkpoint, options.out)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except (InputError, OSError, MemoryError, RuntimeError) as error:
         message = explanation(error, "close other programs")
         if options.debug or not message:

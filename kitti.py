@@ -360,6 +360,10 @@ def score_folder(
                 f"{path}: is {sizes[0]} (height x width), its ground truth is {sizes[1]}"
             )
         scored_in = space or ("bev" if above else "image")
+        if histograms and histograms[-1][0] != scored_in:
+            raise InputError(
+                f"{path}: is a map of another kind than those before it, in the image or from above"
+            )
         if scored_in == "bev":
             cells = bird_cells(calibration_of(sample.image), *truth.shape)
             truth = bird_view(truth, cells, IGNORE)

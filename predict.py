@@ -522,6 +522,8 @@ def parse(argv: list[str] | None) -> Options:
         parser.error("--split val: --kitti has train and test; --data has the validation set")
     if options.confidence and options.kitti:
         parser.error("--confidence: leave it out, --kitti writes that of the road")
+    if options.scores and options.scores.suffix.lower() != ".csv":
+        parser.error(f"--scores {options.scores}: name a file that ends in .csv")
     for name in ("scores", "images", "masks"):
         if getattr(options, name) and not options.data:
             parser.error(f"--{name}: goes with --data, which has the ground truth")

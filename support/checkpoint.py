@@ -33,6 +33,7 @@ import torch
 
 from support.console import CONTROL, InputError
 from support.files import atomic
+from support.labels import IGNORE
 
 FORMAT = 1  # to be raised when a checkpoint changes in a way that older code would misread
 
@@ -140,7 +141,7 @@ def require_checkpoint(saved: dict, path: Path):
             entry = name.rstrip("?")
             raise InputError(f"{path}: is damaged: the entry {entry} is missing or of a wrong type")
     classes = saved["classes"]
-    if len(classes) != saved["config"]["num_classes"]:
+    if not 1 <= len(classes) <= IGNORE or len(classes) != saved["config"]["num_classes"]:
         raise InputError(f"{path}: is damaged: classes are not the names of num_classes classes")
     if CONTROL.search("".join(classes)):
         raise InputError(f"{path}: a class has a name with control characters; rename it")

@@ -169,7 +169,7 @@ def whole(lowest: int = 1) -> Callable[[str], int]:
     """A converter for argparse: whole numbers from `lowest` up."""
 
     def convert(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < lowest:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < lowest:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {lowest} up")
         return int(text)
 

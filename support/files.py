@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import os
@@ -33,8 +34,10 @@ def atomic(
                this file is there, and none at `path`
     durable    flush to the disk before the rename, so that the file survives a power cut
     """
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    beside = path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(None, "it is no regular file")
         # "x" fails where the name is taken, also by a link to somebody else's file.
         with open(beside, "xb") as file:
             yield file
@@ -52,9 +55,10 @@ def atomic(
         if not isinstance(error, OSError) and "write" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or one_line(error, 200)
+        full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "make room there, or choose another place" if full else "choose another place"
         raise InputError(
-            f"{path}: cannot be written ({reason}); make room there, or choose another place; what "
-            "was written before is whole"
+            f"{path}: cannot be written ({reason}); {cure}; what was written before is whole"
         ) from None
     finally:
         with suppress(OSError):

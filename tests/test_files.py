@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -15,6 +16,7 @@ import predict
 from fcn import FCN8s
 from support.checkpoint import read_tensors
 from support.console import InputError
+from support.files import write_csv
 
 
 class Attack:
@@ -91,6 +93,19 @@ def changed(content, place, value):
     if isinstance(content, dict):
         return {**content, name: value}
     return type(content)(value if i == name else old for i, old in enumerate(content))
+
+
+def test_nothing_but_a_regular_file_is_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", tmp_path):
+        with pytest.raises(InputError, match="cannot be written .it is no regular file.; choose"):
+            write_csv(path, [{"a": 1}])
+    assert (tmp_path / "pipe.csv").is_fifo()
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    write_csv(tmp_path / ("ä" * 125 + ".csv"), [{"a": 1}])
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 BIAS = ("model", "score_fr.bias")

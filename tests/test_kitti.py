@@ -236,6 +236,12 @@ def test_perfect_maps_score_perfectly_in_both_spaces(scenes, results, tmp_path, 
     assert images == "6" and ("bird" in said) == (space == "bev")
 
 
+def test_maps_of_two_kinds_are_not_scored_together(scenes, results, command):
+    picture(results / "umm_road_000000.png", np.zeros((800, 400)))
+    status, out, error = command("kitti.py", results, scenes)
+    assert status == 2 and not out and "map of another kind" in error
+
+
 def test_maps_score_like_their_birds_eye_views_and_in_training(scenes, results, tmp_path):
     rng, scores = np.random.default_rng(0), Scores(["not road", "road"], 1)
     for sample in find(scenes.parent, ROAD_TASK).train:

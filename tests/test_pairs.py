@@ -228,6 +228,26 @@ def test_a_pattern_without_an_ending_takes_pictures_of_every_ending(tmp_path):
     assert len(found.train + found.val) == 3
 
 
+def test_a_list_does_not_take_an_image_of_another_folder(tmp_path):
+    for name in ("front/0000", "front/0001", "rear/0005"):
+        pair(tmp_path / f"images/{name}.jpg", tmp_path / f"masks/{name}.png")
+    (tmp_path / "val.txt").write_text("rear/0001\n")
+    with pytest.raises(InputError, match="names 'rear/0001'"):
+        find(tmp_path)
+    (tmp_path / "val.txt").write_text("/home/me/streets/0001\n")  # of another machine
+    assert [sample.image.name for sample in find(tmp_path).val] == ["0001.jpg"]
+
+
+def test_a_folder_in_a_list_may_be_named_from_the_pictures_on(tmp_path):
+    for name in ("cam left/1", "cam left/2", "cam right/3"):
+        pair(tmp_path / f"photos/{name}.jpg", tmp_path / f"labels/{name}.png")
+    for line in ("cam left", "cam left/", "photos/cam left"):
+        (tmp_path / "val.txt").write_text(f"{line}\n")
+        for pattern in ("photos/*/*.jpg", "photos/**/*.jpg"):
+            masks = pattern.replace("photos", "labels").replace("jpg", "png")
+            assert len(by_pattern(tmp_path, pattern, masks).val) == 2
+
+
 @pytest.mark.parametrize(
     "images, masks, says",
     [

@@ -76,7 +76,7 @@ def test_formats_that_are_not_listed_do_not_reach_a_decoder(tmp_path, monkeypatc
     ran = lambda *args, **more: pytest.fail("ran an interpreter of PostScript")  # noqa: E731
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ran)
     (tmp_path / "photo.png").write_bytes(content)
-    says = "photo.png: cannot be read as a picture .it is none of PNG, JPEG"
+    says = "photo.png: cannot be read as a picture .it is damaged, or none of PNG, JPEG"
     with pytest.raises(InputError, match=says):
         read_picture(tmp_path / "photo.png")
 

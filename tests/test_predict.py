@@ -403,7 +403,7 @@ def test_pictures_that_are_left_out_are_said(road, tmp_path, capsys):
         ),
         ((200, 100), [], "100x200; in training"),
         ((200, 100), ["--resize", "4"], ""),
-        ((600, 100), ["--tta", "1,0.3"], "30x180; in training"),
+        ((600, 100), ["--tta", "1,0.3"], "30x180 (0.3 times its size); in training"),
     ],
 )
 def test_pictures_far_from_the_sizes_of_training_are_said(tmp_path, capsys, size, more, warned):
@@ -729,6 +729,7 @@ def test_options_may_stand_anywhere(road, tmp_path):
         (["{pictures}", "--tta", "1,flop"], "'flop' is not a positive number, nor flip"),
         (["{pictures}", "--threshold", "1.5"], "--threshold"),
         (["{pictures}", "--scores", "s.csv"], "--scores: goes with --data"),
+        (["--data", "x", "--scores", "a.png"], "name a file that ends in .csv"),
         (["{pictures}", "--conf", "road"], "not an option"),
         (["{pictures}", "--confidence", "sky"], "the classes are not road, road"),
     ],

@@ -377,6 +377,24 @@ def test_two_runs_in_one_folder_are_refused(begin, tmp_path, capsys):
     assert_one_line(capsys, f"{tmp_path}: holds a run already; add --resume")
 
 
+def test_a_new_run_keeps_the_best_network_of_one_that_was_cleaned_up(begin, tmp_path, capsys):
+    for number in (1, 2):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run/best.pt").write_bytes(b"mine %d" % number)
+        assert begin(tmp_path / "run", "--epochs", "1") == 0
+        assert f"is of an earlier run, and is now best-{number}.pt" in capsys.readouterr().out
+        assert (tmp_path / f"run/best-{number}.pt").read_bytes() == b"mine %d" % number
+        for name in ("last.pt", "before.pt"):
+            (tmp_path / "run" / name).unlink(missing_ok=True)
+
+
+def test_the_folder_of_the_data_is_no_folder_for_a_run(begin, scenes, capsys):
+    before = sorted(scenes.iterdir())
+    assert begin(scenes) == 2
+    assert_one_line(capsys, "is the folder of the data")
+    assert sorted(scenes.iterdir()) == before
+
+
 def test_two_runs_without_out_get_a_folder_each(scenes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ["--data", str(scenes), *TINY, "--epochs", "1"]

@@ -146,6 +146,8 @@ def convert(
     out = Path(out or HERE / ("fcn8s.pth" if kind == FCN else "vgg16.pth"))
     if out.exists() and out.samefile(source):
         raise InputError(f"{out} is the file to convert: give another --out, or rename it")
+    if out.suffix != ".pth":
+        raise InputError(f"--out {out}: name a file that ends in .pth")
     if kind == FCN:
         network.load_state_dict(state, strict=False, assign=True)  # all but the extra state
         network.set_skip_gain(AT_ONCE if at_once else {})

@@ -224,7 +224,8 @@ def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
     for line in read_list(file):
         name = line.replace("\\", "/").removeprefix("./")
         fits = by_name.get(PurePosixPath(name).name, set())
-        if len(fits) > 1:
+        # The folders of another machine do not count, but those of the data set do.
+        if len(fits) > 1 or str(PurePosixPath(name).parent) in below:
             fits = fits & by_path.get(name, set())
         if len(fits) != 1 or name.endswith("/"):
             fits = below.get(name.rstrip("/"))

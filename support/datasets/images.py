@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,16 +101,18 @@ def files_below(folder: Path, endings: set[str] = IMAGE_ENDINGS) -> list[Path]:
     found, visited, waiting = [], set(), [str(folder)]
     while waiting:  # os.walk calls itself, and fails for folders a thousand deep
         place = waiting.pop()
-        with suppress(OSError), os.scandir(place) as entries:
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in visited:  # a loop of links
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                    waiting += [] if entry.name.startswith(HIDDEN) else [entry.path]
-                elif Path(entry.name).suffix.lower() in endings and entry.name[0] != ".":
-                    found.append(Path(entry.path))
+        try:
+            status, entries = os.stat(place), list(os.scandir(place))
+        except OSError as error:
+            raise InputError(f"{place}: cannot be read ({error.strerror})") from None
+        if (status.st_dev, status.st_ino) in visited:  # a loop of links
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
+                waiting += [] if entry.name.startswith(HIDDEN) else [entry.path]
+            elif Path(entry.name).suffix.lower() in endings and entry.name[0] != ".":
+                found.append(Path(entry.path))
     return sorted(found)
 
 
@@ -152,7 +154,7 @@ def read_picture(path: Path) -> Picture:
     with opened(path) as image:
         deep = image.format in ("PNG", "TIFF") and any(";16" in str(tile) for tile in image.tile)
         # The second picture in a telephone's JPEG is a preview, no frame.
-        animated = image.format in ("GIF", "TIFF", "WEBP")
+        animated = image.format in ("GIF", "PNG", "TIFF", "WEBP")
         frames = getattr(image, "n_frames", 1) if animated else 1
         orientation = orientation_of(image)
         image.load()
@@ -253,7 +255,10 @@ def read_colours(path: Path) -> np.ndarray:
     """The colours of a mask: uint32 [H, W], 65536 R + 256 G + B, or TRANSPARENT. Raises InputError
     naming the file.
     """
-    rgba = np.asarray(open_mask(path).convert("RGBA")).view(">u4")[..., 0]
+    image = open_mask(path)
+    if image.mode.startswith("I"):
+        raise InputError(f"{path}: a mask of colours must have 8 bits a channel, this one has 16")
+    rgba = np.asarray(image.convert("RGBA")).view(">u4")[..., 0]
     colours = rgba >> 8
     colours[(rgba & 255) != 255] = TRANSPARENT
     return colours.astype(np.uint32, copy=False)

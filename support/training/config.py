@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,8 @@ def configure(
     change.
     """
     if saved:
+        if saved.keys() != {field.name for field in fields(config)}:
+            raise InputError("--resume: another version of train.py has made this checkpoint")
         for name, value in given.items():
             if name not in FREE_ON_RESUME and value not in ("auto", saved.get(name)):
                 flag = f"--{name.replace('_', '-')}"

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -157,15 +158,23 @@ def new_folder(out: str | None, data: str | None) -> Path:
 
     data    the folder of the data set, which gives NAME; without it, it is "synthetic"
 
-    Raises InputError if the folder holds a run already, or cannot be made.
+    A best.pt whose run is gone is moved aside. Raises InputError if the folder holds a run already,
+    is that of the data, or cannot be made.
     """
     if out:
         require_no_run(Path(out))
+        if data and Path(out).resolve() == Path(data).resolve():
+            raise InputError(f"--out {out}: is the folder of the data; choose another")
     stem = Path(data).resolve().name if data else "synthetic"
     names = [stem, *(f"{stem}-{i}" for i in range(2, 10000))]
     for folder in [Path(out)] if out else [Path("runs") / name for name in names]:
         try:
             folder.mkdir(parents=True, exist_ok=bool(out))
+            if (folder / "best.pt").exists():
+                free = (folder / f"best-{i}.pt" for i in count(1))
+                aside = next(path for path in free if not path.exists())
+                os.rename(folder / "best.pt", aside)
+                print(f"{folder / 'best.pt'}: is of an earlier run, and is now {aside.name}")
             return folder
         except FileExistsError:
             if not out:
