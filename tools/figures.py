@@ -229,7 +229,7 @@ def border(net: FCN8s) -> Sheet:
     return sheet
 
 
-def strides(runs: Path, count: int = 3) -> Image.Image:
+def strides(runs: Path) -> Image.Image:
     """The paper's figure 4: pictures, what FCN-32s, FCN-16s and FCN-8s make of them, and the truth.
 
     Each network starts from the one before (section 4.2); those that are in `runs` already are not
@@ -240,8 +240,10 @@ def strides(runs: Path, count: int = 3) -> Image.Image:
     for stride in FCN8s.STRIDES[::-1]:
         out = runs / f"FCN-{stride}s"
         if not (out / "best.pt").is_file():
-            options = "--stride", str(stride), "--weights", before, "--out", str(out)
-            if train.main([*options, "--class-weights", "sqrt"]):
+            # The second and the third one start from a trained network.
+            epochs = "22" if before == "none" else "8"
+            options = "--stride", str(stride), "--weights", before, "--epochs", epochs
+            if train.main([*options, "--class-weights", "sqrt", "--out", str(out)]):
                 sys.exit(f"{out}: the training has failed")
         before = str(out / "best.pt")
         networks[out.name] = Predictor(FCN8s.load(before))
