@@ -21,7 +21,7 @@ IMAGE_ENDINGS = set(".png .jpg .jpeg .jfif .bmp .gif .pgm .ppm .tif .tiff .webp"
 VIDEO_ENDINGS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
 OTHER_ENDINGS = {".heic", ".heif", ".avif"}  # pictures that are not read
 # The contents of a file count, not its name. Pillow knows some forty formats more, whose decoders
-# are rarely used and rarely checked. JPEG covers the MPO of telephones, PPM covers PGM.
+# are rarely used and rarely checked. JPEG covers the MPO of phones, PPM covers PGM.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 HIDDEN = (".", "@eaDir", "__MACOSX")  # names of thumbnails and of other systems' files begin so
 TRANSPARENT = 2**24  # stands for all colours that are not opaque
@@ -35,7 +35,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Telephones reach 200 million pixels. A larger file is assumed to be an attack on the memory.
+# Phones reach 200 million pixels. A larger file is assumed to be an attack on the memory.
 MAX_PIXELS = 2**28
 CACHE_BYTES = 2 * 2**30  # KITTI Road takes 0.5 GB, CamVid 0.3 GB
 
@@ -153,7 +153,7 @@ def read_picture(path: Path) -> Picture:
     """A photo of any mode as RGB, upright. Raises InputError naming the file."""
     with opened(path) as image:
         deep = image.format in ("PNG", "TIFF") and any(";16" in str(tile) for tile in image.tile)
-        # The second picture in a telephone's JPEG is a preview, no frame.
+        # The second picture in a phone's JPEG is a preview, no frame.
         animated = image.format in ("GIF", "PNG", "TIFF", "WEBP")
         frames = getattr(image, "n_frames", 1) if animated else 1
         orientation = orientation_of(image)
