@@ -74,7 +74,7 @@ def test_maps_and_crops_are_printed(command):
 
 def test_a_reader_that_stops_early_is_no_error():
     """As in `python fcn.py | head`."""
-    command = [sys.executable, ROOT / "fcn.py"]
+    command = [sys.executable, ROOT / "fcn.py", "32x32", "--pad", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 0
