@@ -34,6 +34,7 @@ import torch
 from support.console import CONTROL, InputError
 from support.files import atomic
 from support.labels import IGNORE
+from vgg import VGG16
 
 FORMAT = 1  # to be raised when a checkpoint changes in a way that older code would misread
 
@@ -46,7 +47,7 @@ CONTENT = {
         "width": float,
         "fc_channels": int,
         "learn_upsampling": bool,
-        "skip_gain": {"pool4": float, "pool3": float},
+        "skip_gain": dict.fromkeys(VGG16.OUTPUTS[:-1], float),
         "dropout": float,
     },
     "classes": [str],
