@@ -56,6 +56,7 @@ from support.training.initialise import freeze, initialise, new_network, read_we
 from support.training.optimizer import Divergence, divergence_warning, learning_rate, sgd
 from support.training.run_dir import (
     RunDir,
+    keep_best,
     lock_folder,
     new_folder,
     read_last,
@@ -249,6 +250,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         out = out if saved else new_folder(given.get("out"), config.data)
         found |= {"config": config, "out": out}
         lock = lock or lock_folder(out)
+        if not saved:
+            keep_best(out)
     ranks.let_others_in(found)
     run_dir = RunDir(found["out"], config.save_every, device, lock)
     model = callable_model(net, config, ranks)

@@ -158,8 +158,7 @@ def new_folder(out: str | None, data: str | None) -> Path:
 
     data    the folder of the data set, which gives NAME; without it, it is "synthetic"
 
-    A best.pt whose run is gone is moved aside. Raises InputError if the folder holds a run already,
-    is that of the data, or cannot be made.
+    Raises InputError if the folder holds a run already, is that of the data, or cannot be made.
     """
     if out:
         require_no_run(Path(out))
@@ -170,11 +169,6 @@ def new_folder(out: str | None, data: str | None) -> Path:
     for folder in [Path(out)] if out else [Path("runs") / name for name in names]:
         try:
             folder.mkdir(parents=True, exist_ok=bool(out))
-            if (folder / "best.pt").exists():
-                free = (folder / f"best-{i}.pt" for i in count(1))
-                aside = next(path for path in free if not path.exists())
-                os.rename(folder / "best.pt", aside)
-                print(f"{folder / 'best.pt'}: is of an earlier run, and is now {aside.name}")
             return folder
         except FileExistsError:
             if not out:
@@ -191,6 +185,16 @@ def require_no_run(out: Path):
     """Raise InputError if the folder holds a run that could be resumed."""
     if (out / "last.pt").exists() or (out / "before.pt").exists():
         raise InputError(f"{out}: holds a run already; add --resume, or choose another --out")
+
+
+def keep_best(out: Path):
+    """Move aside a best.pt whose run is gone, in the locked folder of a new run."""
+    best = out / "best.pt"
+    if best.exists():
+        free = (out / f"best-{i}.pt" for i in count(1))
+        aside = next(path for path in free if not path.exists())
+        os.rename(best, aside)
+        print(f"{best}: is of an earlier run, and is now {aside.name}")
 
 
 def lock_folder(out: Path):
