@@ -112,17 +112,11 @@ def write_submission(archive: Path, maps: list[Path]):
             content.write(path, path.name)
 
 
-def require_submission(archive: Path):
-    """Raise InputError if there is a file of this name that `write_submission` has not written."""
-    if not archive.exists():
-        return
+def is_submission(archive: Path) -> bool:
+    """Whether `write_submission` has written this file."""
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as content:
-        if content.comment == SIGNATURE.encode():
-            return
-    raise InputError(
-        f"{archive}: is no submission of predict.py, and would be written over; choose another "
-        "--out, or remove it"
-    )
+        return content.comment == SIGNATURE.encode()
+    return False
 
 
 # ---- bird's-eye view ----

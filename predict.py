@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 
 from fcn import FCN8s
-from kitti import TASKS, bird_cells, bird_view, calibration_of, require_submission, write_submission
+from kitti import TASKS, bird_cells, bird_view, calibration_of, is_submission, write_submission
 from metrics import Scores, report
 from support.checkpoint import read_checkpoint
 from support.console import (
@@ -58,7 +58,7 @@ from support.device import (
     tune_malloc,
 )
 from support.draw import overlay, palette_mask
-from support.files import write_csv
+from support.files import require_ours, write_csv
 from support.inference.outputs import (
     Job,
     confidence_folders,
@@ -252,7 +252,7 @@ def predict(options: Options, failed: list[str]):
         confidences = {"confidence": road, "bev": road}
         if split == "testing":
             archive = options.out / "submission.zip"
-            require_submission(archive)
+            require_ours(archive, "submission", is_submission)
     elif options.data:
         patterns = {"images": options.images, "masks": options.masks}
         jobs, data = labelled_jobs(options.data, options.split or "val", saved, patterns)

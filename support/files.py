@@ -9,7 +9,7 @@ import io
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -107,6 +107,19 @@ def save_png(picture: Image.Image, path: Path, **options):
     with atomic(path, durable=False) as file:
         # Level 1 takes a third of the time of Pillow's default, and a few per cent more space.
         picture.save(file, "PNG", compress_level=1, **options)
+
+
+def require_ours(path: Path, what: str, is_ours: Callable[[Path], bool]):
+    """Raise InputError if there is a file of this name that `is_ours` does not know: it would be
+    written over.
+
+    what    predict.py writes there, for the message
+    """
+    if path.exists() and not is_ours(path):
+        raise InputError(
+            f"{path}: is no {what} of predict.py, and would be written over; choose another --out, "
+            "or remove it"
+        )
 
 
 def sha256(path: Path) -> str:

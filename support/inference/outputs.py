@@ -27,7 +27,7 @@ from support.datasets.images import (
     files_below,
     files_in,
 )
-from support.files import SIGNATURE, save_png
+from support.files import SIGNATURE, require_ours, save_png
 from support.labels import DataSet, Sample, only_road, paths_below
 
 FOLDERS = ("overlay", "mask", "confidence", "bev")  # below --out
@@ -238,11 +238,7 @@ def require_results(out: Path, folders: list[str], jobs: list[Job]):
     for file in (result_path(out, folder, job) for job in jobs for folder in folders):
         if ".." in file.relative_to(out).parts:  # a list of a data set may name such pictures
             raise InputError(f"{file}: would lie outside {out}; name the pictures otherwise")
-        if file.exists() and not is_result(file):
-            raise InputError(
-                f"{file}: is no result of predict.py, and would be written over; choose another "
-                "--out, or remove it"
-            )
+        require_ours(file, "result", is_result)
 
 
 def is_result(file: Path) -> bool:
