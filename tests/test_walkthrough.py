@@ -1,0 +1,67 @@
+"""The walkthrough and the exercises say what the code says."""
+
+import re
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from fcn import FCN8s
+from tools import walkthrough
+
+PAGE = walkthrough.PAGE.read_text(encoding="utf-8")
+EXERCISES = (ROOT / "docs/exercises.md").read_text(encoding="utf-8")
+
+
+def block(name):
+    return re.search(rf"<!-- {name} -->\n```text\n(.*?)\n```", PAGE, re.DOTALL)[1].splitlines()
+
+
+def numbers(line):
+    return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", line)]
+
+
+def test_the_page_has_the_numbers_that_the_command_computes():
+    assert all(f"<!-- {name} -->" in PAGE for name in walkthrough.BLOCKS)
+    exact = [name for name in walkthrough.BLOCKS if name != "losses"]
+    assert walkthrough.filled_in(PAGE, exact) == PAGE
+
+
+def test_the_losses_of_the_page_are_those_of_a_training():
+    steps, losses = (numbers(line) for line in block("losses"))
+    assert steps == list(walkthrough.STEPS)
+    computed = numbers(walkthrough.losses((1, 2, 10)).splitlines()[1])
+    assert computed == pytest.approx(losses[:3], rel=0.02)  # processors round differently
+    assert losses[2] > losses[3] > losses[4]
+
+
+def test_the_numbers_by_hand_are_pytorchs():
+    inputs = torch.from_numpy(walkthrough.FIVE).float()[None, None]
+    kernel = torch.tensor([[[0.25, 0.75, 0.75, 0.25]]])
+    for line, padding in (("sum", 0), ("padding 1", 1)):
+        printed = next(row for row in block("transposed convolution") if row.startswith(line))
+        wanted = torch.nn.functional.conv_transpose1d(inputs, kernel, stride=2, padding=padding)
+        assert numbers(printed.removeprefix(line)) == wanted.flatten().tolist()
+
+
+def test_the_cells_of_a_crop_meet_where_the_network_crops():
+    for pad in (100, 1):
+        _, fine, _, coarse = (numbers(line) for line in block(f"crop, pad {pad}"))
+        assert fine.index(coarse[0]) == FCN8s(2, pad, width=1 / 64, fc_channels=1).crop["pool4"]
+
+
+def test_pictures_are_drawn_at_the_size_that_the_page_shows(tmp_path):
+    net = walkthrough.small_network()
+    for name in re.findall(r"assets/(way-\w+).png", PAGE):
+        getattr(walkthrough, name.replace("-", "_"))(net, tmp_path / f"{name}.png")
+        drawn, shown = Image.open(tmp_path / f"{name}.png"), Image.open(ROOT / f"assets/{name}.png")
+        assert drawn.size == shown.size
+
+
+@pytest.mark.parametrize("patch", re.findall(r"```diff\n(.*?)```", EXERCISES, re.DOTALL))
+def test_each_change_of_an_exercise_fits_the_code(patch):
+    name, *lines = patch.splitlines()
+    code = (ROOT / name.removeprefix("--- ")).read_text(encoding="utf-8")
+    kept = [line[1:] for line in lines if line[0] in " -"]
+    assert any(line[0] in "+-" for line in lines) and "\n".join(kept) in code
