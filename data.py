@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -181,11 +181,8 @@ def keep_classes(data: DataSet, keep: str) -> DataSet:
     names = list(dict.fromkeys(name.strip() for name in keep.split(",")))
     classes = ["background", *(name for name in names if name != "background")]
     if not set(names) <= set(data.classes) or len(classes) == 1:
-        folded = {name.casefold() for name in names}
-        meant = [c for c in data.classes if c.casefold() in folded and c not in names]
         raise InputError(
             f"--classes {keep}: name some of the classes, which are {', '.join(data.classes)}"
-            + (f"; did you mean {', '.join(meant)}?" if meant else "")
         )
     new_id = np.zeros(256, np.uint8)
     new_id[IGNORE] = IGNORE
@@ -281,19 +278,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--show", metavar="FILE", type=Path, help="draw samples with their labels over them, as PNG"
     )
-    arguments = parser.parse_args(argv)
-    given = {field.name for field in fields(DataOptions)} & vars(arguments).keys()
-    options = DataOptions(**{name: getattr(arguments, name) for name in given})
+    options = vars(parser.parse_args(argv))
+    folder, show, listed = (options.pop(name) for name in ("folder", "show", "list"))
     allow_large_pictures()
     faults = []
     try:
-        data = find(arguments.folder, options)
-        if arguments.list:
+        data = find(folder, DataOptions(**options))
+        if listed:
             for part, samples in parts_of(data).items():
                 for sample in samples:
                     print(f"{part}\t{sample.image}\t{sample.label}")
         else:
-            faults = check(arguments.folder, data, arguments.show)
+            faults = check(folder, data, show)
         sys.stdout.flush()
     except BrokenPipeError:
         closed_pipe()

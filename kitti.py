@@ -17,17 +17,15 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 import zipfile
 from collections import defaultdict
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from support.console import InputError, Parser
-from support.datasets.images import files_in, open_mask
+from support.console import InputError, Parser, shown
+from support.datasets.images import open_mask
 from support.files import SIGNATURE, atomic
 from support.labels import IGNORE, DataSet, Sample
 
@@ -57,14 +55,14 @@ def find(root: Path, options) -> DataSet:
 
 
 def samples_of(training: Path, task: str) -> list[Sample]:
-    """The samples of a task, sorted by name, each image once. Raises InputError.
+    """The samples of a task, sorted by name, each image once.
 
     Images of um have two ground truths. Training on both would teach labels that contradict each
     other.
     """
     name = re.compile(rf"({'|'.join(TASKS[task])})_{task}_(\d+)\.png")
     samples = []
-    for label in files_in(training / "gt_image_2"):
+    for label in sorted((training / "gt_image_2").glob("*.png")):
         if match := name.fullmatch(label.name):
             category, number = match.groups()
             image = training / "image_2" / f"{category}_{number}.png"
@@ -168,31 +166,21 @@ def homography(calibration: Path) -> np.ndarray:
 
 
 def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
-    """Int64 [800, 400], read-only: the pixel of the image in which the centre of each cell is seen,
-    counted row by row, or -1 if the image does not show it.
+    """Int64 [800, 400]: the pixel of the image in which the centre of each cell is seen, counted
+    row by row, or -1 if the image does not show it.
 
     height, width    of the image
 
     Raises InputError.
     """
-    return cells_of(homography(calibration).tobytes(), height, width)
-
-
-@lru_cache(maxsize=8)  # 2.4 MiB each; the images of one drive share a calibration
-def cells_of(to_image: bytes, height: int, width: int) -> np.ndarray:
-    """`bird_cells` for a homography, given as the bytes of its array."""
-    x = RIGHT[0] + CELL * (np.arange(BEV[1]) + 0.5)
-    z = AHEAD[1] - CELL * (np.arange(BEV[0]) + 0.5)
-    x, z = np.meshgrid(x, z)
-    ground = np.stack([x, z, np.ones_like(x)], axis=-1)
-    u, v, w = np.moveaxis(ground @ np.frombuffer(to_image).reshape(3, 3).T, -1, 0)
+    x = RIGHT[0] + CELL * (np.arange(BEV[1]) + 0.5)  # of each column
+    z = AHEAD[1] - CELL * (np.arange(BEV[0]) + 0.5)[:, None]  # of each row
+    u, v, w = (a * x + b * z + c for a, b, c in homography(calibration))
     with np.errstate(all="ignore"):  # w may be 0; comparisons with nan are False
         u, v = u / w, v / w
         seen = (w > 0) & (1 <= u) & (u <= width) & (1 <= v) & (v <= height)
         pixel = (np.floor(v) - 1) * width + np.floor(u) - 1
-    cells = np.where(seen, pixel, -1).astype(np.int64)
-    cells.setflags(write=False)  # all callers share it
-    return cells
+    return np.where(seen, pixel, -1).astype(np.int64)
 
 
 def bird_view(values: np.ndarray, cells: np.ndarray, outside: int) -> np.ndarray:
@@ -315,23 +303,20 @@ def road_table(scores: dict[tuple[str, str], dict], title: str = "") -> str:
 # ---- scoring a folder ----
 
 
-def score_folder(
-    results: Path, training: Path, space: str | None = None
-) -> dict[tuple[str, str], dict]:
+def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
     """`road_scores` of the confidence maps in a folder.
 
     results     maps named as the ground truth; their names tell the task, road or lane
     training    the folder training of KITTI Road
-    space       "image" or "bev"; by default "bev" for bird's-eye views and "image" for other maps
 
+    Bird's-eye views are scored as such; maps of the image's size in both spaces, as in training.
     Raises InputError if a ground truth of the task has no map, or a file cannot be used: a score of
     some of the images would look like one of all.
     """
-    maps = {file.name: file for file in files_in(results)}
     samples = []
     for task in TASKS:
         found = samples_of(training, task)
-        if any(sample.label.name in maps for sample in found):
+        if any((results / sample.label.name).exists() for sample in found):
             samples += found
     if not samples:
         raise InputError(
@@ -341,53 +326,42 @@ def score_folder(
     histograms = []
     for sample in samples:
         path = results / sample.label.name
-        if path.name not in maps:
+        if not path.exists():
             raise InputError(
                 f"{path}: is missing; every ground truth needs its map: predict.py --kitti DIR "
                 "--split train writes them, predict.py --data DIR scores the validation set alone"
             )
         truth, confidence = read_label(sample.label), read_confidence(path)
-        above = confidence.shape == BEV and space != "image"
-        if not above and confidence.shape != truth.shape:
-            sizes = [f"{height}x{width}" for height, width in (confidence.shape, truth.shape)]
+        if confidence.shape == BEV:
+            cells = bird_cells(calibration_of(sample.image), *truth.shape)
+            above = histogram(confidence, bird_view(truth, cells, IGNORE))
+            found = [("bev", sample.group, above)]
+        elif confidence.shape == truth.shape:
+            found = histograms_of(sample, confidence, truth)
+        else:
             raise InputError(
-                f"{path}: is {sizes[0]} (height x width), its ground truth is {sizes[1]}"
+                f"{path}: is {shown(confidence.shape)} (height x width), its ground truth is "
+                f"{shown(truth.shape)}"
             )
-        scored_in = space or ("bev" if above else "image")
-        if histograms and histograms[-1][0] != scored_in:
+        if histograms and histograms[0][0] != found[0][0]:
             raise InputError(
                 f"{path}: is a map of another kind than those before it, in the image or from above"
             )
-        if scored_in == "bev":
-            cells = bird_cells(calibration_of(sample.image), *truth.shape)
-            truth = bird_view(truth, cells, IGNORE)
-            confidence = confidence if above else bird_view(confidence, cells, 0)
-        histograms.append((scored_in, sample.group, histogram(confidence, truth)))
+        histograms += found
     return road_scores(histograms)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for input that cannot be used."""
+def main():
+    """Run the command line. Exits with status 2 for input that cannot be used."""
     parser = Parser("kitti.py", description=__doc__)
     parser.add_argument("results", metavar="RESULTS_DIR", type=Path, help="folder of maps")
     parser.add_argument("training", metavar="TRAINING_DIR", type=Path, help="KITTI's training")
-    parser.add_argument(
-        "--space",
-        choices=tuple(SPACES),
-        help="where to score: in the image (default for maps of its size), or from above as the "
-        "server does",
-    )
-    parser.add_argument("--debug", action="store_true", help="show where an error arose")
-    options = parser.parse_args(argv)
+    options = parser.parse_args()
     try:
-        print(road_table(score_folder(options.results, options.training, options.space)))
+        print(road_table(score_folder(options.results, options.training)))
     except (InputError, OSError) as error:
-        if options.debug:
-            raise
-        print(f"kitti.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -297,7 +297,7 @@ def predict(options: Options, failed: list[str]):
                 confidence = dict(zip(wanted, probabilities, strict=True))  # by class
                 if options.threshold is not None:
                     is_road = confidence[road] >= round(255 * options.threshold)
-                    labels = np.where(is_road, road, 1 - road).astype(np.uint8)
+                    labels = is_road.astype(np.uint8)
                 if data:
                     scores.update(job.sample, labels, truth, confidence.get(data.road))
                 maps = {folder: confidence[c] for folder, c in confidences.items()}
@@ -338,7 +338,7 @@ def require_suited(options: Options, net: FCN8s, saved: dict):
     classes = net.classes
     if options.tta and options.tta.flip and saved.get("settings", {}).get("flip") == "no":
         raise InputError("--tta: the network was trained without mirrored views; leave out flip")
-    if options.threshold is not None and only_road(classes) is None:
+    if options.threshold is not None and not only_road(classes):
         raise InputError(
             f"--threshold: is for networks that look for one class; {options.checkpoint} tells "
             f"apart {shortened(classes, 5)}"

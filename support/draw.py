@@ -1,6 +1,6 @@
 """Pictures for a person to look at: class colours, overlays with a legend, contact sheets, curves.
 
-Nothing is measured or learnt here. Pillow draws, numpy blends.
+Nothing is measured or learnt here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from support.files import save_png
 from support.labels import IGNORE, is_background, only_road
@@ -30,33 +30,30 @@ COLOURS = [
 ]
 ROAD, NOT_ROAD, BACKGROUND = (230, 0, 230), (70, 70, 70), (128, 128, 128)
 RED, BLUE, GREY = (214, 39, 40), (31, 119, 180), (150, 150, 150)
-STRIP_ROWS = 256  # rows that are blended at once: as floats a large picture would take gigabytes
 
 
 def colours_for(classes: list[str]) -> np.ndarray:
     """uint8 [C, 3], the colour of each class: the same at every call."""
-    road = only_road(classes)
-    if road is not None:
-        return np.array([ROAD if c == road else NOT_ROAD for c in (0, 1)], np.uint8)
-    # Beyond the fixed colours, hues go on turning.
-    ids = np.arange(len(COLOURS), max(len(COLOURS), len(classes)))
-    hues = np.stack([ids * 67 % 256, 160 + ids % 3 * 40, 230 - ids % 4 * 40], axis=1)
-    more = np.asarray(Image.fromarray(hues[None].astype(np.uint8), "HSV").convert("RGB"))[0]
-    colours = np.concatenate([np.array(COLOURS, np.uint8), more])[: len(classes)]
+    if only_road(classes):
+        return np.array([NOT_ROAD, ROAD], np.uint8)
+    more = [  # beyond the fixed colours, hues go on turning
+        ImageColor.getrgb(f"hsv({i * 67 % 360}, {60 + i % 3 * 15}%, {90 - i % 4 * 15}%)")
+        for i in range(len(COLOURS), len(classes))
+    ]
+    colours = np.array([*COLOURS, *more][: len(classes)], np.uint8)
     if is_background(classes[0]):
         colours[0] = BACKGROUND
     return colours
 
 
-def opacities(classes: list[str]) -> np.ndarray:
-    """float32 [256]: how opaque the colour of each id lies over the picture, 0 to 1."""
-    opacity = np.full(256, 0.65, np.float32)
-    opacity[IGNORE] = 0.8
+def opacities(classes: list[str]) -> list[int]:
+    """How opaque the colour of each of 256 ids lies over the picture, 0 to 255."""
+    opacity = [166] * 256
+    opacity[IGNORE] = 204
     if is_background(classes[0]):
         opacity[0] = 0
-    road = only_road(classes)
-    if road is not None:
-        opacity[road], opacity[1 - road] = 0.5, 0
+    if only_road(classes):
+        opacity[:2] = 0, 128
     return opacity
 
 
@@ -66,14 +63,9 @@ def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray
     Where the classes are road and not road, only the road is tinted. A class named background never
     is.
     """
-    colours, opacity = np.zeros((256, 3), np.float32), opacities(classes)
-    colours[: len(classes)] = colours_for(classes)
-    blended = np.empty_like(image)
-    for top in range(0, len(image), STRIP_ROWS):
-        rows = slice(top, top + STRIP_ROWS)
-        weight = opacity[label[rows]][..., None]
-        blended[rows] = image[rows] * (1 - weight) + colours[label[rows]] * weight
-    return blended
+    picture, opacity = Image.fromarray(image), Image.fromarray(label).point(opacities(classes))
+    picture.paste(palette_mask(label, classes).convert("RGB"), mask=opacity)
+    return np.asarray(picture)
 
 
 def palette_mask(label: np.ndarray, classes: list[str]) -> Image.Image:
@@ -94,7 +86,7 @@ def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.I
     picture = Image.fromarray(tint(image, label, classes))
     counts, opacity = np.bincount(label.ravel(), minlength=256)[: len(classes)], opacities(classes)
     present = [c for c in np.argsort(-counts, kind="stable") if counts[c] and opacity[c]]
-    if only_road(classes) is not None or not present:
+    if only_road(classes) or not present:
         return picture
     colours = colours_for(classes)
     entries = [(classes[c], colours[c]) for c in present]
@@ -130,7 +122,7 @@ def legend(width: int, entries: list[tuple], size: int, dark: bool = False) -> I
 
 def brief(name: str) -> str:
     """The name, of a very long one the beginning."""
-    return name if len(name) <= 40 else f"{name[:39]}…"
+    return name if len(name) <= 48 else f"{name[:47]}…"
 
 
 def draw_samples(path: Path, rows: list[tuple], classes: list[str], caption: str):
@@ -215,21 +207,13 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
     best = [row["epoch"] for row in rows if row.get("is_best")][-1:]
     highest = max([v for _, _, line in losses for v in line if np.isfinite(v)], default=1.0) or 1.0
     # Room for every class in the legend, and for its name.
-    bottom = max(740, 460 + 20 * len(ious))
+    bottom = max(740, 460 + 21 * len(ious))
     names = [brief(name) for name, _, _ in ious]
     width = max(900, round(max(map(ImageFont.load_default(14).getlength, names))) + 810)
     sheet = Image.new("RGB", (width, bottom + 20), "white")
     draw_chart(sheet, (0, 0, 900, 360), "loss (mean cross-entropy)", epochs, losses, highest, best)
     draw_chart(sheet, (0, 380, 900, bottom), title, epochs, ious, 1.0, best)
     save_png(sheet, path)
-
-
-def round_step(length: float, most: int) -> float:
-    """The smallest of ..., 0.1, 0.2, 0.5, 1, 2, 5, 10, ... of which at most `most` steps make up
-    the length.
-    """
-    base = 10.0 ** np.floor(np.log10(length / most))
-    return next(base * m for m in (1, 2, 5, 10) if length / (base * m) <= most + 0.001)
 
 
 def draw_chart(sheet, box, title, xs, lines, highest, marked):
@@ -243,7 +227,7 @@ def draw_chart(sheet, box, title, xs, lines, highest, marked):
     """
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     left, top, right, bottom = box[0] + 70, box[1] + 40, box[2] - 190, box[3] - 40
-    step = round_step(highest, 6)
+    step = float(f"{highest / 5:.0e}")  # of one digit
     ticks = [step * i for i in range(int(np.ceil(highest / step - 1e-9)) + 1)]
     first, last = xs[0], max(xs[-1], xs[0] + 1)  # a single epoch is a dot at the left
 
@@ -256,8 +240,8 @@ def draw_chart(sheet, box, title, xs, lines, highest, marked):
         draw.line([at(first, tick), at(last, tick)], fill=(225, 225, 225))
         place = left - 8, at(first, tick)[1]
         draw.text(place, f"{tick:.4g}", fill="black", font=font, anchor="rm")
-    every = max(1, round(round_step(last, 10)))
-    for x in range(-(-first // every) * every, last + 1, every):
+    every = -(-last // 10)
+    for x in range(every, last + 1, every):
         draw.text((at(x, 0)[0], bottom + 6), str(x), fill="black", font=font, anchor="mt")
     draw.text(((left + right) / 2, bottom + 22), "epoch", fill="black", font=font, anchor="mt")
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
@@ -270,9 +254,6 @@ def draw_chart(sheet, box, title, xs, lines, highest, marked):
             draw.line(points, fill=colour, width=3 if name == "mean" else 2)
         for x, y in points if len(points) < 30 else points[-1:]:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
-        entries.append((colour, f"{brief(name)} {ys[-1]:.3f}"))
-    entries += [(GREY, f"best.pt: epoch {x}") for x in marked]
-    for i, (colour, text) in enumerate(entries):
-        y = top + 20 * i
-        draw.line([(right + 14, y + 8), (right + 34, y + 8)], fill=colour, width=3)
-        draw.text((right + 40, y), text, fill="black", font=font)
+        entries.append((f"{ys[-1]:.3f}  {name}", colour))
+    entries += [(f"best.pt: epoch {x}", GREY) for x in marked]
+    sheet.paste(legend(0, entries, 14), (right + 14, top))

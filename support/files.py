@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import io
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -55,19 +53,13 @@ def atomic(
         if not isinstance(error, OSError) and "write" not in str(error):
             raise
         reason = getattr(error, "strerror", None) or one_line(error, 200)
-        full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
-        cure = "make room there, or choose another place" if full else "choose another place"
         raise InputError(
-            f"{path}: cannot be written ({reason}); {cure}; what was written before is whole"
+            f"{path}: cannot be written ({reason}); choose another place, or make room there; what "
+            "was written before is whole"
         ) from None
     finally:
         with suppress(OSError):
             beside.unlink()
-
-
-def is_unfinished(name: str) -> bool:
-    """Whether a file of this name is what a kill has left of `atomic`."""
-    return bool(re.fullmatch(r".+\.[0-9a-f]{8}\.part", name))
 
 
 def sync_folder(folder: Path):

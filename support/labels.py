@@ -62,11 +62,8 @@ class DataSet(NamedTuple):
 
     @property
     def road(self) -> int | None:
-        """1 if class 1 is the road, or the one class sought, and class 0 is all else; or None.
-
-        If it is 1, the road is scored as KITTI Road scores it.
-        """
-        return 1 if only_road(self.classes) == 1 else None
+        """`only_road`: if it is 1, the road is scored as KITTI Road scores it."""
+        return only_road(self.classes)
 
 
 def is_background(name: str) -> bool:
@@ -82,8 +79,8 @@ def road_class(classes: list[str]) -> int | None:
 
 
 def only_road(classes: list[str]) -> int | None:
-    """`road_class` if there is one other class, which is then all that is not road; else None."""
-    return road_class(classes) if len(classes) == 2 else None
+    """1 if class 1 is the road, or the one class sought, and class 0 is all else; or None."""
+    return 1 if len(classes) == 2 and road_class(classes) == 1 else None
 
 
 def paths_below(root: Path, samples: list[Sample]) -> list[str]:

@@ -163,15 +163,6 @@ def test_classes_that_are_not_kept_become_background(classes, names, ids):
     assert keep_classes(everything, "all") is everything
 
 
-@pytest.mark.parametrize("typed, hint", [("Road", "; did you mean road?"), ("roads", "")])
-def test_a_class_in_other_capitals_is_found_for_the_message(tmp_path, typed, hint):
-    own(tmp_path, "abc")
-    (tmp_path / "classes.txt").write_text("sky\nroad\n")
-    with pytest.raises(InputError) as error:
-        find(tmp_path, DataOptions(classes=f"sky,{typed}"))
-    assert str(error.value).endswith(f"which are sky, road{hint}")
-
-
 @pytest.mark.parametrize(
     "text, classes, road",
     [

@@ -715,7 +715,7 @@ def test_options_may_stand_anywhere(road, tmp_path):
         (["{empty}"], "holds no pictures"),
         (["{pictures}", "--tile", "543"], "--tile"),
         (["--data", "{empty}"], "no data set"),
-        (["--kitti", "{empty}"], "no such folder"),
+        (["--kitti", "{empty}"], "no picture is named"),
         (["--kitti", "x", "--confidence", "road"], "leave it out"),
         (["{pictures}", "--device", "tpu"], "no such device"),
         (["{pictures}", "--out", "{file}"], "file"),

@@ -6,7 +6,6 @@ is anything to learn, what is ignored, and which classes are rare. `python data.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from typing import NamedTuple
@@ -16,7 +15,6 @@ from PIL import Image
 
 from kitti import calibration_of, homography
 from support.console import InputError, Progress, counted
-from support.datasets.classes import MAX_UNNAMED
 from support.datasets.images import Reader
 from support.labels import IGNORE, DataSet, Sample
 from support.prefetch import prefetch
@@ -30,14 +28,12 @@ class Counts(NamedTuple):
     pixels      int64 [N, C], how many pixels of each sample show each class
     sizes       int64 [N, 2], height and width of each sample; zeros for one that cannot be read
     unmapped    pixels of each id (int) or colour (tuple) that belongs to no class, and of id 0
-    digests     of the pixels of each picture: where two are equal, so are the pictures
     looks       uint8 [N, 16, 16], each picture in grey, made very small
     """
 
     pixels: np.ndarray
     sizes: np.ndarray
     unmapped: Counter
-    digests: list[bytes]
     looks: np.ndarray
 
 
@@ -53,7 +49,7 @@ def read_everything(
     pixels = np.zeros((len(samples), len(data.classes)), np.int64)
     sizes = np.zeros((len(samples), 2), np.int64)
     looks = np.zeros((len(samples), 16, 16), np.uint8)
-    unmapped, digests = Counter(), [b""] * len(samples)
+    unmapped = Counter()
 
     def read(sample):
         found, calibration = Counter(), calibration_of(sample.image)
@@ -66,15 +62,14 @@ def read_everything(
                 raise
             return error
         counts = np.bincount(label.ravel(), minlength=256)[: len(data.classes)]
-        digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
         look = Image.fromarray(image).convert("L").resize((16, 16), Image.Resampling.BOX)
-        return label.shape, counts, digest, look, found
+        return label.shape, counts, look, found
 
     for i, result in enumerate(prefetch(samples, read, os.cpu_count() or 1)):
         if isinstance(result, InputError):
             faults.append(str(result))
         else:
-            sizes[i], pixels[i], digests[i], looks[i], found = result
+            sizes[i], pixels[i], looks[i], found = result
             unmapped.update(found)
         if progress.due():
             progress.show(f"reading {i + 1}/{len(samples)} images")
@@ -83,7 +78,7 @@ def read_everything(
     progress.line(
         f"{counted(len(read_sizes), 'image')} read, the largest {height}x{width} (height x width)"
     )
-    return Counts(pixels, sizes, unmapped, digests, looks)
+    return Counts(pixels, sizes, unmapped, looks)
 
 
 def describe(counts: Counts, data: DataSet) -> str:
@@ -98,7 +93,7 @@ def describe(counts: Counts, data: DataSet) -> str:
         share = per_cent(pixels.sum() / total)
         lines.append(f"{i:3}  {name:{width}}  {share:>8}  {(pixels > 0).sum():7}")
     lines.append(f"     {'ignored':{width}}  {per_cent(1 - counts.pixels.sum() / total):>8}")
-    kinds = unnamed(counts)
+    kinds = [(kind, pixels) for kind, pixels in counts.unmapped.most_common() if kind != 0]
     if kinds:
         noun = "id" if isinstance(kinds[0][0], int) else "colour"
         named = ", ".join(f"{kind} {per_cent(pixels / total)}" for kind, pixels in kinds[:5])
@@ -117,11 +112,6 @@ def describe(counts: Counts, data: DataSet) -> str:
                 "masks with classes.txt"
             )
     return "\n".join(lines)
-
-
-def unnamed(counts: Counts) -> list[tuple]:
-    """Each id or colour that belongs to no class, and its pixels, the most frequent first."""
-    return [(kind, pixels) for kind, pixels in counts.unmapped.most_common() if kind != 0]
 
 
 def per_cent(share: float) -> str:
@@ -154,21 +144,22 @@ def check_counts(counts: Counts, data: DataSet):
         if not pixels.any():
             raise InputError(
                 f"{masks}: no pixel of a {part} image has a class; compare the masks with "
-                f"classes.txt{grey_hint(counts)}"
+                "classes.txt; if they hold ids, write names without colours there"
             )
     if (training > 0).sum() == 1:
         raise InputError(
             f"{masks}: every training pixel with a class is {data.classes[training.argmax()]}, so "
             f"there is nothing to tell apart; {IGNORE} is ignored, and so is every id or colour "
             "that classes.txt does not name. For black-and-white masks write there 'background 0 0 "
-            f"0' and 'road 255 255 255'{grey_hint(counts)}"
+            "0' and 'road 255 255 255'; for masks of ids, write names without colours"
         )
     for part, pixels in parts.items():
         if unseen := [name for name, count in zip(data.classes, pixels, strict=True) if not count]:
             print(f"no {part} image shows: {', '.join(unseen)}", flush=True)
-    known = dict(zip(counts.digests, data.train, strict=False))
-    digests = zip(data.val, counts.digests[first_val:], strict=False)
-    twice = [(sample.image, known[digest].image) for sample, digest in digests if digest in known]
+    looks = [look.tobytes() for look in counts.looks]
+    known = dict(zip(looks, data.train, strict=False))
+    held_out = zip(data.val, looks[first_val:], strict=False)
+    twice = [(sample.image, known[look].image) for sample, look in held_out if look in known]
     if twice:
         print(
             f"warning: {counted(len(twice), 'validation image')} in the training set too, as "
@@ -217,16 +208,6 @@ def count_alike(counts: Counts, data: DataSet) -> int:
     near = np.abs(np.diff(looks, axis=0)).mean((1, 2)) < far / 2
     across = near & (held_out[1:] != held_out[:-1])
     return int((held_out & (np.append(across, False) | np.append(False, across))).sum())
-
-
-def grey_hint(counts: Counts) -> str:
-    """Words for an error: masks of ids were read by the colours in classes.txt, as dark greys."""
-    kinds = [kind for kind, _ in unnamed(counts)]
-    greys = [k[0] for k in kinds if isinstance(k, tuple) and k[0] == k[1] == k[2] < MAX_UNNAMED]
-    if not greys or len(greys) < len(kinds):
-        return ""
-    ids = ", ".join(map(str, sorted(greys)[:5]))
-    return f"; if the masks hold ids, such as {ids}, write names without colours there"
 
 
 def weigh_classes(pixels: np.ndarray) -> np.ndarray:

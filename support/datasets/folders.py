@@ -101,10 +101,10 @@ def require_names_of_parts(root: Path, auto: bool, by_folder: bool):
     Taken for any other folder, it would be left out or, below images, mixed into the training set.
     auto    whether the folders are images and masks; patterns say themselves what is read
     """
-    below = [*(root / "images").iterdir()] if (root / "images").is_dir() else []
-    folders = [path for path in root.iterdir() if (path / "images").is_dir()]
-    folders = [*folders, *filter(Path.is_dir, below)] if auto else []
-    for path in [*folders, *root.glob("*.txt")]:
+    places = [*root.glob("*.txt")]
+    if auto:
+        places += [*root.glob("images/*/"), *(path.parent for path in root.glob("*/images/"))]
+    for path in places:
         known = path.stem in PARTS and (by_folder or path.suffix == ".txt")
         if path.stem.casefold() in OTHER_NAMES.union(PARTS) and not known:
             raise InputError(

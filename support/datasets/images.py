@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from support.console import InputError
+from support.console import InputError, shown
 from support.labels import Sample
 
 IMAGE_ENDINGS = set(".png .jpg .jpeg .jfif .bmp .gif .pgm .ppm .tif .tiff .webp".split())
-VIDEO_ENDINGS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv"}
-OTHER_ENDINGS = {".heic", ".heif", ".avif"}  # pictures that are not read
+# Videos, and pictures that are not read.
+OTHER_ENDINGS = set(".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .heic .heif .avif".split())
 # The contents of a file count, not its name. Pillow knows some forty formats more, whose decoders
 # are rarely used and rarely checked. JPEG covers the MPO of phones, PPM covers PGM.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
@@ -75,19 +75,6 @@ class Room:
 
 
 ROOM = Room()
-
-
-def files_in(folder: Path) -> list[Path]:
-    """The pictures in a folder, sorted by name, without hidden files. Raises InputError if there is
-    no such folder.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".")
-    )
 
 
 def files_below(folder: Path, endings: set[str] = IMAGE_ENDINGS) -> list[Path]:
@@ -153,9 +140,8 @@ def read_picture(path: Path) -> Picture:
     """A photo of any mode as RGB, upright. Raises InputError naming the file."""
     with opened(path) as image:
         deep = image.format in ("PNG", "TIFF") and any(";16" in str(tile) for tile in image.tile)
-        # The second picture in a phone's JPEG is a preview, no frame.
-        animated = image.format in ("GIF", "PNG", "TIFF", "WEBP")
-        frames = getattr(image, "n_frames", 1) if animated else 1
+        # The second picture in a phone's JPEG (MPO) is a preview, no frame.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         orientation = orientation_of(image)
         image.load()
         left_to_do = orientation_of(image)  # Pillow turns TIFFs itself while it loads them
@@ -182,23 +168,20 @@ def orientation_of(image: Image.Image) -> int:
 def as_rgb(image: Image.Image) -> np.ndarray:
     """A decoded picture of any mode as uint8 [H, W, 3]."""
     if image.mode[0] in "IF":  # 16 or 32 bits, or floats: Pillow would clip them at 255, not scale
-        return grey_as_rgb(np.asarray(image))
+        image = scaled(image)
     if "transparency" in image.info:  # otherwise Pillow warns about colours that it cannot keep
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
 
 
-def grey_as_rgb(values: np.ndarray) -> np.ndarray:
-    """Numbers [H, W] of any type as uint8 [H, W, 3]; those that are negative or nan are black."""
+def scaled(image: Image.Image) -> Image.Image:
+    """Numbers of 16 or 32 bits, or floats, as 8 bits; those that are negative or nan are black."""
+    values = np.asarray(image)
     largest = np.max(values, where=np.isfinite(values), initial=0)
     # Cameras store 12 bits in 16. A picture of 16 bits that is as dark throughout is rare.
     tops = (4095, 65535) if values.itemsize == 2 else (1, 255, 4095, 65535)
-    largest = float(next((top for top in tops if largest <= top), largest))
-    grey = np.empty(values.shape, np.uint8)
-    for row, shades in zip(values, grey, strict=True):  # as floats, a picture would fill the memory
-        finite = np.nan_to_num(row.astype(np.float64), posinf=largest)
-        shades[:] = np.round(255 * finite.clip(0, largest) / largest)
-    return np.repeat(grey[..., None], 3, axis=2)
+    scale = 255 / float(next((top for top in tops if largest <= top), largest))
+    return image.convert("F").point(lambda value: value * scale + 0.5).convert("L")
 
 
 def open_mask(path: Path) -> Image.Image:
@@ -298,10 +281,9 @@ class Reader:
         image = picture.pixels
         label = same_way_up(sample, picture, self.read_label(sample.label, unmapped))
         if image.shape[:2] != label.shape:
-            sizes = [f"{height}x{width}" for height, width in (label.shape, image.shape[:2])]
             raise InputError(
-                f"{sample.label}: is {sizes[0]} (height x width), its image {sample.image} is "
-                f"{sizes[1]}; they must be of one size"
+                f"{sample.label}: is {shown(label.shape)} (height x width), its image "
+                f"{sample.image} is {shown(image.shape[:2])}; they must be of one size"
             )
         with self.lock:
             if image.nbytes + label.nbytes <= self.bytes_left and sample not in self.cache:

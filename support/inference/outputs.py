@@ -23,9 +23,7 @@ from support.datasets.images import (
     FORMATS,
     IMAGE_ENDINGS,
     OTHER_ENDINGS,
-    VIDEO_ENDINGS,
     files_below,
-    files_in,
 )
 from support.files import SIGNATURE, require_ours, save_png
 from support.labels import DataSet, Sample, only_road, paths_below
@@ -88,9 +86,7 @@ def pictures_in(given: Path) -> list[Path]:
         ) or (any(place.name in FOLDERS for place in above) and is_result(picture))
 
     pictures = [picture for picture in files_below(folder) if not left_out(picture)]
-    others = Counter(
-        file.suffix.lower() for file in files_below(folder, VIDEO_ENDINGS | OTHER_ENDINGS)
-    )
+    others = Counter(file.suffix.lower() for file in files_below(folder, OTHER_ENDINGS))
     kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
     if not pictures:
         raise InputError(
@@ -176,7 +172,7 @@ def kitti_jobs(root: Path, task: str, split: str) -> list[Job]:
     an hour.
     """
     folder, jobs = root / split / "image_2", []
-    for picture in files_in(folder):
+    for picture in sorted(folder.glob("*.png")):
         category, _, number = picture.stem.rpartition("_")
         if category in TASKS[task]:
             homography(calibration_of(picture))
@@ -203,8 +199,8 @@ def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]
             f"--confidence {wanted}: is no class; the classes are {', '.join(classes)}; a picture "
             "goes before --confidence"
         )
-    if only_road(classes) is not None:
-        return {"confidence": only_road(classes)}
+    if only_road(classes):
+        return {"confidence": 1}
     safe = [re.sub(r"[^\w -]", "_", name).strip() or "_" for name in classes]
     if len({name.casefold() for name in safe}) < len(safe):
         safe = [f"{i} {name}" for i, name in enumerate(safe)]

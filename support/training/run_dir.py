@@ -18,7 +18,7 @@ from fcn import FCN8s
 from support.checkpoint import read_checkpoint, write_checkpoint
 from support.console import InputError, warn
 from support.draw import draw_curves
-from support.files import is_unfinished, write_csv, write_text
+from support.files import write_csv, write_text
 
 try:
     import fcntl
@@ -224,9 +224,9 @@ def lock_folder(out: Path):
     except OSError as error:  # some network file systems have no locks
         warn("train.py", f"{out} cannot be locked ({error.strerror}); do not train twice in it")
     for name in ("config.json", "log.csv", "curves.png", "samples.png", "best.pt", "last.pt"):
-        for left in out.glob(f"{name}.*.part"):
-            if is_unfinished(left.name):  # a kill has left it; not somebody else's file
-                left.unlink()
+        # What a kill has left of `atomic`; not somebody else's file.
+        for left in out.glob(f"{name}.{'[0-9a-f]' * 8}.part"):
+            left.unlink()
     return lock
 
 
