@@ -9,7 +9,7 @@ Each map is turned into class scores. The coarse scores are upsampled by two and
 ones, twice; then they are upsampled to the pixels.
 
 To add two maps, their cells must lie on the same pixels. That takes a crop, and the crop follows
-from the grids alone.
+from the grids alone. docs/walkthrough.md does all of it by hand, docs/exercises.md breaks it.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ fixed. A dense layer that reads a 7 x 7 map is a 7 x 7 convolution applied at on
 as a convolution, it can be applied at every position of a map of any size, with the same weights.
 That turns the classifier into a network that can label every part of an image (Long, Shelhamer and
 Darrell 2015, section 3.1). The last dense layer, which names ImageNet's 1000 classes, is dropped.
+docs/walkthrough.md draws what the pools see.
 """
 
 from __future__ import annotations

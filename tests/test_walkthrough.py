@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, lively
 from PIL import Image
 
 from fcn import FCN8s
@@ -52,7 +52,7 @@ def test_the_cells_of_a_crop_meet_where_the_network_crops():
 
 
 def test_pictures_are_drawn_at_the_size_that_the_page_shows(tmp_path):
-    net = walkthrough.small_network()
+    net = lively(pad=1, stride=8)
     for name in re.findall(r"assets/(way-\w+).png", PAGE):
         getattr(walkthrough, name.replace("-", "_"))(net, tmp_path / f"{name}.png")
         drawn, shown = Image.open(tmp_path / f"{name}.png"), Image.open(ROOT / f"assets/{name}.png")
