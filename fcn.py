@@ -291,14 +291,8 @@ class FCN8s(nn.Module):
         file that is no such checkpoint.
         """
         from support.checkpoint import read_checkpoint
-        from support.console import InputError
 
-        saved = read_checkpoint(path)
-        try:
-            net = cls.from_checkpoint(saved)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}") from None
-        return net.to(device).eval()
+        return cls.from_checkpoint(read_checkpoint(path), path).to(device).eval()
 
     def to_checkpoint(self) -> dict:
         """The part of a checkpoint that describes the network, see support/checkpoint.py.
@@ -317,21 +311,23 @@ class FCN8s(nn.Module):
         }
 
     @classmethod
-    def from_checkpoint(cls, saved: dict) -> FCN8s:
+    def from_checkpoint(cls, saved: dict, path: str | os.PathLike = "checkpoint") -> FCN8s:
         """The network in training mode, on the CPU, from the dictionary of read_checkpoint.
 
-        The weights are taken out of `saved`, so that they are in memory once. Raises ValueError if
-        they do not fit the configuration.
+        The weights are taken out of `saved`, so that they are in memory once. Raises InputError,
+        which names `path`, if they do not fit the configuration.
         """
         try:
             with torch.device("meta"):  # no memory for weights that are about to be replaced
                 net = cls(**saved["config"])
             net.load_state_dict(saved.pop("model"), assign=True)
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            from support.console import InputError
+
             # PyTorch's message says in its last line what does not fit.
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise ValueError(
-                f"the weights do not fit the configuration ({reason[0].strip()[:200]})"
+            raise InputError(
+                f"{path}: the weights do not fit the configuration ({reason[0].strip()[:200]})"
             ) from None
         net.classes, net.resize_factor = saved["classes"], saved["resize_factor"]
         return net

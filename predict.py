@@ -16,9 +16,7 @@ named at the end, and all others are done.
 from __future__ import annotations
 
 import sys
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -72,7 +70,7 @@ from support.inference.outputs import (
 )
 from support.inference.predictor import MIN_TILE, NO_TTA, TILE, TTA, Predictor, prepare
 from support.labels import only_road, road_class
-from support.prefetch import ROOM, bytes_in, prefetch
+from support.prefetch import prefetch
 
 FAR_FACTOR = 2  # warn of pictures this many times as large as any training image, or as small
 CALIBRATION_PICTURES = 8
@@ -234,10 +232,7 @@ def predict(options: Options, failed: list[str]):
     """
     # ---- the network
     saved = read_checkpoint(options.checkpoint)
-    try:
-        net = FCN8s.from_checkpoint(saved)
-    except ValueError as error:
-        raise InputError(f"{options.checkpoint}: {error}") from None
+    net = FCN8s.from_checkpoint(saved, options.checkpoint)
     require_suited(options, net, saved)
     device = pick_device(options.device)
     trim_memory = tune_malloc(device)
@@ -268,19 +263,20 @@ def predict(options: Options, failed: list[str]):
     scores = Scores(classes, data.road) if data else None
     needed = {road} if options.threshold is not None else {data.road} if data else set()
     wanted = sorted({*confidences.values(), *needed} - {None})  # classes
-    workers, start = max(1, default_workers(options.workers, device)), thread_initializer(device)
+    workers, start = default_workers(options.workers, device), thread_initializer(device)
     areas = megapixels(jobs)
-    progress, done, far = Progress(sum(areas), images=len(jobs) / sum(areas)), 0, []
+    progress, far = Progress(sum(areas), images=len(jobs) / sum(areas)), []
 
-    def show_tiles(ready, tiles):
-        if ready and progress.late():
-            counts = f"{done}/{len(jobs)} pictures, tile {ready} of {tiles}"
-            progress.show(counts, areas[done] * ready / tiles)
+    def predicted():
+        """What is to be written of each picture, see `write`."""
 
-    with ThreadPoolExecutor(workers) as threads:
-        writing, most = deque(), 0
-        contents = prefetch(jobs, partial(read_job, predictor, reader), workers, initializer=start)
-        for job, content in zip(jobs, contents, strict=True):
+        def show_tiles(ready, tiles):
+            if ready and progress.late():
+                counts = f"{done}/{len(jobs)} pictures, tile {ready} of {tiles}"
+                progress.show(counts, areas[done] * ready / tiles)
+
+        contents = prefetch(jobs, partial(read_job, predictor, reader), workers, start)
+        for done, (job, content) in enumerate(zip(jobs, contents, strict=True)):
             try:
                 if isinstance(content, str):  # why it cannot be predicted
                     raise InputError(content)
@@ -300,20 +296,16 @@ def predict(options: Options, failed: list[str]):
                     labels = is_road.astype(np.uint8)
                 if data:
                     scores.update(job.sample, labels, truth, confidence.get(data.road))
-                maps = {folder: confidence[c] for folder, c in confidences.items()}
-                writing.append(threads.submit(write, job, picture, labels, maps, classes, options))
-                # What waits to be written is bounded as is what waits to be computed.
-                most = min(workers + 1, ROOM // bytes_in([picture, labels, *maps.values()]))
                 trim_memory(views[0][0].shape)
+                maps = {folder: confidence[c] for folder, c in confidences.items()}
+                yield job, picture, labels, maps
             except InputError as error:
                 failed.append(str(error))
-            while len(writing) > most:
-                writing.popleft().result()
-            done += 1
-            if progress.due(areas[done - 1]):
-                progress.show(f"{done}/{len(jobs)} pictures")
-        for written in writing:
-            written.result()
+            if progress.due(areas[done]):
+                progress.show(f"{done + 1}/{len(jobs)} pictures")
+
+    for _ in prefetch(predicted(), partial(write, classes, options), workers):
+        pass
 
     # ---- summary
     if len(far) > 1:
@@ -446,15 +438,12 @@ def far_from_training(views: list[tuple], shape: tuple, saved: dict) -> str:
     return ""
 
 
-def write(
-    job: Job,
-    picture: np.ndarray,
-    labels: np.ndarray,
-    maps: dict[str, np.ndarray],
-    classes: list[str],
-    options: Options,
-):
-    """Write the results of one picture; `maps` are the confidences by folder."""
+def write(classes: list[str], options: Options, predicted: tuple) -> tuple:
+    """Write the results of one picture. Returns its arrays, whose memory `prefetch` bounds.
+
+    predicted    (job, picture uint8 [H, W, 3], labels [H, W], confidences [H, W] by folder)
+    """
+    job, picture, labels, maps = predicted
     results = {folder: Image.fromarray(confidence) for folder, confidence in maps.items()}
     if "bev" in maps:
         cells = bird_cells(calibration_of(job.picture), *labels.shape)
@@ -465,6 +454,7 @@ def write(
         results["mask"] = palette_mask(labels, classes)
     for folder, result in results.items():
         write_result(result, result_path(options.out, folder, job))
+    return picture, labels, *maps.values()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,7 +28,9 @@ from fcn import FCN8s, cross_entropy
 from metrics import epoch_line, log_columns
 from support.console import (
     InputError,
+    Parser,
     Progress,
+    add_options,
     counted,
     filled,
     option,
@@ -49,7 +51,7 @@ from support.device import (
 )
 from support.labels import IGNORE, paths_below
 from support.training.batches import Batches
-from support.training.config import configure, gains, parse, resolve
+from support.training.config import configure, gains, resolve
 from support.training.distributed import Ranks
 from support.training.evaluation import Evaluation
 from support.training.initialise import freeze, initialise, new_network, read_weights
@@ -64,7 +66,6 @@ from support.training.run_dir import (
     require_no_run,
     require_same_data,
     restore,
-    restored_network,
 )
 from support.training.signals import ENDINGS, Stop, Stopped, exit_status
 
@@ -211,7 +212,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
 
     # ---- network
     if saved:
-        net = restored_network(saved, out)
+        net = FCN8s.from_checkpoint(saved, out)
     else:
         net = new_network(config, data.classes)
         initialise(net, config, weights, path, reader(data.train[0])[0])
@@ -327,7 +328,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
                 after("step", step)
                 if number := stop.requested():
                     save_last()
-                    raise Stopped(number, run_dir.path)
+                    raise Stopped(number, run_dir.path, "go on with")
                 if ranks.first and run_dir.due(step):
                     save_last()
                 if progress.due():  # seldom: reading the loss makes the device wait
@@ -342,7 +343,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
             after("evaluation", step)
             if number := stop.requested():
                 save_last()
-                raise Stopped(number, run_dir.path)
+                raise Stopped(number, run_dir.path, "go on with")
             score = result[result["monitor"]]
             is_best = epoch == 1 or score > best  # the first in any case, even if it is nan
             best = score if is_best else best
@@ -399,7 +400,10 @@ def seed_of(*numbers: int) -> int:
 
 def main(argv: list[str] | None = None, after: Callable = lambda event, step: None) -> int:
     """Run the command line; returns the exit status. `after`: see `train`."""
-    given, ranks = parse(argv, Config, __doc__), Ranks()
+    stray = "the folder goes after --data; not an option"
+    parser = Parser("train.py", stray, description=__doc__)
+    add_options(parser, Config)
+    given, ranks = vars(parser.parse_args(argv)), Ranks()
     allow_large_pictures()
     stop = Stop(ranks)
     try:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import cache, partial
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -76,14 +74,8 @@ def default_amp(amp: str, device: torch.device) -> str:
 
 
 def cpu_has(*flags: str) -> bool:
-    """Whether the processor has one of these instruction sets, by Linux's names. False if the
-    system does not say.
-    """
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return bool(re.search(rf"\b({'|'.join(flags)})\b", text))
+    """Whether the processor has one of these instruction sets."""
+    return any(map(torch.cpu.get_capabilities().get, flags))
 
 
 def autocast_for(amp: str, device: torch.device) -> Callable:

@@ -440,7 +440,7 @@ def test_a_run_is_not_resumed_on_other_images(begin, tmp_path, capsys):
     (tmp_path / "set/val.txt").write_text("x/1\n")
     capsys.readouterr()
     assert resume(tmp_path / "run", "--epochs", "4") == 2
-    assert_one_line(capsys, "has 3 + 1 images, the run to resume 3 + 1, or others")
+    assert_one_line(capsys, "has other images than the run to resume")
 
 
 # ---- what ends a run in its steps ----

@@ -24,6 +24,7 @@ from fcn import FCN8s, centre, maps
 from metrics import class_iou, confusion
 from support.console import Parser
 from support.datasets.images import Reader
+from support.draw import draw_sheet, painted, palette_mask
 from support.inference.predictor import Predictor
 from vgg import IMAGE, geometry
 
@@ -31,7 +32,6 @@ FINE = 2  # everything is drawn at twice its size and scaled down, against jagge
 INK, GREY, RED = (40, 40, 40), (110, 110, 110), (200, 30, 30)
 # Features, scores, and the part of a map that a crop cuts off.
 MAPS, SCORES, CUT = (206, 222, 242), (250, 226, 180), (240, 190, 190)
-COLOURS = [(70, 70, 80), (214, 120, 200), (0, 0, 0)]  # not road, road, ignored
 
 
 class Sheet:
@@ -229,7 +229,7 @@ def border(net: FCN8s) -> Sheet:
     return sheet
 
 
-def strides(runs: Path) -> Image.Image:
+def strides(runs: Path, file: Path):
     """The paper's figure 4: pictures, what FCN-32s, FCN-16s and FCN-8s make of them, and the truth.
 
     Each network starts from the one before (section 4.2); those that are in `runs` already are not
@@ -248,34 +248,24 @@ def strides(runs: Path) -> Image.Image:
         before = str(out / "best.pt")
         networks[out.name] = Predictor(FCN8s.load(before))
     data = find(synthetic_roads())
-    read = Reader(data.read_label)
-    scenes = []  # (gain, rows of pictures, titles)
+    read, gains, ious = Reader(data.read_label), {}, []
     for sample in data.val:
         picture, truth = read(sample)
-        found = {name: predict(picture).to_host()[0] for name, predict in networks.items()}
-        ious = [class_iou(confusion(labels, truth, 2))[1] for labels in found.values()]
-        scenes.append((ious[-1] - ious[0], sample.group, picture, truth, [*found.values()], ious))
-    print("mean IoU of the road by image:", np.mean([scene[-1] for scene in scenes], axis=0))
-    groups = sorted({scene[1] for scene in scenes})
-    best = [max((s for s in scenes if s[1] == group), key=lambda s: s[0]) for group in groups]
-    titles = ["picture", *networks, "ground truth"]
-    height, width = best[0][3].shape
-    left, gap = 110, 6
-    sheet = Image.new(
-        "RGB", (left + len(best) * (width + gap), len(titles) * (height + gap) + gap), "white"
-    )
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
-    for column, (_, _, picture, truth, found, ious) in enumerate(best):
-        for row, shown in enumerate([picture, *found, truth]):
-            x, y = left + column * (width + gap), gap + row * (height + gap)
-            if shown is not picture:
-                shown = np.array(COLOURS, np.uint8)[np.minimum(shown, 2)]
-            sheet.paste(Image.fromarray(shown), (x, y))
-            pen.text((left - 10, y + height / 2), titles[row], INK, font, "rm")
-            if 0 < row <= len(found):
-                text = f"IoU {100 * ious[row - 1]:.0f}"
-                pen.text((x + width - 6, y + height - 6), text, "white", font, "rs")
-    return sheet
+        shown, iou = {}, []
+        for name, predict in networks.items():
+            labels, _ = predict(picture).to_host()
+            iou.append(class_iou(confusion(labels, truth, 2))[1])
+            shown[f"{name}: IoU {100 * iou[-1]:.0f}"] = labels
+        shown["ground truth"] = truth
+        column = [("picture", picture)]
+        for text, labels in shown.items():
+            mask = palette_mask(labels, data.classes)
+            column.append((text, np.asarray(mask.convert("RGB"))))
+        gains.setdefault(sample.group, []).append((iou[-1] - iou[0], column))
+        ious.append(iou)
+    print("mean IoU of the road by image:", np.mean(ious, axis=0))
+    columns = [max(gains[group], key=lambda scene: scene[0])[1] for group in sorted(gains)]
+    draw_sheet(file, [*zip(*columns, strict=True)], 320, (), painted(data.classes, data.classes))
 
 
 if __name__ == "__main__":
@@ -291,4 +281,4 @@ if __name__ == "__main__":
     architecture(net).save(options.folder / "architecture.png")
     border(net).save(options.folder / "border.png")
     if options.strides:
-        strides(Path("runs/strides")).save(options.folder / "strides.png", optimize=True)
+        strides(Path("runs/strides"), options.folder / "strides.png")

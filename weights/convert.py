@@ -236,10 +236,9 @@ def translate(tensors: dict, kind: str, network: nn.Module, features_only: bool 
         for their, our in FORMATS[kind].items()
         for part in ("weight", "bias")
     }
-    known = {f"{their}.{part}" for their in FORMATS[kind] for part in ("weight", "bias")}
     other = "VGG16 with batch normalisation, VGG19 and other networks do not fit"
     for name in tensors:
-        if name not in known:
+        if name not in theirs.values():
             raise InputError(f"read as {kind}, but tensor {name!r:.80} is unexpected; {other}")
     state = {}
     for name, parameter in network.named_parameters():

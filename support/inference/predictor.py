@@ -176,7 +176,7 @@ class Predictor:
         picture: np.ndarray | tuple[list[tuple[torch.Tensor, bool]], tuple[int, int]],
         *,
         probabilities: Sequence[int] = (),
-        truth: torch.Tensor | np.ndarray | None = None,
+        truth: torch.Tensor | None = None,
         criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> Prediction:
@@ -184,7 +184,7 @@ class Predictor:
 
         picture          uint8 [H, W, 3] RGB, or (`views` of it, (H, W))
         probabilities    the classes whose probabilities are wanted
-        truth            class ids or IGNORE [H, W], uint8 or int64, for the criterion
+        truth            class ids or IGNORE [H, W], uint8, on the device, for the criterion
         criterion        from scores [1, C, h, w] and labels int64 [1, h, w] to their mean loss over
                          the valid pixels; it is called for parts of the picture
         progress         is called before each tile, with the number of tiles done and of all tiles
@@ -199,8 +199,6 @@ class Predictor:
         ]
         parts = average(scored, size) if len(views) > 1 else scored[0][0]
         maps = torch.empty((1 + len(probabilities), *size), dtype=torch.uint8, device=self.device)
-        if criterion:
-            truth = torch.as_tensor(truth).to(self.device)
         total, valid = 0.0, 0
         for rows, columns, scores in parts:
             finite = scores[0].isfinite().all(0)

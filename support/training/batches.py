@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from support.datasets.augment import SCALE_RANGE, augment, draw_size, view_size
-from support.device import on_device, thread_initializer
+from support.device import on_device, on_host, thread_initializer
 from support.labels import IGNORE, Sample
 from support.prefetch import prefetch
 from support.training.distributed import Ranks
@@ -107,10 +107,7 @@ def collate(
 
 def stack(arrays: list[np.ndarray], size: Sequence[int], fill, pin: bool) -> torch.Tensor:
     """Arrays uint8 [h, w, ...] as one tensor [N, H, W, ...], padded below and to the right."""
-    shape = len(arrays), *size, *arrays[0].shape[2:]
-    stacked = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-    for array, place in zip(arrays, stacked.numpy(), strict=True):
-        h, w = array.shape[:2]
-        place[:h, :w] = array
-        place[h:] = place[:h, w:] = fill
-    return stacked
+    stacked = np.full((len(arrays), *size, *arrays[0].shape[2:]), fill, np.uint8)
+    for array, place in zip(arrays, stacked, strict=True):
+        place[: array.shape[0], : array.shape[1]] = array
+    return on_host(stacked, pin)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn import FCN8s
-from support.console import InputError, Parser, add_options, positive
+from support.console import InputError, positive
 from support.device import default_amp
 from support.inference.predictor import MAX_PIXELS
 from support.labels import DataSet
@@ -34,14 +34,6 @@ def gains(text: str) -> dict[str, float]:
     if len(values) != len(FCN8s.SKIPS):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number for each of {FCN8s.SKIPS}")
     return dict(zip(FCN8s.SKIPS, values, strict=True))
-
-
-def parse(argv: list[str] | None, config: type, description: str) -> dict:
-    """The options that were typed, by name. Exits with one line if one is wrong."""
-    stray = "the folder goes after --data; not an option"
-    parser = Parser("train.py", stray, description=description)
-    add_options(parser, config)
-    return vars(parser.parse_args(argv))
 
 
 def configure(

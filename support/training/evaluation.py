@@ -130,7 +130,8 @@ class Evaluation:
         self.ranks.broadcast(self.net)
         training = self(train_subset)
         if number := self.stop.requested():
-            raise Stopped(number, out, trained=True)
+            done = f"training is complete, {out / 'best.pt'} is the result; for the last scores"
+            raise Stopped(number, out, done)
         if not self.ranks.first:
             return
         classes = self.data.classes

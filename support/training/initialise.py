@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from fcn import FCN8s
 from support.checkpoint import read_tensors, require_checkpoint, require_numbers
@@ -137,11 +138,7 @@ def identity_init(net: VGG16):
     """
     for layer in (net.fc6, net.fc7):
         layer.weight *= 0.1
-    middle = net.fc6.kernel_size[0] // 2
-    for i in range(min(net.fc6.weight.shape[:2])):
-        net.fc6.weight[i, i, middle, middle] += 1
-    for i in range(net.channels["fc7"]):
-        net.fc7.weight[i, i] += 1
+        layer.weight += nn.init.dirac_(torch.empty_like(layer.weight))
 
 
 def load_trained(net: FCN8s, saved: dict, path: Path, classes: list[str]) -> str:

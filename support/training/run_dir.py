@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import count
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, count
 from pathlib import Path
 
 import torch
 
-from fcn import FCN8s
 from support.checkpoint import read_checkpoint, write_checkpoint
 from support.console import InputError, warn
 from support.draw import draw_curves
@@ -37,7 +36,7 @@ LAST = ("optimizer", "step", "log", "loss_sum", "elapsed", "scaler", "settings",
 
 
 class RunDir:
-    """The folder of one run, locked until `close`; a with block closes it.
+    """The folder of one run, locked until the end of a with block.
 
     path          the folder
     save_every    steps between two last.pt, or "auto": see above
@@ -95,24 +94,20 @@ class RunDir:
         self.write("last.pt", content)
 
     def write_unsaved(self):
-        if self.unsaved_best:
-            content, self.unsaved_best = self.unsaved_best, None
-            self.write("best.pt", content, copied=True)
+        if self.unsaved_best:  # kept until it is under way, even if an earlier write has failed
+            self.write("best.pt", self.unsaved_best, copied=True)
+            self.unsaved_best = None
 
     def write(self, name: str, content: dict, copied: bool = False):
         self.written[name] = time.perf_counter()
         if not self.writer:
             self.write_now(name, content)
             return
-        earlier = []
         while len(self.queue) > 1 or self.queue and self.queue[0].done():
-            earlier.append(self.queue.pop(0))
-            wait(earlier)  # no more than two copies wait at a time
+            self.queue.pop(0).result()  # no more than two copies wait at a time
         # Copied now: the next step changes the tensors.
         content = content if copied else to_host(content)
         self.queue.append(self.writer.submit(self.write_now, name, content))
-        for write in earlier:  # only now: this content is written even if an earlier write failed
-            write.result()
 
     def write_now(self, name: str, content: dict):
         started = time.perf_counter()
@@ -127,7 +122,10 @@ class RunDir:
         while self.queue:
             self.queue.pop(0).result()
 
-    def close(self):
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(self, *error):
         """Flush, and unlock the folder. However the run ends, its best network is on the disk."""
         try:
             self.flush()
@@ -136,12 +134,6 @@ class RunDir:
                 self.writer.shutdown()
             if self.lock:
                 self.lock.close()
-
-    def __enter__(self) -> RunDir:
-        return self
-
-    def __exit__(self, *error):
-        self.close()
 
 
 def to_host(content):
@@ -161,24 +153,21 @@ def new_folder(out: str | None, data: str | None) -> Path:
     Raises InputError if the folder holds a run already, is that of the data, or cannot be made.
     """
     if out:
-        require_no_run(Path(out))
-        if data and Path(out).resolve() == Path(data).resolve():
+        folder = Path(out)
+        require_no_run(folder)
+        if data and folder.resolve() == Path(data).resolve():
             raise InputError(f"--out {out}: is the folder of the data; choose another")
-    stem = Path(data).resolve().name if data else "synthetic"
-    names = [stem, *(f"{stem}-{i}" for i in range(2, 10000))]
-    for folder in [Path(out)] if out else [Path("runs") / name for name in names]:
-        try:
-            folder.mkdir(parents=True, exist_ok=bool(out))
-            return folder
-        except FileExistsError:
-            if not out:
-                continue
-            raise InputError(f"{folder}: is a file; choose another --out") from None
-        except OSError as error:
-            raise InputError(
-                f"{folder}: cannot be made ({error.strerror}); choose another --out"
-            ) from None
-    raise InputError("runs: holds 9,999 runs of this data set; choose another --out")
+    else:
+        stem = Path(data).resolve().name if data else "synthetic"
+        names = chain([stem], (f"{stem}-{i}" for i in count(2)))
+        folder = next(path for name in names if not (path := Path("runs", name)).exists())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}); choose another --out"
+        ) from None
+    return folder
 
 
 def require_no_run(out: Path):
@@ -266,20 +255,7 @@ def require_same_data(folder, classes: list[str], images: list[list[str]], saved
             f"{', '.join(saved['classes'])}"
         )
     if images != saved["images"]:
-        had, has = (
-            " + ".join(str(len(part)) for part in both) for both in (saved["images"], images)
-        )
-        raise InputError(
-            f"{folder}: has {has} images, the run to resume {had}, or others; start a new run"
-        )
-
-
-def restored_network(saved: dict, out: Path) -> FCN8s:
-    """The network of the run to resume. Raises InputError if its weights do not fit it."""
-    try:
-        return FCN8s.from_checkpoint(saved)
-    except ValueError as error:
-        raise InputError(f"{out}: {error}") from None
+        raise InputError(f"{folder}: has other images than the run to resume; start a new run")
 
 
 def restore(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler, saved: dict, out: Path):

@@ -12,22 +12,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from support.console import InputError, explanation, from_compiler, quoted
 from support.training.distributed import Ranks
 
 
 class Stopped(Exception):
-    """A signal has ended the run.
-
-    number     of the signal
-    out        folder of the run
-    trained    whether all steps were done
-    """
-
-    def __init__(self, number: int, out: Path, trained: bool = False):
-        self.number, self.out, self.trained = number, out, trained
+    """A signal has ended the run: its number, the folder of the run, and what is to be said."""
 
 
 # The errors that `exit_status` explains.
@@ -94,16 +85,11 @@ def exit_status(error: BaseException, debug: bool, resume: bool, stop: Stop) -> 
     ranks = stop.ranks
     if isinstance(error, Stopped):
         ranks.leave()
+        number, out, told = error.args
         if ranks.first:
-            told = "go on with:"
-            if error.trained:
-                best = error.out / "best.pt"
-                told = f"training is complete, {best} is the result; for the last scores:"
-            command = f"python train.py --resume --out {quoted(error.out)}"
-            print(
-                f"stopped by {signal.Signals(error.number).name}; {told} {command}", file=sys.stderr
-            )
-        return 128 + error.number
+            command = f"python train.py --resume --out {quoted(out)}"
+            print(f"stopped by {signal.Signals(number).name}; {told}: {command}", file=sys.stderr)
+        return 128 + number
     if isinstance(error, KeyboardInterrupt):  # in set-up: nothing has been learnt
         if ranks.first:
             print("stopped during set-up", file=sys.stderr)
