@@ -1,9 +1,9 @@
-# make demo     train on synthetic roads and say where the pictures are
+# make demo     train on synthetic roads and print where the pictures are
 # make test     run the test suite
 # make lint     check style: ruff, configured in pyproject.toml
-# make bench    time it beside the network as published; on a GPU with DEVICE=cuda
+# make bench    compare its speed with the network as published; DEVICE=cuda for a GPU
 # make soak     kill and resume a small run 210 times: ten minutes
-# Each makes a virtual environment first. Only Python 3.11 or later has to be installed.
+# Each creates a virtual environment first. Only Python 3.11 or later must be installed.
 
 PYTHON ?= python3
 VENV ?= .venv

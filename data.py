@@ -1,12 +1,12 @@
-"""How the samples of a data set are found, and checked before training.
+"""Find the samples of a data set, and check them before training.
 
     python data.py DIR                 print sizes, classes, and what is ignored or broken
-    python data.py DIR --show FILE     also draw samples with their labels over them
+    python data.py DIR --show FILE     also draw samples, overlaid with their labels
     python data.py DIR --list          print which image is in which part
 
 A sample is an image and its label map: class ids 0 ... C-1, or IGNORE (255) for pixels that are
-left out of training and scores. The folders inside DIR tell which layout it has, see LAYOUTS. KITTI
-Road is read in kitti.py, the other layouts are read in support/datasets/.
+left out of training and scores. The folders inside DIR determine its layout (LAYOUTS). kitti.py
+reads KITTI Road, support/datasets/ reads the other layouts.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from support.draw import draw_labels
 from support.labels import IGNORE, DataSet, Sample
 
 SYNTHETIC = Path(__file__).resolve().parent / "runs" / "synthetic-roads"
-HELD_OUT_SHARE = 0.2  # of the images of a data set without a validation set
-MAX_SHOWN = 24  # samples in the picture that --show draws
+HELD_OUT_SHARE = 0.2  # for validation, if the data set has no validation set
+MAX_SHOWN = 24  # samples drawn by --show
 
 
 @dataclass
@@ -40,29 +40,29 @@ class DataOptions:
 
     task: str = option(
         "road",
-        "which ground truth of KITTI Road: the road, or the lane that the car drives in",
+        "ground truth of KITTI Road: the road or the ego lane",
         choices=("road", "lane"),
     )
     classes: str = option(
         "all",
-        "names of the classes to tell apart, separated by commas; all others become background",
+        "classes to keep, separated by commas; all others become background",
         metavar="A,B",
     )
     images: str = option(
         "auto",
-        "where the pictures lie below DIR, if not in a known layout: a pattern such as "
-        "'photos/{split}/**/*_cam.png'. *, ** and ? stand for the same in --masks; {split} stands "
+        "for unknown layouts: pattern of the image paths below DIR, such as "
+        "'photos/{split}/**/*_cam.png'. *, ** and ? match the same text in --masks; {split} stands "
         "for train, val and test",
         metavar="PATTERN",
     )
     masks: str = option(
         "auto",
-        "where their masks lie, likewise: 'labels/{split}/**/*_ids.png'",
+        "pattern of the mask paths, such as 'labels/{split}/**/*_ids.png'",
         metavar="PATTERN",
     )
     split_seed: int = option(
         0,
-        "draws the validation set, where the data set has none; another number, another draw",
+        "random seed for the validation set, if the data set has none",
         whole(0),
         metavar="N",
     )
@@ -70,8 +70,8 @@ class DataOptions:
 
 DEFAULTS = DataOptions()
 
-# A folder inside DIR that marks a layout, and the function that reads it: from (DIR, DataOptions)
-# to a DataSet, whose `val` may be empty. The first line that fits counts.
+# The folder inside DIR that marks a layout, and the function that reads it: (DIR, DataOptions) to a
+# DataSet, whose `val` may be empty. The first match counts.
 LAYOUTS = {
     "training/image_2": kitti.find,
     "train/images": folders.find,
@@ -89,25 +89,24 @@ KNOWN = (
 def find(root: str | Path, options: DataOptions = DEFAULTS) -> DataSet:
     """The data set in folder `root`, with a validation set.
 
-    If the folder does not name one, a fifth of the training set is held out. Raises InputError if
-    there is no data set, or if it cannot be used.
+    If the data set has none, a fifth of the training set is held out. Raises InputError if there is
+    no data set, or if it cannot be used.
     """
     root = Path(root)
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     if (options.images == "auto") != (options.masks == "auto"):
-        raise InputError("--images and --masks: go together; say both patterns, or neither")
+        raise InputError("--images and --masks: go together; give both or neither")
     fitting = (layout for marker, layout in LAYOUTS.items() if (root / marker).is_dir())
     layout = folders.find if options.images != "auto" else next(fitting, None)
     if not layout:
         raise InputError(
-            f"{root}: no data set found here; known layouts are {KNOWN}; for others say --images "
-            "and --masks"
+            f"{root}: no data set found here; known layouts are {KNOWN}; for others, give "
+            "--images and --masks"
         )
     if options.task != "road" and layout is not kitti.find:
         raise InputError(
-            f"--task {options.task}: {root} is not a folder of KITTI Road; name classes with "
-            "--classes"
+            f"--task {options.task}: {root} is not KITTI Road; to choose classes, use --classes"
         )
     data, drawn = layout(root, options), ""
     if not data.train:
@@ -121,8 +120,8 @@ def find(root: str | Path, options: DataOptions = DEFAULTS) -> DataSet:
             other = part_of.setdefault(sample.image, part)
             if other != part:
                 raise InputError(
-                    f"{sample.image}: is listed for {other} and for {part}; take it out of one "
-                    "list, or the scores are too good"
+                    f"{sample.image}: is listed for {other} and for {part}; remove it from one "
+                    "list, otherwise the scores are too good"
                 )
     test = f" + {len(data.test)} test" if data.test else ""
     parts = f"{len(data.train)} training + {len(data.val)} validation{test} images{drawn}"
@@ -130,31 +129,31 @@ def find(root: str | Path, options: DataOptions = DEFAULTS) -> DataSet:
 
 
 def synthetic_roads() -> Path:
-    """The folder of synthetic roads, in KITTI Road's layout; it is drawn if it is not there."""
+    """The folder of synthetic roads, in KITTI Road's layout; drawn if it does not exist."""
     if not SYNTHETIC.is_dir():
-        from support.datasets import synthetic  # once: they stay on the disk
+        from support.datasets import synthetic  # only once: the images stay on disk
 
         print(f"drawing synthetic roads into {SYNTHETIC}")
         try:
             synthetic.write(SYNTHETIC)
         except OSError as error:
-            if not SYNTHETIC.is_dir():  # else another process has drawn them
+            if not SYNTHETIC.is_dir():  # otherwise another process has drawn them
                 raise InputError(f"{SYNTHETIC}: cannot be drawn ({error.strerror})") from None
     return SYNTHETIC
 
 
 def hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(train, val): about HELD_OUT_SHARE of each group of samples goes to val, one image at least.
+    """(train, val): about HELD_OUT_SHARE of each group of samples goes to val, at least one image.
 
-    Images are drawn by a hash of the seed and their file name; of one name in several folders, by
-    the path from there on. So the draw is the same on every machine, wherever the data set lies,
-    and in every order of the files. An image that is added later moves one other image of its group
-    at most. Raises InputError for fewer than two samples.
+    Images are ordered by a hash of the seed and their file name, equal names by a hash of the seed
+    and their path below the common folder. So the split depends neither on the machine, nor on
+    where the data set lies, nor on the order of the files. Adding an image moves at most one other
+    image of its group. Raises InputError for fewer than two samples.
     """
     if len(samples) < 2:
         raise InputError(
-            f"{samples[0].image}: is the only labelled image; two at least are needed, one of them "
-            "is held out"
+            f"{samples[0].image}: is the only labelled image; at least two are needed, one of them "
+            "for validation"
         )
     above = os.path.commonpath([sample.image.parent for sample in samples])
 
@@ -172,44 +171,44 @@ def hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sampl
 
 
 def keep_classes(data: DataSet, keep: str) -> DataSet:
-    """The data set with the named classes alone; all others become class 0, background.
+    """The data set with only the named classes; all others become class 0, background.
 
-    keep    names separated by commas, or "all". Raises InputError for a name that is no class.
+    keep    names separated by commas, or "all"
+
+    Raises InputError for an unknown name.
     """
     if keep == "all":
         return data
     names = list(dict.fromkeys(name.strip() for name in keep.split(",")))
     classes = ["background", *(name for name in names if name != "background")]
     if not set(names) <= set(data.classes) or len(classes) == 1:
-        raise InputError(
-            f"--classes {keep}: name some of the classes, which are {', '.join(data.classes)}"
-        )
+        raise InputError(f"--classes {keep}: choose from the classes {', '.join(data.classes)}")
     new_id = np.zeros(256, np.uint8)
     new_id[IGNORE] = IGNORE
     for old_id, name in enumerate(data.classes):
         new_id[old_id] = classes.index(name) if name in names else 0
     return data._replace(
-        summary=f"{data.summary}; of these {', '.join(classes[1:])}, the others are background",
+        summary=f"{data.summary}; only {', '.join(classes[1:])}, all others are background",
         classes=classes,
         read_label=lambda path, *unmapped: new_id[data.read_label(path, *unmapped)],
     )
 
 
 def parts_of(data: DataSet) -> dict[str, list[Sample]]:
-    """The samples of each part of the data set, by the name of the part."""
+    """The samples of the data set, by the name of their part."""
     return {"training": data.train, "validation": data.val, "test": data.test}
 
 
 def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
-    """Read all files of the data set in folder `root`, and print what they hold.
+    """Read all files of the data set in folder `root`, and print statistics.
 
-    show    a file to draw samples into
+    show    a PNG file to draw samples into, or None
 
-    Returns what is amiss with single files, a line each. Raises InputError if there is nothing to
+    Returns one line for each file that cannot be used. Raises InputError if there is nothing to
     learn.
     """
     if show and (show.suffix.lower() != ".png" or show.resolve().is_relative_to(root.resolve())):
-        raise InputError(f"--show {show}: name a file .png that does not lie in {root}")
+        raise InputError(f"--show {show}: must be a .png file outside {root}")
     parts, faults = parts_of(data), []
     samples = sum(parts.values(), [])
     reader = Reader(data.read_label, cache_bytes=0)
@@ -235,8 +234,8 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
             print(f"{part:10}  {len(sizes):6}  {'  '.join(cells)}")
     print(f"\n{describe(counts, data)}")
     if show:
-        # Samples of each part from beginning to end, and for each class, the rarest first, the
-        # sample that shows it most.
+        # Samples spread over each part, and for each class, the rarest first, the sample with most
+        # of its pixels.
         rarest = counts.pixels.argmax(0)[counts.pixels.sum(0).argsort(kind="stable")].tolist()
         picked = sorted(list(dict.fromkeys(spread + rarest))[:MAX_SHOWN])
         cells = [(names[i], *reader(samples[i])) for i in picked if readable[i]]
@@ -250,8 +249,9 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
 
 
 def shortened_by_kind(faults: list[str], most: int = 3) -> list[str]:
-    """The first faults of each kind, and how many more there are. Those of one kind differ by paths
-    and numbers alone.
+    """The first `most` faults of each kind, and how many more there are.
+
+    Faults of one kind differ only in paths and numbers.
     """
     kinds = {}
     for fault in faults:
@@ -264,8 +264,8 @@ def shortened_by_kind(faults: list[str], most: int = 3) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 2 for data that cannot be used (each kind
-    of fault some lines on stderr), or 130 if it was stopped.
+    """Run the command line. Returns the exit status: 0, 2 for unusable data (faults go to stderr),
+    or 130 if stopped.
     """
     parser = Parser("data.py", description=__doc__)
     parser.add_argument(
@@ -273,10 +273,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_options(parser, DataOptions)
     parser.add_argument(
-        "--list", action="store_true", help="print instead the part, image and label of each sample"
+        "--list", action="store_true", help="only print the part, image and label of each sample"
     )
     parser.add_argument(
-        "--show", metavar="FILE", type=Path, help="draw samples with their labels over them, as PNG"
+        "--show", metavar="FILE", type=Path, help="PNG file for samples overlaid with their labels"
     )
     options = vars(parser.parse_args(argv))
     folder, show, listed = (options.pop(name) for name in ("folder", "show", "list"))

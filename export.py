@@ -1,18 +1,18 @@
-"""A trained network as a file that runs without this project.
+"""Export a trained network to a file that runs without this project.
 
     python export.py best.pt road.onnx     for ONNX Runtime, OpenVINO, TensorRT and others
     python export.py best.pt road.pt2      for PyTorch: torch.export.load("road.pt2").module()
 
-Input `image`: uint8 [N, 3, H, W], RGB as it is decoded, for every N, and every H and W from 33 on.
-The normalisation is inside, and so is the resize factor of the training: the file enlarges the
-images and interpolates the scores back to their size. Output `scores`: float32 [N, C, H, W]. The
-most probable class of a pixel has the largest score; softmax over C gives probabilities. Metadata:
-`classes` (a JSON list of names), `mean` and `std` (JSON lists, of RGB in 0..1), and `sha256` of the
-checkpoint. In a .pt2 file they are one extra file, metadata.json.
+Input `image`: decoded RGB, uint8 [N, 3, H, W], for every N, and every H and W from 33 on. The file
+includes the normalisation and the resize factor of the training: it enlarges the images and
+interpolates the scores back to their size. Output `scores`: logits float32 [N, C, H, W]; softmax
+over C gives probabilities. Metadata: `classes` (a JSON list of names), `mean` and `std` (JSON
+lists, of RGB in 0..1), and `sha256` of the checkpoint. In a .pt2 file they are one extra file,
+metadata.json.
 
-After it is written, the file is read again and compared with the network at three other sizes. A
-file that disagrees is deleted. ONNX needs the packages onnx, onnxscript and onnxruntime, which
-nothing else here needs. A .pt2 file is written for the CPU.
+The written file is read again and compared with the network at three other sizes. A file that
+disagrees is deleted. ONNX needs the packages onnx, onnxscript and onnxruntime. A .pt2 file is for
+the CPU.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from support.console import InputError, Parser, explanation, one_line
 from support.files import sha256
 from vgg import IMAGE_MEAN, IMAGE_STD, normalise
 
-EXAMPLE = (2, 3, 64, 96)  # what the network is exported with
-# The exporter treats a map of one row or column apart, and pool5 has one for 32 pixels.
+EXAMPLE = (2, 3, 64, 96)  # shape of the example images for the exporter
+# The exporter treats maps of one row or column specially, and pool5 has only one for 32 pixels.
 SMALLEST = 33
-# Sizes at which the file is compared with the network: no multiples of 32.
+# The file is compared with the network at these sizes, no multiples of 32.
 SHAPES = ((1, 3, 33, 47), (2, 3, 70, 90), (1, 3, 97, 131))
 TOLERANCE = 1e-3  # largest difference of a score, relative to the largest score
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class Deployed(nn.Module):
-    """FCN-8s from decoded pictures on: uint8 [N, 3, H, W] RGB to float32 [N, C, H, W]."""
+    """FCN-8s with its preprocessing: uint8 [N, 3, H, W] RGB to scores float32 [N, C, H, W]."""
 
     def __init__(self, net: FCN8s):
         super().__init__()
@@ -67,26 +67,25 @@ class Deployed(nn.Module):
 
 
 def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
-    """Write the network of a checkpoint to `out`, in the format that its ending says, and compare
-    it. Returns the largest relative difference of a score.
+    """Write the network of a checkpoint to `out`, in the format of its ending, and compare it.
 
-    A file that was there before stays until the new one has agreed. Raises InputError if that
-    cannot be done.
+    Returns the largest relative difference of a score. An existing file stays until the new one has
+    agreed. Raises InputError if the export fails.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     writers = {".onnx": write_onnx, ".pt2": write_pt2}
     ending = out.suffix.lower()
     if ending not in writers:
-        raise InputError(f"{out}: must end in {' or '.join(writers)}, which says what to write")
+        raise InputError(f"{out}: must end in {' or '.join(writers)}, which selects the format")
     missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
     if ending == ".onnx" and missing:
         raise InputError(f"{out}: ONNX needs other packages: pip install {' '.join(missing)}")
     net = FCN8s.load(checkpoint).float()
-    # To reduce a picture well it has to be filtered, and such a graph does not hold for every size.
+    # Shrinking a picture needs a filter, and such a graph is not valid for every size.
     if net.resize_factor < 1:
         raise InputError(
             f"{checkpoint}: was trained on images resized by {net.resize_factor:g}; only networks "
-            "with a factor of 1 and more can be exported"
+            "with a factor of at least 1 can be exported"
         )
     metadata = {
         "classes": json.dumps(net.classes),
@@ -101,10 +100,10 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
             written = Path(folder) / f"network{ending}"
             run = writers[ending](model, written, metadata)
             difference = max(compare(model, run, shape) for shape in SHAPES)
-            if not difference <= TOLERANCE:  # nan neither
+            if not difference <= TOLERANCE:  # true for nan too
                 raise InputError(
                     f"{out}: its scores differ from those of {checkpoint} by {difference:.1e} of "
-                    "the largest, so it was deleted; try another release of the packages that "
+                    "the largest, so it was deleted; try another version of the packages that "
                     "wrote it"
                 )
             os.replace(written, out)
@@ -114,7 +113,7 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
 
 
 def exported(model: Deployed) -> torch.export.ExportedProgram:
-    """The network as a graph that holds for every N, and every H and W from SMALLEST on."""
+    """The network as a graph that is valid for every N, and every H and W from SMALLEST on."""
     example = torch.randint(0, 256, EXAMPLE, dtype=torch.uint8)
     side = Dim.DYNAMIC(min=SMALLEST)
     with torch.no_grad():
@@ -124,10 +123,8 @@ def exported(model: Deployed) -> torch.export.ExportedProgram:
 
 
 def write_pt2(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable:
-    """Write PyTorch's own format. Returns a function from images to the scores of the file that was
-    written.
-    """
-    # Not to the file itself: on a full disk PyTorch's writer would abort the process.
+    """Write a .pt2 file. Returns a function from images to the scores of this file."""
+    # Through a buffer: on a full disk, PyTorch's own writer would abort the process.
     buffer = io.BytesIO()
     torch.export.save(exported(model), buffer, extra_files={"metadata.json": json.dumps(metadata)})
     out.write_bytes(buffer.getvalue())
@@ -135,9 +132,7 @@ def write_pt2(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable:
 
 
 def write_onnx(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable:
-    """Write ONNX, the weights in the same file. Returns a function from images to the scores of the
-    file that was written.
-    """
+    """Write an ONNX file, including the weights. Returns a function from images to its scores."""
     import onnxruntime  # an optional package
 
     program = torch.onnx.export(
@@ -156,7 +151,7 @@ def write_onnx(model: Deployed, out: Path, metadata: dict[str, str]) -> Callable
 
 @torch.no_grad()
 def compare(model: Deployed, run: Callable, shape: tuple[int, int, int, int]) -> float:
-    """The largest difference of a score of random images [N, 3, H, W], relative to the largest
+    """The largest difference of a score for random images [N, 3, H, W], relative to the largest
     score.
     """
     image = torch.randint(
@@ -167,21 +162,17 @@ def compare(model: Deployed, run: Callable, shape: tuple[int, int, int, int]) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for what cannot be exported (one line
-    on stderr).
+    """Run the command line. Returns the exit status: 0, 2 with one line on stderr if the export
+    fails, or 130 if stopped.
     """
     parser = Parser("export.py", description=__doc__)
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help="best.pt of a run of train.py"
-    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="best.pt of a run")
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="file to write: NAME.onnx or NAME.pt2"
     )
-    parser.add_argument(
-        "--debug", action="store_true", help="show where in the code an error arose"
-    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     options = parser.parse_args(argv)
-    # It warns of packages that are not needed here.
+    # torch.onnx warns of packages that are not needed here.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -199,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"wrote {options.out}: {options.out.stat().st_size / 2**20:.1f} MiB; at three other sizes "
         f"the scores differ by at most {difference:.1e} of the largest\n"
-        f"it takes RGB pictures, uint8 [N, 3, H, W]; docs/programs.md has a program that uses it"
+        f"input: RGB pictures, uint8 [N, 3, H, W]; docs/programs.md has a program that runs it"
     )
     return 0
 

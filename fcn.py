@@ -1,15 +1,14 @@
-"""FCN-32s, FCN-16s and FCN-8s: class scores from three depths of VGG16, aligned, added, and brought
-to the image's size.
+"""FCN-32s, FCN-16s and FCN-8s: class scores from three depths of VGG16, aligned, added, upsampled.
 
     python fcn.py [HxW] [--pad N] [--stride N]    print every map and derive every crop
 
 Long, Shelhamer and Darrell 2015, section 4 and figure 3. fc7 tells best what is in the image, but
-has only one cell for 32 x 32 pixels. pool4 (16 x 16) and pool3 (8 x 8) tell better where it is.
-Each map is turned into class scores. The coarse scores are upsampled by two and added to the finer
-ones, twice; then they are upsampled to the pixels.
+has only one cell per 32 x 32 pixels. pool4 (16 x 16) and pool3 (8 x 8) tell better where it is.
+Convolutions of 1 x 1 turn each map into class scores. The coarse scores are upsampled by two and
+added to the finer ones, twice, and then upsampled to the size of the image.
 
-To add two maps, their cells must lie on the same pixels. That takes a crop, and the crop follows
-from the grids alone. docs/walkthrough.md does all of it by hand, docs/exercises.md breaks it.
+Two maps can only be added if their cells lie on the same pixels. This takes a crop, and the crop
+follows from the grids alone. docs/walkthrough.md works it out by hand, docs/exercises.md breaks it.
 """
 
 from __future__ import annotations
@@ -45,11 +44,9 @@ def crop_offset(cropped: Grid, kept: Grid) -> int:
 
 
 def cut(scores: torch.Tensor, crop: int, height: int, width: int) -> torch.Tensor:
-    """The part [N, C, height, width] of a score map that begins at cell `crop`, from above and from
-    the left.
-    """
+    """The part [N, C, height, width] of a score map that starts at row and column `crop`."""
     if torch.compiler.is_exporting():
-        # An exported slice would hold for maps of this size alone.
+        # An exported slice would be valid for maps of this size only.
         rows, columns = (
             torch.arange(length, device=scores.device) + crop for length in (height, width)
         )
@@ -61,9 +58,9 @@ def fuse(coarse: torch.Tensor, fine: torch.Tensor, crop: int) -> torch.Tensor:
     """The sum of two score maps [N, C, h, w] and [N, C, h', w'], where cell k of `coarse` lies on
     cell k + crop of `fine`.
 
-    Only the cells that both maps have are kept. With a border (pad=100) `fine` is larger on every
-    side. Without one (pad=1) the crop is 0, but `coarse` has a row or column more at the far end
-    wherever a pool has rounded up.
+    The sum keeps only the cells that both maps have. With a border (pad=100), `fine` is larger on
+    every side. Without one (pad=1), the crop is 0, but `coarse` has one more row or column at the
+    far end wherever a pool has rounded up.
     """
     if crop == 0:
         return cut(coarse, 0, fine.shape[2], fine.shape[3]) + fine
@@ -71,11 +68,10 @@ def fuse(coarse: torch.Tensor, fine: torch.Tensor, crop: int) -> torch.Tensor:
 
 
 def bilinear_kernel(size: int) -> torch.Tensor:
-    """Weights [size, size] float with which a transposed convolution of stride size/2 interpolates
-    bilinearly.
+    """Weights float [size, size] that make a transposed convolution of stride size/2 bilinear.
 
-    A tent: 1 at the centre of the kernel, falling in a straight line to 0 one stride (f) away, in
-    both directions.
+    They form a tent: 1 at the centre, falling linearly to 0 one stride (f) away, in both
+    directions.
     """
     f = (size + 1) // 2
     centre = f - 1 if size % 2 else f - 0.5
@@ -91,21 +87,21 @@ class FCN8s(nn.Module):
     num_classes        C, at least 1
     pad                padding of conv1_1: 1 (no border) or at least 97; 100 is the authors' network
                        (see VGG16)
-    stride             8 for FCN-8s; 16 and 32 for FCN-16s and FCN-32s, its predecessors (section
+    stride             8 for FCN-8s; 16 and 32 for its predecessors FCN-16s and FCN-32s (section
                        4.2)
-    width              factor on the channels of the convolutions, for tests and small machines
+    width              multiplies the channels of the convolutions, for tests and small machines
     fc_channels        channels of fc6 and fc7
     learn_upsampling   False: the transposed convolutions stay bilinear, as in the authors' networks
-    skip_gain          the factor on each of SKIPS before it is scored, 1 by default. The authors'
+    skip_gain          factor on each of SKIPS before its score layer, 1 by default. The authors'
                        at-once network has 0.01 and 0.0001, because Caffe's VGG16 has activations of
                        tens and hundreds there, which would swamp score_fr. `balance` in
-                       support/training/initialise.py measures them instead
-    dropout            share of the elements of fc6 and fc7 that training sets to zero, as in VGG16
+                       support/training/initialise.py measures the factors instead
+    dropout            dropout probability of fc6 and fc7, as in VGG16
 
-    Where the crops come from. One letter stands for one map: cell j of score_fr, k of upscore2,
-    m of score_pool4, n of upscore_pool4, p of score_pool3, q of upscore8, and pixel x of the image.
-    The table gives the pixel on which each cell is centred (class Grid in vgg.py), and the cells
-    that coincide:
+    Where the crops come from. The cells of each map have their own letter: j in score_fr, k in
+    upscore2, m in score_pool4, n in upscore_pool4, p in score_pool3, q in upscore8; the image has
+    pixels x. The table gives the pixel on which each cell is centred (class Grid in vgg.py), and
+    the cells that coincide:
 
                          pad=1                           pad=100
         score_fr         32 j + 15.5                     32 j + 12.5
@@ -116,40 +112,39 @@ class FCN8s(nn.Module):
         upscore8            q         ( 3.5 -  1*3.5)       q - 31    (-23.5 - 1*7.5)
         image               x          q = x                x          q = x + 31
 
-    These are the numbers 5, 9 and 31 of the authors' network, and 0, 0 and 0 without the border. 5
-    and 9 hold for every border; the last crop is pad - 69. In the first two lines the skip is
-    cropped, in the last one the upsampled scores are. FCN-16s goes from 16 k - 11.5 straight to the
-    pixels and crops at 27, FCN-32s from 32 j + 12.5 at 19.
+    The crops are 5, 9 and 31 in the authors' network, and 0, 0 and 0 without the border. 5 and 9
+    hold for every border; the last crop is pad - 69. The first two crop the skip, the last one the
+    upsampled scores. FCN-16s goes straight from 16 k - 11.5 to the pixels and crops at 27; FCN-32s
+    goes from 32 j + 12.5 and crops at 19.
 
-    31 is not half of the surplus. With pad=100 the output of upscore8 is larger than the image by
-    65 rows and 62 columns at 375 x 1242, and by 62 to 93 in general, because five pools round up at
-    the far end alone. The near end is always 31 away. fc7 has 12 x 39 cells at this size, with the
-    border and without.
+    31 is not half the surplus. With pad=100 the output of upscore8 is larger than the image by 65
+    rows and 62 columns at 375 x 1242, and by 62 to 93 in general, because five pools round up at
+    the far end only. The near end is always 31 away. fc7 has 12 x 39 cells at this size, with and
+    without the border.
 
-    Why a border of 100. fc6 has no padding there, so pool5 needs 7 rows for its window. pool5 has
-    ceil((H + 2*pad - 2) / 32) rows. That is at least 7 for every H >= 1 if pad >= 97. A pad of 90
-    would do for images of 15 pixels a side and more, but not for smaller ones, so this class
-    refuses it.
+    Why a border of 100. There fc6 has no padding, so its window needs 7 rows of pool5. pool5 has
+    ceil((H + 2*pad - 2) / 32) rows: at least 7 for every H >= 1 if pad >= 97. This class refuses
+    smaller borders: a pad of 90, for example, needs images of at least 15 x 15 pixels.
 
-    The score layers start at zero (sections 4.2 and 4.3): an untrained network scores all classes
-    alike, and a new skip changes nothing at first. Only these layers can start so. The gradient of
-    a layer's weights is its input times the gradient at its output, and a score layer has both in
-    the first step. VGG16 gets its first gradient in the second step, once the score layers are no
-    longer zero. A convolution of VGG16 that started at zero would output zeros; the layers after it
-    would have no input to learn from and would pass no gradient back to it, so it would stay at
-    zero.
+    The score layers start at zero (sections 4.2 and 4.3), so an untrained network scores all
+    classes alike, and a new skip changes nothing at first. Only these layers can start at zero. The
+    gradient of a layer's weights is its input times the gradient at its output, and a score layer
+    has both in the first step. VGG16 gets its first gradient in the second step, once the score
+    layers are no longer zero. A convolution of VGG16 that started at zero would stay at zero: it
+    would output zeros, so the layers after it would have no input to learn from, and would pass no
+    gradient back.
 
-    `reach`, the receptive radius: a score depends on pixels up to 245 away with stride 8, 241 with
-    16 and 233 with 32. For 8 that is 201.5 for fc7, and 16*1.5 + 8*1.5 + 1*7.5 for the upsampling.
+    `reach` is the receptive radius: a score depends on pixels up to 245 away with stride 8, 241
+    with 16 and 233 with 32. For 8, fc7 contributes 201.5 and the upsampling 16*1.5 + 8*1.5 + 1*7.5.
 
-    Attributes: `grid` has the Grid of each layer's output by the layer's name, `crop` the crops by
-    the names of the skips and "image". `classes` and `resize_factor` are for checkpoints.
+    Attributes: `grid` maps each layer's name to the Grid of its output, `crop` maps the names of
+    the skips and "image" to the crops. `classes` and `resize_factor` are for checkpoints.
     FCN8s(**config) builds the same network again.
 
-    Raises ValueError for settings that make no network.
+    Raises ValueError for invalid settings.
     """
 
-    SKIPS = ("pool4", "pool3")  # from coarse to fine; FCN-16s has the first alone, FCN-32s none
+    SKIPS = ("pool4", "pool3")  # from coarse to fine; FCN-16s has only the first, FCN-32s none
     STRIDES = (8, 16, 32)
 
     def __init__(
@@ -170,7 +165,7 @@ class FCN8s(nn.Module):
             raise ValueError(f"stride is {stride}: it must be one of {self.STRIDES}")
         self.stride = stride
         self.classes = None  # the names of classes 0 ... C-1, once they are known
-        self.resize_factor = 1.0  # the factor by which the images of its training were resized
+        self.resize_factor = 1.0  # of the training images
         self.config = dict(
             num_classes=num_classes,
             pad=pad,
@@ -198,7 +193,7 @@ class FCN8s(nn.Module):
             if not layer.weight.is_meta:  # as in VGG16
                 with torch.no_grad():
                     layer.weight.zero_()
-                    for c in range(num_classes):  # each class by itself: the diagonal of C x C
+                    for c in range(num_classes):  # no mixing of classes: the diagonal of C x C
                         layer.weight[c, c] = bilinear_kernel(2 * factor)
             return layer.requires_grad_(learn_upsampling)
 
@@ -220,7 +215,7 @@ class FCN8s(nn.Module):
             grid = self.grid["upscore_pool4"] = grid.after(self.upscore_pool4)
             fine = self.grid["score_pool3"] = self.grid["pool3"].after(self.score_pool3)
             self.crop["pool3"] = crop_offset(fine, grid)
-        # upscore8, upscore16 or upscore32: the rest of the way to the pixels
+        # upscore8, upscore16 or upscore32: up to the size of the image
         self.last = f"upscore{stride}"
         self.add_module(self.last, upscore_layer(stride))
         grid = self.grid[self.last] = grid.after(self.get_submodule(self.last))
@@ -249,26 +244,26 @@ class FCN8s(nn.Module):
         return cut(score, crop["image"], height, width)
 
     def set_skip_gain(self, gain: dict[str, float]):
-        """Set the factors on SKIPS, 1 for those that are left out. Raises ValueError for others."""
+        """Set the skip gains, 1 where left out. Raises ValueError for names other than SKIPS."""
         if not gain.keys() <= set(self.SKIPS):
-            raise ValueError(f"skip_gain is for {list(gain)}: it must be for {list(self.SKIPS)}")
+            raise ValueError(f"skip_gain has {list(gain)}: it may only have {list(self.SKIPS)}")
         self.skip_gain = self.config["skip_gain"] = dict.fromkeys(self.SKIPS, 1.0) | gain
 
     def get_extra_state(self) -> torch.Tensor:
         """Part of state_dict(): float64 [1 + len(SKIPS)], pad and the skip gains.
 
-        Without them, the same weights give other scores.
+        With other values, the same weights give other scores.
         """
         gains = [self.skip_gain[name] for name in self.SKIPS]
         return torch.tensor([self.config["pad"], *gains], dtype=torch.float64, device="cpu")
 
     def set_extra_state(self, state: torch.Tensor):
-        """Called by load_state_dict. Raises RuntimeError if the weights need another border."""
+        """Called by load_state_dict. Raises RuntimeError if the weights need another pad."""
         pad, *gains = state.tolist()
         if pad != self.config["pad"]:
             raise RuntimeError(
                 f"the weights are of a network with pad={pad:g}, this one has "
-                f"pad={self.config['pad']}; build it with FCN8s(**config) of the checkpoint"
+                f"pad={self.config['pad']}; build it with FCN8s(**checkpoint['config'])"
             )
         self.set_skip_gain(dict(zip(self.SKIPS, gains, strict=True)))
 
@@ -278,7 +273,7 @@ class FCN8s(nn.Module):
         Raises ValueError if `classes` does not name every class, InputError if the file cannot be
         written.
         """
-        from support.checkpoint import write_checkpoint  # here: the network alone needs none
+        from support.checkpoint import write_checkpoint  # only needed here
 
         write_checkpoint(self.to_checkpoint(), path)
 
@@ -286,16 +281,16 @@ class FCN8s(nn.Module):
     def load(cls, path: str | os.PathLike, device: torch.device | str = "cpu") -> FCN8s:
         """The network of a checkpoint such as runs/NAME/best.pt, in evaluation mode on the device.
 
-        Its attribute `classes` holds the names of classes 0 ... C-1, `resize_factor` the factor by
-        which the images of its training were resized. Raises InputError (support/console.py) for a
-        file that is no such checkpoint.
+        Its attribute `classes` holds the names of classes 0 ... C-1, `resize_factor` the resize
+        factor of the training images. Raises InputError (support/console.py) if the file is not a
+        checkpoint.
         """
         from support.checkpoint import read_checkpoint
 
         return cls.from_checkpoint(read_checkpoint(path), path).to(device).eval()
 
     def to_checkpoint(self) -> dict:
-        """The part of a checkpoint that describes the network, see support/checkpoint.py.
+        """The entries of a checkpoint that describe the network, see support/checkpoint.py.
 
         Raises ValueError if `classes` does not name every class.
         """
@@ -314,8 +309,8 @@ class FCN8s(nn.Module):
     def from_checkpoint(cls, saved: dict, path: str | os.PathLike = "checkpoint") -> FCN8s:
         """The network in training mode, on the CPU, from the dictionary of read_checkpoint.
 
-        The weights are taken out of `saved`, so that they are in memory once. Raises InputError,
-        which names `path`, if they do not fit the configuration.
+        Removes the weights from `saved`, so that memory holds them only once. Raises InputError,
+        which names `path`, if the weights do not fit the configuration.
         """
         try:
             with torch.device("meta"):  # no memory for weights that are about to be replaced
@@ -324,7 +319,7 @@ class FCN8s(nn.Module):
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             from support.console import InputError
 
-            # PyTorch's message says in its last line what does not fit.
+            # The last line of PyTorch's message names the mismatch.
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise InputError(
                 f"{path}: the weights do not fit the configuration ({reason[0].strip()[:200]})"
@@ -343,15 +338,15 @@ def cross_entropy(
 
     scores          [N, C, H, W] of any float type; they are converted to float32
     labels          [N, H, W] int64, class ids 0 ... C-1, or IGNORE
-    pixels          the number to divide by, where this is a part of a larger batch; by default the
-                    valid pixels here
+    pixels          the number to divide by, if this is part of a larger batch; by default the valid
+                    pixels here
     class_weights   [C] float, the weight of a pixel of each class; by default all are 1
 
-    The sum is divided by the number of pixels, not by the sum of their weights: so what a pixel
-    contributes does not depend on the rest of its batch. A batch without a valid pixel has loss 0
-    and gradients of 0.
+    The sum is divided by the number of pixels, not by the sum of their weights, so the class
+    weights of the other pixels do not change a pixel's contribution. A batch without a valid pixel
+    has loss 0 and gradients of 0.
 
-    The authors sum over the pixels instead, with a much smaller rate (docs/recipe.md).
+    The authors sum over the pixels instead, with a much smaller learning rate (docs/recipe.md).
     """
     total = F.cross_entropy(
         scores.float(), labels, class_weights, ignore_index=IGNORE, reduction="sum"
@@ -359,7 +354,7 @@ def cross_entropy(
     return total / ((labels != IGNORE).sum() if pixels is None else pixels).clamp(min=1)
 
 
-# ---- What `python fcn.py` prints.
+# ---- The output of `python fcn.py`.
 
 
 class Map(NamedTuple):
@@ -377,8 +372,8 @@ class Map(NamedTuple):
 def maps(net: FCN8s, height: int, width: int) -> dict[str, Map]:
     """Every map that `net` computes for an image of this size, by name, in order of computation.
 
-    A map has the name of the layer that computes it; "sum_pool4" is the sum at the skip from pool4,
-    "image" is the input and "scores" the output. The sizes are those of a forward pass on the meta
+    A map is named after the layer that computes it; "sum_pool4" is the sum at the skip from pool4,
+    "image" is the input and "scores" the output. The sizes come from a forward pass on the meta
     device, which takes neither time nor memory.
     """
     with torch.device("meta"):
@@ -405,7 +400,7 @@ def maps(net: FCN8s, height: int, width: int) -> dict[str, Map]:
 
 
 def upscore_layers(net: FCN8s) -> list[str]:
-    """The names of the upsampling layers, coarse to fine. Each is followed by one of net.crop."""
+    """The names of the upsampling layers, coarse to fine, in the order of the crops in net.crop."""
     return [n for n, layer in net.named_children() if isinstance(layer, nn.ConvTranspose2d)]
 
 
@@ -415,12 +410,12 @@ def centre(letter: str, grid: Grid) -> str:
 
 
 def plus(term: str, number: float) -> str:
-    """A sum as it is written: "m - 5" for "m" and -5, "m" for "m" and 0."""
+    """A sum as text: "m - 5" for "m" and -5, "m" for "m" and 0."""
     return f"{term} {'-' if number < 0 else '+'} {abs(number):g}" if number else term
 
 
 def table(net: FCN8s, height: int, width: int) -> str:
-    """The maps of `net` for an image of this size, a line for each."""
+    """The maps of `net` for an image of this size, one line each."""
     lines = [
         "layer          kernel stride padding  [channels, rows, columns]  "
         "cell i is centred on  receptive radius"
@@ -433,7 +428,7 @@ def table(net: FCN8s, height: int, width: int) -> str:
 
 
 def derivation(net: FCN8s) -> str:
-    """The crops as one would derive them with a pencil, several lines."""
+    """The crops derived as with a pencil, in several lines."""
     letters = iter("jkmnpqrstuvw")  # one for the cells of each map
     cell, grid = next(letters), net.grid["score_fr"]
     lines = [f"score_fr: cell {cell} is centred on pixel {centre(cell, grid)}"]
@@ -471,7 +466,7 @@ def main():
     parser.add_argument(
         "size", metavar="HxW", nargs="?", type=size, default=(375, 1242), help="default 375x1242"
     )
-    parser.add_argument("--pad", type=whole(), help="the border (default: both 100 and 1)")
+    parser.add_argument("--pad", type=whole(), help="padding of conv1_1 (default: both 100 and 1)")
     parser.add_argument(
         "--stride", type=int, choices=FCN8s.STRIDES, default=8, help="default %(default)s"
     )

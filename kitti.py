@@ -2,15 +2,14 @@
 
     python kitti.py RESULTS_DIR TRAINING_DIR     score confidence maps as the benchmark does
 
-RESULTS_DIR holds 8-bit grey maps from any method, 255 times the probability of road, named as the
-ground truth in TRAINING_DIR/gt_image_2. Each has the size of its image, or is a bird's-eye view of
-800x400 (height x width). TRAINING_DIR is the folder training of KITTI Road.
+RESULTS_DIR holds 8-bit grey confidence maps from any method: 255 times the probability of road.
+Each is named like its ground truth in TRAINING_DIR/gt_image_2. It has the size of its image, or is
+a bird's-eye view of 800x400 (height x width). TRAINING_DIR is KITTI Road's folder training.
 
-The images have three categories: um (urban marked) shows streets with one marked lane in each
-direction, umm (urban multiple marked) shows streets with several, and uu (urban unmarked) shows
-streets without lane markings. The ground truth of um_000000.png is um_road_000000.png. Images of um
-have a second one, um_lane_000000.png, in which the lane of the car itself is the "road". The score
-called URBAN pools the road of all three categories.
+The images have three categories: um (urban marked) has one marked lane in each direction, umm
+(urban multiple marked) has several, and uu (urban unmarked) has no lane markings. The ground truth
+of um_000000.png is um_road_000000.png. Images of um have a second one, um_lane_000000.png, in which
+the ego lane is the "road". The score URBAN pools the road of all three categories.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from support.datasets.images import open_mask
 from support.files import SIGNATURE, atomic
 from support.labels import IGNORE, DataSet, Sample
 
-TASKS = {"road": ("um", "umm", "uu"), "lane": ("um",)}  # the categories with such ground truth
+TASKS = {"road": ("um", "umm", "uu"), "lane": ("um",)}  # the categories with this ground truth
 
 # ---- files ----
 
 
 def find(root: Path, options) -> DataSet:
-    """The DataSet of the folder that holds `training`, without a validation set.
+    """The DataSet of the folder that holds `training`; its validation set is empty.
 
-    options.task    "road" or "lane": which ground truth to use
+    options.task    the ground truth to use: "road" or "lane"
 
     Raises InputError if there is no such ground truth.
     """
@@ -57,8 +56,7 @@ def find(root: Path, options) -> DataSet:
 def samples_of(training: Path, task: str) -> list[Sample]:
     """The samples of a task, sorted by name, each image once.
 
-    Images of um have two ground truths. Training on both would teach labels that contradict each
-    other.
+    The two ground truths of um images contradict each other, so a task has only one of them.
     """
     name = re.compile(rf"({'|'.join(TASKS[task])})_{task}_(\d+)\.png")
     samples = []
@@ -73,9 +71,8 @@ def samples_of(training: Path, task: str) -> list[Sample]:
 def read_label(path: Path, unmapped=None) -> np.ndarray:
     """Label map uint8 [H, W] of a ground truth: 0 not road, 1 road, or IGNORE. Raises InputError.
 
-    Magenta (255, 0, 255) is road, red (255, 0, 0) is not road, and black is ignored: a pixel counts
-    where red is set, and is road where blue is set too. `unmapped` is for other data sets: there
-    are no colours without a class here.
+    Magenta (255, 0, 255) is road, red (255, 0, 0) is not road, and black is ignored. `unmapped` is
+    for other data sets: here, no colour is without a class.
     """
     image = open_mask(path)
     if image.mode != "RGB":
@@ -83,7 +80,7 @@ def read_label(path: Path, unmapped=None) -> np.ndarray:
     pixels = np.asarray(image)
     red, green, blue = np.moveaxis(pixels, 2, 0)
     odd = (green > 0) | (red % 255 > 0) | (blue % 255 > 0) | (blue > red)
-    if odd.any():  # such as the colours that a resize with a blending filter leaves
+    if odd.any():  # for example after a resize that blends colours
         raise InputError(
             f"{path}: has the colour {tuple(pixels[odd][0].tolist())}; KITTI's ground truth has "
             "only magenta (255, 0, 255), red (255, 0, 0) and black"
@@ -100,18 +97,18 @@ def read_confidence(path: Path) -> np.ndarray:
 
 
 def write_submission(archive: Path, maps: list[Path]):
-    """Write the zip for the benchmark's server: bird's-eye views, without folders.
+    """Write the zip file for the benchmark's server: bird's-eye views, without folders.
 
     Raises InputError if it cannot be written.
     """
     with atomic(archive) as file, zipfile.ZipFile(file, "w") as content:
         content.comment = SIGNATURE.encode()
-        for path in maps:  # PNGs, which are compressed already
+        for path in maps:  # PNGs are already compressed
             content.write(path, path.name)
 
 
 def is_submission(archive: Path) -> bool:
-    """Whether `write_submission` has written this file."""
+    """Whether `write_submission` wrote this file."""
     with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as content:
         return content.comment == SIGNATURE.encode()
     return False
@@ -125,21 +122,21 @@ def is_submission(archive: Path) -> bool:
 RIGHT = (-10.0, 10.0)  # metres right of the camera
 AHEAD = (6.0, 46.0)  # metres ahead of it
 CELL = 0.05  # side of a cell, metres
-BEV = (800, 400)  # rows, the first of which is the farthest, and columns
+BEV = (800, 400)  # rows, the farthest first, and columns
 
 
 def calibration_of(image: Path) -> Path:
-    """The calibration file of an image in a folder image_2; it need not exist."""
+    """The path of the calibration file of an image in image_2; the file may not exist."""
     return image.parent.parent / "calib" / f"{image.stem}.txt"
 
 
 def homography(calibration: Path) -> np.ndarray:
-    """Float64 [3, 3]: takes (x, z, 1), a point of the ground x metres right and z metres ahead, to
-    (u, v, w), the image's pixel u/w, v/w, counted from 1.
+    """Float64 [3, 3], the homography from the ground to the image: (x, z, 1) to (u, v, w).
 
-    A point of the road's coordinates is taken to the camera's by inverse(Tr_cam_to_road), rectified
-    by R0_rect, and projected by P2. The road is the plane y = 0, so the column of y drops out.
-    Raises InputError.
+    The point x metres right of the camera and z metres ahead is seen in pixel (u/w, v/w), counted
+    from 1. Inverse(Tr_cam_to_road) maps the road's coordinates to the camera's, R0_rect rectifies
+    and P2 projects them. The road is the plane y = 0, so the column of y drops out. Raises
+    InputError.
     """
 
     def matrix(name, rows, columns):
@@ -154,20 +151,20 @@ def homography(calibration: Path) -> np.ndarray:
         to_image = matrix("P2", 3, 4) @ matrix("R0_rect", 3, 3) @ from_road
     except OSError as error:
         raise InputError(
-            f"{calibration}: cannot be read ({error.strerror}); the bird's-eye view needs the "
-            "folder calib of KITTI Road"
+            f"{calibration}: cannot be read ({error.strerror}); the bird's-eye view needs "
+            "KITTI Road's folder calib"
         ) from None
     except (KeyError, ValueError):
         raise InputError(
-            f"{calibration}: is not a calibration of KITTI Road, which has lines P2: (12 numbers), "
-            "R0_rect: (9) and Tr_cam_to_road: (12); unpack it again"
+            f"{calibration}: is not a calibration of KITTI Road with the lines P2: (12 numbers), "
+            "R0_rect: (9) and Tr_cam_to_road: (12); unpack the data set again"
         ) from None
     return to_image[:3, [0, 2, 3]]
 
 
 def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
-    """Int64 [800, 400]: the pixel of the image in which the centre of each cell is seen, counted
-    row by row, or -1 if the image does not show it.
+    """Int64 [800, 400]: for each cell, the image's pixel (counted row by row) that shows its
+    centre, or -1.
 
     height, width    of the image
 
@@ -184,10 +181,10 @@ def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
 
 
 def bird_view(values: np.ndarray, cells: np.ndarray, outside: int) -> np.ndarray:
-    """A map [H, W] seen from above: [800, 400] of the same type.
+    """The bird's-eye view [800, 400] of a map [H, W], of the same dtype.
 
-    cells      of `bird_cells`
-    outside    the value of cells that the image does not show
+    cells      from `bird_cells`
+    outside    value of the cells that the image does not show
     """
     return np.where(cells < 0, values.dtype.type(outside), values.ravel()[cells])
 
@@ -201,13 +198,13 @@ CATEGORIES = ("all", "um_lane", *URBAN, "URBAN")  # "all": images of other data 
 
 
 def histogram(confidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Int64 [2, 256]: how often each confidence occurs among the pixels that are not road (row 0)
-    and those that are (row 1). Ignored pixels are left out.
+    """Int64 [2, 256]: counts of each confidence among the pixels that are not road (row 0) and
+    those that are (row 1). Ignored pixels are left out.
 
     confidence    uint8, 255 times the probability of road
     truth         uint8 of the same shape: 0, 1 or IGNORE
 
-    The histograms of several images add up to that of all their pixels.
+    Histograms of several images can be added.
     """
     bins = truth.astype(np.int64) * 256 + confidence
     bins[truth == IGNORE] = 512
@@ -215,29 +212,29 @@ def histogram(confidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def maxf_ap(counts: np.ndarray) -> dict[str, float]:
-    """MEASURES of the benchmark from a `histogram`, 0..1.
+    """The benchmark's MEASURES of a `histogram`, 0..1.
 
-    A pixel is called road where its confidence is at least a threshold i/255, i = 0 ... 255. That
-    gives a precision PRE and a recall REC for each threshold.
+    A pixel is predicted as road if its confidence is at least the threshold i/255. Each threshold,
+    i = 0 ... 255, gives a precision PRE and a recall REC.
 
     MaxF         the largest F = 2 PRE REC / (PRE + REC) of all thresholds
-    threshold    the lowest one that reaches it; PRE, REC, FPR and FNR hold there
+    threshold    the lowest threshold that reaches MaxF; PRE, REC, FPR and FNR are taken there
     AP           the mean over r = 0, 0.1 ... 1 of the largest PRE at which REC >= r
 
-    All are nan if no pixel is road, and FPR is nan if all are.
+    All are nan if no pixel is road; FPR is nan if every pixel is.
 
     Source: Fritsch, Kuehnl and Geiger, A New Performance Measure and Evaluation Benchmark for Road
     Detection Algorithms, ITSC 2013, section IV. The benchmark's development kit computes the same,
-    with rounding errors in place of exact comparisons of REC and r.
+    but rounding errors affect its comparisons of REC and r; here they are exact.
     """
-    # Pixels at or above each threshold: sums from the top. The integers are exact.
+    # Pixels at or above each threshold, as exact integers: cumulative sums from the top.
     false, true = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
     negative, positive = false[0], true[0]
     if positive == 0:
         return dict.fromkeys(MEASURES, math.nan)
-    precision = true / np.maximum(true + false, 1)  # 0 where nothing is called road
+    precision = true / np.maximum(true + false, 1)  # 0 where no pixel is predicted as road
     recall = true / positive
-    f = 2 * true / (true + false + positive)  # the same F, without its 0/0
+    f = 2 * true / (true + false + positive)  # the same F, but never 0/0
     best = int(f.argmax())
     values = (
         f[best],
@@ -252,8 +249,8 @@ def maxf_ap(counts: np.ndarray) -> dict[str, float]:
 
 
 def histograms_of(sample: Sample, confidence: np.ndarray, truth: np.ndarray) -> list[tuple]:
-    """[(space, category, `histogram`)] of one image: in the image and, if the sample is KITTI's and
-    has a calibration, in the bird's-eye view. Raises InputError.
+    """[(space, category, `histogram`)] of one image: in image space and, for a KITTI sample with a
+    calibration, in the bird's-eye view. Raises InputError.
 
     confidence, truth    uint8 [H, W], as for `histogram`
     """
@@ -271,7 +268,7 @@ def road_scores(histograms: list[tuple]) -> dict[tuple[str, str], dict]:
 
     histograms    (space, category, histogram) for each image and space
 
-    The pixels of a category's images are pooled. URBAN is there if all three road categories are.
+    The pixels of each category are pooled. URBAN is added if all three road categories are there.
     """
     grouped = defaultdict(list)
     for space, category, counts in histograms:
@@ -289,7 +286,7 @@ def road_scores(histograms: list[tuple]) -> dict[tuple[str, str], dict]:
 
 
 def road_table(scores: dict[tuple[str, str], dict], title: str = "") -> str:
-    """Text table of `road_scores` in per cent, one line for each space and category."""
+    """Text table of `road_scores` in per cent, one line per space and category."""
     lines = [f"{title:20}  images    MaxF      AP     PRE     REC     FPR     FNR  threshold"]
     for (space, category), values in scores.items():
         cells = " ".join(f"{100 * values[name]:7.2f}" for name in MEASURES[:-1])
@@ -306,12 +303,12 @@ def road_table(scores: dict[tuple[str, str], dict], title: str = "") -> str:
 def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
     """`road_scores` of the confidence maps in a folder.
 
-    results     maps named as the ground truth; their names tell the task, road or lane
-    training    the folder training of KITTI Road
+    results     maps named like the ground truth; the names give the task, road or lane
+    training    KITTI Road's folder training
 
-    Bird's-eye views are scored as such; maps of the image's size in both spaces, as in training.
-    Raises InputError if a ground truth of the task has no map, or a file cannot be used: a score of
-    some of the images would look like one of all.
+    Bird's-eye views are scored only as such, maps of the image's size in both spaces, as in
+    training. Raises InputError if a file cannot be used, or if a ground truth of the task has no
+    map: a partial score would look like a complete one.
     """
     samples = []
     for task in TASKS:
@@ -320,16 +317,16 @@ def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
             samples += found
     if not samples:
         raise InputError(
-            f"{results}: holds no map named as a ground truth in {training / 'gt_image_2'}; those "
-            "of predict.py --kitti are in its folders confidence and bev"
+            f"{results}: holds no map named like a ground truth in {training / 'gt_image_2'}; "
+            "predict.py --kitti writes maps into its folders confidence and bev"
         )
     histograms = []
     for sample in samples:
         path = results / sample.label.name
         if not path.exists():
             raise InputError(
-                f"{path}: is missing; every ground truth needs its map: predict.py --kitti DIR "
-                "--split train writes them, predict.py --data DIR scores the validation set alone"
+                f"{path}: is missing; every ground truth needs a map: predict.py --kitti DIR "
+                "--split train writes all, predict.py --data DIR scores only the validation set"
             )
         truth, confidence = read_label(sample.label), read_confidence(path)
         if confidence.shape == BEV:
@@ -345,14 +342,14 @@ def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
             )
         if histograms and histograms[0][0] != found[0][0]:
             raise InputError(
-                f"{path}: is a map of another kind than those before it, in the image or from above"
+                f"{path}: is a map of another kind than the maps before it (image or bird's eye)"
             )
         histograms += found
     return road_scores(histograms)
 
 
 def main():
-    """Run the command line. Exits with status 2 for input that cannot be used."""
+    """Run the command line. Exits with status 2 for unusable input."""
     parser = Parser("kitti.py", description=__doc__)
     parser.add_argument("results", metavar="RESULTS_DIR", type=Path, help="folder of maps")
     parser.add_argument("training", metavar="TRAINING_DIR", type=Path, help="KITTI's training")

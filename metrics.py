@@ -1,4 +1,4 @@
-"""The confusion matrix, and every measure that follows from it."""
+"""The confusion matrix, and every measure computed from it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TITLES = {
 def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
     """Confusion matrix int64 [C, C]: n[t, p] pixels of true class t are predicted as class p.
 
-    prediction, truth    integer arrays of one shape, values 0 ... C-1; pixels whose truth is IGNORE
-                         are left out
+    prediction, truth    integer arrays of the same shape, values 0 ... C-1; pixels whose truth is
+                         IGNORE are left out
 
-    The counts are exact, and the matrices of several images add up.
+    The counts are exact; matrices of several images can be added.
     """
-    # Cell (t, p) of the matrix is bin t * C + p. Ignored pixels go to a bin of their own at the
-    # end, which is cut off.
+    # Cell (t, p) of the matrix is bin t * C + p. Ignored pixels go to an extra last bin, which is
+    # dropped.
     bins = truth.astype(np.int64) * num_classes + prediction
     bins[truth == IGNORE] = num_classes**2
     counts = np.bincount(bins.ravel(), minlength=num_classes**2 + 1)
@@ -37,7 +37,7 @@ def confusion(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np
 def class_iou(matrix: np.ndarray) -> np.ndarray:
     """Float64 [C]: the IoU of each class, n[i, i] / (t_i + sum_j n[j, i] - n[i, i]), 0..1.
 
-    It is nan for a class that is neither in the truth nor predicted.
+    It is nan for a class that is neither in the ground truth nor predicted.
     """
     hits = matrix.diagonal()
     with np.errstate(invalid="ignore"):  # 0/0 is nan
@@ -59,8 +59,8 @@ def measures(matrix: np.ndarray) -> dict:
         mean_iou     mean over i of iou[i]
         fw_iou       sum_i t_i * iou[i] / sum_i t_i
 
-    Floats, 0..1. A class that is neither in the truth nor predicted has no IoU, and one that is not
-    in the truth has no accuracy: that is nan, and the means leave it out.
+    Floats, 0..1. The IoU of a class that is neither in the ground truth nor predicted is nan, as is
+    the accuracy of a class that is not in the ground truth. The means leave out nan.
     """
     hits, truth, iou = matrix.diagonal(), matrix.sum(1), class_iou(matrix)
     with np.errstate(invalid="ignore"):  # 0/0 is nan
@@ -79,11 +79,11 @@ class Scores:
     classes    the names of classes 0 ... C-1
     road       the class whose confidence is scored as KITTI Road scores it, or None (DataSet.road)
 
-    Pixels are pooled: the confusion matrices and histograms of all images are added up before any
-    measure is taken. A large image counts for more than a small one, and a class has one IoU over
-    all images, not the mean of one for each image. `iou_by_image` has these.
+    Pixels are pooled: the confusion matrices and histograms of all images are added before any
+    measure is computed. So large images count for more, and a class has one IoU over all images;
+    `iou_by_image` has the IoU of each image.
 
-    Scores can be pickled, and those of two sets of images add up: a + b.
+    Scores can be pickled, and those of two sets of images can be added: a + b.
     """
 
     def __init__(self, classes: list[str], road: int | None = None):
@@ -102,8 +102,7 @@ class Scores:
         """Add an image.
 
         prediction, truth    label maps uint8 [H, W]
-        confidence           uint8 [H, W], 255 times the probability of class `road`; needed if
-                             there is one
+        confidence           uint8 [H, W], 255 times the probability of class `road`, if given
 
         Raises InputError if the image's calibration cannot be used.
         """
@@ -121,9 +120,9 @@ class Scores:
         return both
 
     def result(self) -> dict:
-        """`measures`, and "monitor": the name of the score that says which network is better.
+        """`measures`, and "monitor": the name of the score that selects the best network.
 
-        If a road is scored, also "road", `kitti.road_scores`, and "MaxF", that of all images.
+        If a road is scored, also "road" (`kitti.road_scores`) and "MaxF" over all images.
         """
         result = {**measures(self.matrix), "monitor": "mean_iou"}
         if self.road is not None:
@@ -136,8 +135,8 @@ class Scores:
 
     @property
     def iou_by_image(self) -> dict[Path, float]:
-        """The IoU of the road in each image, or the mean IoU if no road is scored, by the image's
-        path: 0..1, or nan if neither truth nor prediction shows the class.
+        """By path, the IoU of the road in each image, or the mean IoU if no road is scored: 0..1,
+        or nan if the class is neither in the ground truth nor predicted.
         """
         return {
             path: mean(iou) if self.road is None else float(iou[self.road])
@@ -145,8 +144,8 @@ class Scores:
         }
 
     def rows(self) -> list[dict]:
-        """A row for each image, the worst first: picture, iou (`iou_by_image`), and for each class
-        its pixels in the truth and its IoU.
+        """One row per image, worst first: picture, iou (`iou_by_image`), and the ground truth
+        pixels and IoU of each class.
         """
         rows = []
         for path, iou in self.iou_by_image.items():
@@ -161,13 +160,13 @@ class Scores:
 
 
 def iou_cell(iou: float) -> str:
-    """An IoU in per cent; "absent" for a class that is neither in the truth nor predicted."""
+    """An IoU in per cent, or "absent" if the class is neither in the ground truth nor predicted."""
     return "absent" if math.isnan(iou) else f"{100 * iou:.2f}"
 
 
 def table(results: dict[str, dict], classes: list[str]) -> str:
-    """Text table of `measures` in per cent: a column for each result, by name, and a line for each
-    measure and class.
+    """Text table of `measures` in per cent: one column per named result, one line per measure and
+    class.
     """
     rows = {
         title: [f"{100 * r[key]:.2f}" for r in results.values()] for key, title in TITLES.items()
@@ -182,13 +181,13 @@ def table(results: dict[str, dict], classes: list[str]) -> str:
 
 
 def report(results: dict[str, dict], classes: list[str]) -> str:
-    """All tables of some results of `Scores`, by name."""
+    """All tables of several results of `Scores`, by name."""
     roads = [kitti.road_table(r["road"], name) for name, r in results.items() if "road" in r]
     return "\n\n".join([table(results, classes), *roads])
 
 
 def log_columns(result: dict, classes: list[str]) -> dict[str, float]:
-    """A result of `Scores` as columns of log.csv, one measure each."""
+    """A result of `Scores` as columns of log.csv, one per measure."""
     row = {key: result[key] for key in (*TITLES, "MaxF") if key in result}
     row.update({f"iou_{name}": iou for name, iou in zip(classes, result["iou"], strict=True)})
     for (space, category), values in result.get("road", {}).items():
@@ -197,11 +196,11 @@ def log_columns(result: dict, classes: list[str]) -> dict[str, float]:
 
 
 def epoch_line(row: dict, epochs: int, result: dict, data: DataSet) -> str:
-    """One line on an epoch.
+    """One line of text about an epoch.
 
-    row       of log.csv, with epoch, train_loss and val_loss
+    row       its row of log.csv, with epoch, train_loss and val_loss
     epochs    of the whole run
-    result    of `Scores`, on the validation set
+    result    of `Scores` on the validation set
     """
     monitor = result["monitor"]
     iou = f"IoU {data.classes[1]} {100 * result['iou'][1]:.2f} %, " if data.road else ""

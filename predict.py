@@ -1,4 +1,4 @@
-"""From a trained network to pictures, scores, and KITTI Road's submission.
+"""Predict with a trained network: overlays, masks, scores, and KITTI Road's submission.
 
     python predict.py best.pt PICTURE_OR_FOLDER...     an overlay and a mask of each picture
     python predict.py best.pt --data DIR --split val   the same for a data set that train.py reads,
@@ -6,11 +6,11 @@
     python predict.py best.pt --kitti DIR              the same for KITTI Road's test images, and
                                                        submission.zip for its server
 
-The results lie in the folder --out: overlay/, mask/ and, with --confidence, confidence/, each with
-the names of the pictures (of KITTI Road, of the ground truth: um_road_000000.png for
+Results go into the folder --out: overlay/, mask/ and, with --confidence, confidence/. Files are
+named like the pictures (for KITTI Road like the ground truth: um_road_000000.png for
 um_000000.png). Masks are palette PNGs of class ids. Confidences are 8-bit grey, 255 times the
-probability of a class. Exit status 1: some pictures could not be read or were too large; they are
-named at the end, and all others are done.
+probability of a class. Exit status 1: some pictures, named at the end, could not be read or were
+too large; all others are done.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ from support.inference.predictor import MIN_TILE, NO_TTA, TILE, TTA, Predictor, 
 from support.labels import only_road, road_class
 from support.prefetch import prefetch
 
-FAR_FACTOR = 2  # warn of pictures this many times as large as any training image, or as small
+FAR_FACTOR = 2  # warn of pictures this many times larger or smaller than every training image
 CALIBRATION_PICTURES = 8
 SPLITS, RESULTS = ("train", "val", "test"), ("overlay", "mask", "none")
 AMP = ("auto", "bf16", "fp16", "int8", "off")
@@ -86,34 +86,34 @@ def tta(text: str) -> TTA:
 
 @dataclass
 class Options:
-    """What to predict, and how. Each `option` is also one on the command line."""
+    """Inputs, results and settings. Each `option` is also a command-line option."""
 
     checkpoint: Path
     inputs: list[Path]
-    out: Path = option(Path("predictions"), "where results go", Path, metavar="DIR")
+    out: Path = option(Path("predictions"), "folder for the results", Path, metavar="DIR")
 
     # ---- a data set instead of pictures
     data: Path | None = option(
         None, "predict and score a data set with ground truth", Path, metavar="DIR"
     )
     split: str | None = option(
-        None, "of --data: default val; of --kitti: train or test (default)", choices=SPLITS
+        None, "part of --data (default val), or of --kitti: train or test (default)", choices=SPLITS
     )
     images: str | None = option(
-        None, "with --data: its --images, if not as in training", metavar="PATTERN"
+        None, "with --data: its --images, if different from training", metavar="PATTERN"
     )
     masks: str | None = option(
-        None, "with --data: its --masks, if not as in training", metavar="PATTERN"
+        None, "with --data: its --masks, if different from training", metavar="PATTERN"
     )
     scores: Path | None = option(
         None,
-        "with --data: pixels and IoU of each picture and class as CSV, the worst first",
+        "with --data: CSV file for pixels and IoU by picture and class, worst first",
         Path,
         metavar="FILE",
     )
     kitti: Path | None = option(
         None,
-        "predict KITTI Road: confidences, bird's-eye views and, of the test images, the zip",
+        "predict KITTI Road: confidences, bird's-eye views and, for the test images, the zip file",
         Path,
         metavar="DIR",
     )
@@ -121,18 +121,18 @@ class Options:
     # ---- results
     confidence: str | None = option(
         None,
-        "also write how probable CLASS is; without a name: the road, if it is the only class "
-        "sought, else every class, in a folder each",
+        "also write the probability of CLASS; without a name: of the road if it is the only class "
+        "sought, else of every class, each in its own folder",
         metavar="CLASS",
         nargs="?",
         const="all",
     )
     only: str | None = option(
-        None, "write overlays or masks alone, or neither (default: both)", choices=RESULTS
+        None, "write only overlays, only masks, or neither (default: both)", choices=RESULTS
     )
     threshold: float | None = option(
         None,
-        "call a pixel road (or the class sought) from this confidence on, such as the threshold "
+        "mark a pixel as road (or the class sought) from this confidence on, such as the threshold "
         "that train.py prints beside MaxF (default: the most probable class)",
         share,
         metavar="T",
@@ -141,31 +141,31 @@ class Options:
     # ---- computation
     resize: float | str | None = option(
         None,
-        "compute at this many times the size of each picture (default: as in training), or fit: at "
-        "the usual size of the training images; results keep the picture's size",
+        "picture size factor (default: as in training), or fit: the median size of the training "
+        "images; results keep the picture's size",
         word_or("fit", positive),
         metavar="FACTOR",
     )
     size: tuple | None = option(
-        None, "compute at this size instead, height x width", size, metavar="HxW"
+        None, "resize every picture to this height x width instead", size, metavar="HxW"
     )
     tta: TTA | None = option(
         None,
-        "test-time augmentation: average the probabilities of views at these factors of the size, "
-        "and with flip of the mirror image of each, such as 0.75,1,1.25,flip",
+        "test-time augmentation: average the probabilities over these size factors and, with flip, "
+        "over mirror images too, such as 0.75,1,1.25,flip",
         tta,
         metavar="F,F,...,flip",
     )
     tile: int = option(
         TILE,
-        "largest part computed at once, N x N pixels; 1536 takes 3 GiB. With --tta, all scores of "
-        "a picture are in memory too",
+        "compute in tiles of at most N x N pixels; 1536 takes 3 GiB. With --tta, all scores of a "
+        "picture are in memory too",
         whole(MIN_TILE),
         metavar="N",
     )
     workers: int | str = option(
         "auto",
-        "threads that read pictures, and as many that write; auto: 2, for a GPU one for each core, "
+        "threads that read pictures, and as many that write; auto: 2, or with a GPU one per core, "
         "up to 16",
         word_or("auto", whole(0)),
         metavar="N",
@@ -173,15 +173,15 @@ class Options:
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", metavar="NAME")
     amp: str = option(
         "auto",
-        "compute in 16 bits, or off: in 32; auto: bf16 where the hardware computes in it; int8: in "
-        "8 bits, twice as fast as bf16, on x86 processors with VNNI",
+        "number format; off: fp32; auto: bf16 if the hardware has it; int8: twice as fast as bf16, "
+        "on x86 CPUs with VNNI",
         choices=AMP,
     )
-    debug: bool = option(False, "show where in the code an error arose")
+    debug: bool = option(False, "show the traceback of an error")
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """The folders of results, apart from confidences."""
+        """The result folders, apart from confidences."""
         return {None: ("overlay", "mask"), "none": ()}.get(self.only, (self.only,))
 
 
@@ -194,15 +194,15 @@ def segment(
     """The class ids uint8 [H, W] of a picture, for your own programs.
 
     net           such as FCN8s.load("runs/NAME/best.pt"), in evaluation mode, on any device
-    picture       a PIL image of any mode and size, or uint8 [H, W, 3] RGB, both taken as they are;
+    picture       a PIL image of any mode and size, or uint8 [H, W, 3] RGB, both used as they are;
                   or the path of a picture, which is turned upright by its EXIF tag
-    confidence    a class, by id or by name: then (class ids, confidence) comes back, uint8 [H, W]
-                  both; the confidence is 255 times the probability of that class
+    confidence    a class id or name: then the result is (class ids, confidence), both uint8
+                  [H, W]; the confidence is 255 times the probability of that class
     tile          bounds the memory, see Predictor
 
-    Several threads may call it with one network. Raises ValueError for another kind of picture, an
-    unknown class, a network in training mode, and scores that are not finite; InputError for a file
-    that cannot be read.
+    Several threads may share one network. Raises ValueError for any other picture, an unknown
+    class, a network in training mode, and scores that are not finite; InputError for an unreadable
+    file.
     """
     if net.training:
         raise ValueError("the network is in training mode, with dropout: call net.eval() first")
@@ -225,10 +225,9 @@ def segment(
 
 
 def predict(options: Options, failed: list[str]):
-    """Run the network on every picture, write the results, and print the scores or pack the
-    submission.
+    """Predict every picture, write the results, and print the scores or pack the submission.
 
-    A message for each picture that cannot be done is added to `failed`. Raises InputError.
+    Appends a message to `failed` for each picture that fails. Raises InputError.
     """
     # ---- the network
     saved = read_checkpoint(options.checkpoint)
@@ -237,7 +236,7 @@ def predict(options: Options, failed: list[str]):
     device = pick_device(options.device)
     trim_memory = tune_malloc(device)
 
-    # ---- the pictures, and what is written of each
+    # ---- the pictures, and their results
     classes, road = net.classes, road_class(net.classes)
     confidences = confidence_folders(options.confidence, classes)  # class by folder
     data = archive = None
@@ -268,7 +267,7 @@ def predict(options: Options, failed: list[str]):
     progress, far = Progress(sum(areas), images=len(jobs) / sum(areas)), []
 
     def predicted():
-        """What is to be written of each picture, see `write`."""
+        """The arguments of `write` for each picture."""
 
         def show_tiles(ready, tiles):
             if ready and progress.late():
@@ -278,12 +277,12 @@ def predict(options: Options, failed: list[str]):
         contents = prefetch(jobs, partial(read_job, predictor, reader), workers, start)
         for done, (job, content) in enumerate(zip(jobs, contents, strict=True)):
             try:
-                if isinstance(content, str):  # why it cannot be predicted
+                if isinstance(content, str):  # an error message
                     raise InputError(content)
                 picture, views, truth = content
                 if warning := far_from_training(views, picture.shape, saved):
                     far.append(job.picture.name)
-                    if len(far) == 1:  # now, since it may take an hour
+                    if len(far) == 1:  # at once: the run may take an hour
                         warn("predict.py", f"{job.picture}: {warning}")
                 with naming(job.picture):
                     prediction = predictor(
@@ -309,12 +308,12 @@ def predict(options: Options, failed: list[str]):
 
     # ---- summary
     if len(far) > 1:
-        warn("predict.py", f"far from the sizes of the training, too: {shortened(far[1:])}")
+        warn("predict.py", f"also far from the training sizes: {shortened(far[1:])}")
     where = f"; results in {options.out}" if folders else ""
     progress.line(f"{len(jobs) - len(failed)} of {len(jobs)} pictures done{where}")
-    if failed and (data or archive):  # a part would be taken for the whole
+    if failed and (data or archive):  # partial results would look complete
         missing = "there are no scores" if data else f"{archive} is not written"
-        missing += "; the one there is of an earlier run" if archive and archive.exists() else ""
+        missing += "; the one there is from an earlier run" if archive and archive.exists() else ""
         failed.append(f"{len(failed)} of {len(jobs)} pictures are missing, so {missing}")
     elif data:
         print(report({options.split or "val": scores.result()}, classes))
@@ -326,14 +325,14 @@ def predict(options: Options, failed: list[str]):
 
 
 def require_suited(options: Options, net: FCN8s, saved: dict):
-    """Raise InputError if the options ask for what the network cannot do."""
+    """Raise InputError if an option does not suit the network."""
     classes = net.classes
     if options.tta and options.tta.flip and saved.get("settings", {}).get("flip") == "no":
         raise InputError("--tta: the network was trained without mirrored views; leave out flip")
     if options.threshold is not None and not only_road(classes):
         raise InputError(
-            f"--threshold: is for networks that look for one class; {options.checkpoint} tells "
-            f"apart {shortened(classes, 5)}"
+            f"--threshold: is for networks that look for one class; {options.checkpoint} has "
+            f"the classes {shortened(classes, 5)}"
         )
     road = road_class(classes)
     if options.kitti and (road is None or classes[road] not in TASKS):
@@ -343,19 +342,17 @@ def require_suited(options: Options, net: FCN8s, saved: dict):
         )
     if options.resize == "fit" and "sizes" not in saved:
         raise InputError(
-            f"{options.checkpoint}: does not say how large the training images were, for --resize "
-            "fit; give a number"
+            f"{options.checkpoint}: does not hold the training sizes that --resize fit needs; "
+            "give a number"
         )
     if options.scores and not options.scores.absolute().parent.is_dir():
-        raise InputError(f"{options.scores}: there is no such folder to write into")
+        raise InputError(f"{options.scores}: its folder does not exist")
 
 
 def make_predictor(
     net: FCN8s, options: Options, device: torch.device, jobs: list[Job], saved: dict
 ) -> Predictor:
-    """The Predictor for these options. For int8, the network is calibrated on some of the
-    pictures.
-    """
+    """The Predictor for these options. For int8, some of the pictures calibrate the network."""
     at = {"resize": options.resize, "size": options.size}
     if options.resize == "fit":
         at = {"longer": net.resize_factor * max(saved["sizes"]["median"])}
@@ -365,12 +362,12 @@ def make_predictor(
 
         require_int8(device)
         some = jobs[:: -(-len(jobs) // CALIBRATION_PICTURES)]
-        print(f"int8: calibration on {counted(len(some), 'picture')} first")
+        print(f"int8: calibrating on {counted(len(some), 'picture')} first")
         amax = calibrate(net.eval(), readable(some), tile=options.tile, **at)
         if not amax:
-            raise InputError("--amp int8: none of the pictures can be used for the calibration")
+            raise InputError("--amp int8: no picture can be used for calibration")
         to_int8(net, amax)
-        amp = "auto"  # of the layers that are not in int8
+        amp = "auto"  # for the layers that are not in int8
     amp = default_amp(amp, device)
     return Predictor(
         prepare(net, amp, device), amp, tile=options.tile, tta=options.tta or NO_TTA, **at
@@ -378,7 +375,7 @@ def make_predictor(
 
 
 def readable(jobs: list[Job]) -> Iterator[np.ndarray]:
-    """The pictures uint8 [H, W, 3] of these jobs; those that cannot be read are named later."""
+    """The readable pictures uint8 [H, W, 3] of these jobs; the others are named later."""
     for job in jobs:
         with suppress(InputError):
             yield read_picture(job.picture).pixels
@@ -386,7 +383,7 @@ def readable(jobs: list[Job]) -> Iterator[np.ndarray]:
 
 @contextmanager
 def naming(picture: Path) -> Iterator[None]:
-    """Within it, errors that concern one picture alone become InputErrors that name it."""
+    """A context that turns errors about one picture into InputErrors that name it."""
     try:
         yield
     except ValueError as error:
@@ -394,11 +391,11 @@ def naming(picture: Path) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        raise InputError(f"{picture}: out of memory; reduce it, or try a smaller --tile") from None
+        raise InputError(f"{picture}: out of memory; shrink it, or try a smaller --tile") from None
 
 
 def read_job(predictor: Predictor, reader: Reader | None, job: Job) -> tuple | str:
-    """(picture uint8 [H, W, 3], its views, its truth or None), or why it cannot be predicted."""
+    """(picture uint8 [H, W, 3], its views, its truth or None), or an error message."""
     try:
         with naming(job.picture):
             if reader:
@@ -411,18 +408,17 @@ def read_job(predictor: Predictor, reader: Reader | None, job: Job) -> tuple | s
                     warn("predict.py", f"{job.picture}: has {pages}; only the first is done")
             return picture, predictor.views(picture), truth
     except InputError as error:
-        return str(error)  # not the error itself, which would keep the picture's memory
+        return str(error)  # not the error, which would keep the picture in memory
 
 
 def far_from_training(views: list[tuple], shape: tuple, saved: dict) -> str:
-    """A warning if one of the views has a size that the network was not trained on; else "".
+    """A warning if a view is far from the sizes of the training images, else "".
 
-    A network recognises things at the sizes at which it has seen them.
+    A network recognises things only at sizes that it was trained on.
     """
     if "sizes" not in saved:
         return ""
-    # The longer side, since a picture in portrait format shows things as large as one in landscape
-    # format.
+    # By the longer side: in portrait format, things are as large as in landscape format.
     smallest, largest = (
         saved["resize_factor"] * max(saved["sizes"][name]) for name in ("smallest", "largest")
     )
@@ -431,9 +427,9 @@ def far_from_training(views: list[tuple], shape: tuple, saved: dict) -> str:
         if not smallest / FAR_FACTOR <= max(height, width) <= largest * FAR_FACTOR:
             factor = f" ({height / shape[0]:.2g} times its size)" if height != shape[0] else ""
             return (
-                f"is computed at {height}x{width}{factor}; in training the longer side had "
-                f"{smallest:.0f} to {largest:.0f} pixels. --resize fit computes every picture at "
-                "their usual size"
+                f"is computed at {height}x{width}{factor}; the longer side of the training images "
+                f"had {smallest:.0f} to {largest:.0f} pixels. --resize fit computes every picture "
+                "at their median size"
             )
     return ""
 
@@ -458,8 +454,8 @@ def write(classes: list[str], options: Options, predicted: tuple) -> tuple:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 if some pictures could not be done, 2 if
-    it ended early, 130 if it was stopped.
+    """Run the command line. Returns the exit status: 0, 1 if some pictures failed, 2 if the run
+    ended early, 130 if it was stopped.
     """
     options = parse(argv)
     failed = []
@@ -467,7 +463,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         predict(options, failed)
     except (InputError, OSError, MemoryError, RuntimeError) as error:
-        message = explanation(error, f"a smaller --tile than {options.tile} needs less")
+        message = explanation(error, f"choose a smaller --tile than {options.tile}")
         if options.debug or not message:
             raise
         failed.append(message)
@@ -482,9 +478,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> Options:
-    """The options of the command line. They may stand anywhere, before, between and after the
-    pictures.
-    """
+    """The options of the command line. They may stand before, between and after the pictures."""
     parser = Parser("predict.py", description=__doc__)
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", type=Path, help="best.pt of a run; always first"
@@ -494,7 +488,7 @@ def parse(argv: list[str] | None) -> Options:
         metavar="INPUT",
         type=Path,
         nargs="*",
-        help="pictures and folders; of a KITTI Road folder, its test images",
+        help="pictures and folders; for a KITTI Road folder, its test images",
     )
     add_options(parser, Options)
     options = Options(**vars(parser.parse_intermixed_args(argv)))
@@ -505,18 +499,18 @@ def parse(argv: list[str] | None) -> Options:
             + (f" (--confidence took {options.confidence})" if options.confidence else "")
         )
     if options.resize and options.size:
-        parser.error("--resize and --size: give one of them")
+        parser.error("--resize and --size: give only one")
     if options.split and not (options.data or options.kitti):
-        parser.error("--split: goes with --data or --kitti")
+        parser.error("--split: needs --data or --kitti")
     if options.split == "val" and options.kitti:
-        parser.error("--split val: --kitti has train and test; --data has the validation set")
+        parser.error("--split val: --kitti has only train and test; --data has the validation set")
     if options.confidence and options.kitti:
-        parser.error("--confidence: leave it out, --kitti writes that of the road")
+        parser.error("--confidence: leave it out; --kitti always writes that of the road")
     if options.scores and options.scores.suffix.lower() != ".csv":
-        parser.error(f"--scores {options.scores}: name a file that ends in .csv")
+        parser.error(f"--scores {options.scores}: must end in .csv")
     for name in ("scores", "images", "masks"):
         if getattr(options, name) and not options.data:
-            parser.error(f"--{name}: goes with --data, which has the ground truth")
+            parser.error(f"--{name}: needs --data")
     return options
 
 

@@ -1,10 +1,10 @@
-"""python train.py --data DIR: train FCN-8s on KITTI Road, PASCAL VOC, Cityscapes, or own images.
-python train.py: the same on synthetic roads, with a network small enough for two processor cores.
+"""python train.py --data DIR: train FCN-8s on KITTI Road, PASCAL VOC, Cityscapes or your images.
+python train.py: the same on synthetic roads, with a network small enough for two CPU cores.
 
-In the folder --out (default runs/NAME): config.json, log.csv, curves.png, samples.png, best.pt, and
-last.pt, from which --resume goes on with exactly the steps of an uninterrupted run.
-Where a default is auto, a value is chosen that suits data, weights and machine (docs/runs.md).
-Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT (Ctrl-C) or SIGTERM.
+The folder --out (default runs/NAME) gets config.json, log.csv, curves.png, samples.png, best.pt and
+last.pt, from which --resume continues with exactly the steps of an uninterrupted run.
+auto stands for a value that suits data, weights and machine (docs/runs.md).
+Exit status: 0 done, 2 unusable input, 130 or 143 stopped by SIGINT (Ctrl-C) or SIGTERM.
 """
 
 from __future__ import annotations
@@ -78,30 +78,30 @@ auto_or, none_or = partial(word_or, "auto"), partial(word_or, "none")
 
 @dataclass
 class Config(DataOptions):
-    """Every setting of a run with its default. Each `option` is also one on the command line.
+    """Every setting of a run with its default. Each `option` is also a command-line option.
 
-    "auto" becomes a value in `resolve` (support/training/config.py). The settings that say how a
-    data set is read are those of DataOptions in data.py.
+    `resolve` (support/training/config.py) replaces "auto" by a value. DataOptions (data.py) has the
+    settings for reading a data set.
     """
 
     # ---- the run
     data: str | None = option(None, "folder of the data set (default: synthetic roads)", filled)
     out: str | None = option(None, "folder of this run (default: the first free runs/NAME)", filled)
-    resume: bool = option(False, "go on with the run in --out from its last checkpoint")
+    resume: bool = option(False, "continue the run in --out from its last checkpoint")
     recipe: str = option("default", "paper: the authors' training; takes days", choices=RECIPES)
-    seed: int = option(0, "of weights, order, augmentation and dropout", whole(0))
+    seed: int = option(0, "random seed for weights, order, augmentation and dropout", whole(0))
     # auto: every 500 steps or five minutes, but at most 2 % of the time (run_dir.py)
     save_every: int | str = option("auto", "steps between two checkpoints", auto_or(whole()))
 
     # ---- the network
-    # ImageNet is worth thousands of labels. auto: weights/vgg16.pth, else a download
-    weights: str = option("auto", "ImageNet's weights, another run's best.pt, or none: random")
+    # Pretraining is worth thousands of labels. auto: weights/vgg16.pth, downloaded if missing
+    weights: str = option("auto", "auto (ImageNet), another run's best.pt, or none (random)")
     stride: int = option(8, "8: FCN-8s; 16: FCN-16s; 32: FCN-32s", int, choices=FCN8s.STRIDES)
     # 1 takes a third fewer operations (docs/network.md)
-    pad: int = option(1, "padding of conv1_1: 1, or the authors' border of 100", whole())
-    # auto: 1, as ImageNet's weights need it, or that of the best.pt to begin with
-    width: float | str = option("auto", "factor on the channels of VGG16", auto_or(positive))
-    # auto: as the weights have them; 512, if they are convolutions alone
+    pad: int = option(1, "padding of conv1_1: 1, or the authors' 100", whole())
+    # auto: 1, as ImageNet's weights need, or the width of the best.pt in --weights
+    width: float | str = option("auto", "multiplies the channels of VGG16", auto_or(positive))
+    # auto: as in the weights, or 512 if these are convolutions only
     fc_channels: int | str = option("auto", "channels of fc6 and fc7", auto_or(whole()))
     # bilinear and fixed, as in the authors' networks
     learn_upsampling: bool = option(False, "train the transposed convolutions too")
@@ -109,54 +109,54 @@ class Config(DataOptions):
     skip_gain: str | dict = option("auto", "A,B: factors on pool4 and pool3", auto_or(gains))
     # auto: 3 for several classes, 2 for a road alone, 0 for random weights (docs/results.md)
     freeze: int | str = option("auto", "blocks of VGG16 to freeze", auto_or(int), choices=FREEZE)
-    # 0.5 suits trained fc6 and fc7; new ones would score differently with dropout and without
-    dropout: float = option(0.1, "share of fc6 and fc7 to drop in a step", share)
+    # 0.5 suits pretrained fc6 and fc7; new ones would score differently without dropout
+    dropout: float = option(0.1, "dropout probability of fc6 and fc7", share)
 
     # ---- training
-    # auto: 60; 14 on a processor, where 60 on KITTI Road would take hours; at least 1,200 steps
+    # auto: 60, or 14 on a CPU, where 60 on KITTI Road would take hours; at least 1,200 steps
     epochs: int | str = option("auto", "passes over the training set", auto_or(whole()))
-    # 1 takes the least memory and makes the most steps in an epoch
-    batch_size: int = option(1, "images in a step", whole())
-    lr: float = option(2e-3, "highest learning rate, of the mean loss", positive)
-    # The network scores 8 x 8 pixels at once; in an enlarged image, a pole covers whole cells.
-    # auto: 1.5 for small images of several classes, else 1
-    resize: float | str = option("auto", "factor on the size of every image", auto_or(positive))
-    # KITTI's whole image: the look of its edges is part of what is learnt
-    crop: tuple | str = option((384, 1248), "largest view in a step, or none", none_or(size))
-    # auto: yes, but not for --task lane: in a mirror, the own lane is the left one
-    flip: str = option("auto", "mirror half of the views", choices=("auto", "yes", "no"))
-    # auto: sqrt where mean IoU is the score, none for a road: MaxF finds its own threshold
+    # 1 takes the least memory and gives the most steps per epoch
+    batch_size: int = option(1, "images per step", whole())
+    lr: float = option(2e-3, "peak learning rate, for the mean loss", positive)
+    # The network computes one score per 8 x 8 pixels; enlarged, a pole covers whole cells.
+    # auto: 1.5 for small images with several classes, else 1
+    resize: float | str = option("auto", "image size factor", auto_or(positive))
+    # large enough for whole KITTI images: the network also learns how their edges look
+    crop: tuple | str = option((384, 1248), "largest crop in a step, or none", none_or(size))
+    # auto: yes, except for --task lane: mirrored, the ego lane is on the left
+    flip: str = option("auto", "mirror half of the training images", choices=("auto", "yes", "no"))
+    # auto: sqrt if mean IoU is the score, none for a road: MaxF finds its own threshold
     class_weights: str = option("auto", "sqrt: rare classes weigh more", choices=CLASS_WEIGHTS)
 
     # ---- the machine
     device: str = option("auto", "auto, cpu, cuda, cuda:N, or mps (Apple's GPUs; untested)")
-    # auto: bf16 where the hardware has it; fp16 is for GPUs that have no bf16
+    # auto: bf16 if the hardware has it; fp16 is for GPUs without bf16
     amp: str = option("auto", "number format of the forward pass; off: fp32", choices=AMP)
-    # auto: 2, beside a GPU one for each core
+    # auto: 2, or one per core with a GPU
     workers: int | str = option("auto", "threads that read images", auto_or(whole(0)))
-    recompute: bool = option(False, "activation checkpointing: a quarter more time, less memory")
+    recompute: bool = option(False, "activation checkpointing: less memory, a quarter more time")
     compile: bool = option(False, "torch.compile; needs a C++ compiler")
-    debug: bool = option(False, "show where in the code an error arose")
+    debug: bool = option(False, "show the traceback of an error")
 
-    # ---- no options, since they belong together
-    reduction: str = "mean"  # of the loss over the pixels, or "sum"
+    # ---- not options, because these values depend on each other
+    reduction: str = "mean"  # of the loss over the pixels; or "sum"
     momentum: float = 0.9
-    weight_decay: float = 5e-4  # of weights; biases are not decayed
-    warmup: float = 0.05  # share of the steps in which the rate rises: new layers begin roughly
-    power: float = 0.9  # then the rate falls as (1 - progress) ** power
-    clip: float = 5.0  # largest norm of the gradient; 0: any
+    weight_decay: float = 5e-4  # of weights, not of biases
+    warmup: float = 0.05  # share of the steps in which the learning rate rises: new layers need it
+    power: float = 0.9  # then the learning rate falls as (1 - progress) ** power
+    clip: float = 5.0  # largest norm of the gradient; 0: no limit
     augment: bool = True  # random views of the training images (support/datasets/augment.py)
-    colours: bool = True  # with changes of colour
+    colours: bool = True  # augment colours too
 
 
-# What differs without --data: from random weights in minutes, on two processor cores.
+# Changes without --data: training from random weights takes minutes on two CPU cores.
 DEMO = dict(
     epochs=22, batch_size=2, crop=(96, 320), resize=1.0, lr=2e-2, width=0.25, fc_channels=256,
     weights="none", freeze=0, colours=False,
 )  # fmt: skip
 
-# What differs with --recipe paper: solver.prototxt and train.prototxt of voc-fcn8s-atonce, which
-# the authors released with the paper's longer version (Shelhamer, Long and Darrell 2017).
+# Changes with --recipe paper, from solver.prototxt and train.prototxt of voc-fcn8s-atonce. The
+# authors released them with the paper's longer version (Shelhamer, Long and Darrell 2017).
 PAPER = dict(
     pad=100, skip_gain={"pool4": 0.01, "pool3": 0.0001}, fc_channels=4096, dropout=0.5, freeze=0,
     resize=1.0, crop="none", augment=False, flip="no", class_weights="none", amp="off",
@@ -167,20 +167,20 @@ PAPER = dict(
 def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], object]):
     """A whole run: configuration, data, network, optimizer, loop, summary.
 
-    given    the options that were typed
-    after    called as after(event, step) when a "step", "evaluation" or "save" is done
+    given    the options from the command line
+    after    called as after(event, step) after each "step", "evaluation" and "save"
 
-    Raises InputError before a folder has been made if something cannot be used, and Stopped if a
-    signal has ended the run.
+    Raises InputError for unusable input, before it makes a folder, and Stopped if a signal has
+    ended the run.
     """
-    # ---- configuration. The first process checks everything; the others take over what it found.
+    # ---- configuration. The first process checks everything; the others take over its results.
     found = ranks.wait_for_first()
-    if found:  # the first one is ready, and has a folder
+    if found:  # the first process is ready, and has a folder
         stop.listen()
     out, lock, saved = Path(given.get("out") or ""), None, None
     if given.get("resume"):
         if not given.get("out"):
-            raise InputError("--resume: say which run with --out runs/NAME")
+            raise InputError("--resume: name the run with --out runs/NAME")
         lock = lock_folder(out) if ranks.first else None
         saved = read_last(out)
     elif given.get("out"):
@@ -233,7 +233,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     divergence = Divergence(device, ranks)
     evaluation = Evaluation(net, data, reader, criterion, config.amp, workers, ranks, stop)
 
-    # ---- where the run stands
+    # ---- state of the run
     steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     step, best, log, elapsed = 0, -1.0, [], 0.0
@@ -293,10 +293,10 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     with run_dir:
         for epoch in range(len(log) + 1, config.epochs + 1):
             net.train()
-            # On a GPU, try all algorithms for each size: views have few sizes.
+            # On a GPU, let cuDNN try all algorithms for each size: views have few sizes.
             torch.backends.cudnn.benchmark = config.augment
             started = time.perf_counter()
-            skip = step - (epoch - 1) * steps_per_epoch  # not 0 in an epoch that was interrupted
+            skip = step - (epoch - 1) * steps_per_epoch  # above 0 in a resumed epoch
             batches = Batches(
                 reader, data.train, found["sizes"], epoch, config, ranks, workers, device, skip
             )
@@ -304,7 +304,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
                 rate = learning_rate(step, total_steps, config)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["lr_mult"]
-                # Dropout follows from the step: there is no random state to save.
+                # Dropout depends only on the step, so there is no random state to save.
                 torch.manual_seed(seed_of(config.seed, step, ranks.rank))
 
                 optimizer.zero_grad()
@@ -313,7 +313,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
                 pixels = ranks.sum((labels != IGNORE).sum())  # the valid pixels of the whole batch
                 loss = criterion(scores, labels, pixels)
                 objective = loss * pixels if config.reduction == "sum" else loss
-                # times size: several processes average their gradients, and the sum is wanted
+                # times size: PyTorch averages gradients over the processes, but the sum is needed
                 scaler.scale(ranks.size * objective).backward()
                 scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf)
@@ -331,10 +331,10 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
                     raise Stopped(number, run_dir.path, "go on with")
                 if ranks.first and run_dir.due(step):
                     save_last()
-                if progress.due():  # seldom: reading the loss makes the device wait
+                if progress.due():  # rarely: reading the loss waits for the device
                     progress.show(
                         f"epoch {epoch}  step {step}/{total_steps}  loss {loss.item():.4f}  "
-                        f"rate {rate:.2e}"
+                        f"learning rate {rate:.2e}"
                     )
 
             trained = time.perf_counter()
@@ -345,7 +345,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
                 save_last()
                 raise Stopped(number, run_dir.path, "go on with")
             score = result[result["monitor"]]
-            is_best = epoch == 1 or score > best  # the first in any case, even if it is nan
+            is_best = epoch == 1 or score > best  # the first even if it is nan
             best = score if is_best else best
             log.append(
                 {
@@ -373,19 +373,19 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
                     run_dir.save_best({**content, "result": result})
                     evaluation.draw_samples(run_dir.path / "samples.png", epoch)
             if epoch == 1:
-                save_last()  # from the first epoch on there is something to resume
+                save_last()  # so that a run can be resumed from its first epoch on
         save_last()
         run_dir.flush()
         evaluation.summarise(run_dir.path)
 
 
 def callable_model(net: FCN8s, config: Config, ranks: Ranks) -> nn.Module:
-    """The network as the loop calls it: checkpointed, compiled, or shared among processes."""
+    """The network as the loop calls it: with recomputation, compiled, or distributed."""
     if config.recompute:
         checkpoint_activations(net.vgg)
     model = net
     if config.compile:
-        # Older releases cannot split a compiled network with activation checkpointing.
+        # Older PyTorch cannot split a compiled network with activation checkpointing.
         torch._dynamo.config.optimize_ddp = False
         model = torch.compile(net)
     if ranks.size > 1:
@@ -394,12 +394,12 @@ def callable_model(net: FCN8s, config: Config, ranks: Ranks) -> nn.Module:
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed for PyTorch that follows from some numbers."""
+    """A seed for PyTorch, derived from the numbers."""
     return int(np.random.default_rng(numbers).integers(2**63))
 
 
 def main(argv: list[str] | None = None, after: Callable = lambda event, step: None) -> int:
-    """Run the command line; returns the exit status. `after`: see `train`."""
+    """Run the command line. Returns the exit status. `after`: see `train`."""
     stray = "the folder goes after --data; not an option"
     parser = Parser("train.py", stray, description=__doc__)
     add_options(parser, Config)

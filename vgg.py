@@ -1,12 +1,11 @@
 """VGG16 as a fully convolutional network, layer by layer: the encoder of FCN-8s.
 
 VGG16 (Simonyan and Zisserman 2015, table 1, column D) classifies images of 224 x 224. Its first
-dense layer reads the whole of pool5, which is 7 x 7 at that size, so the size of the image is
-fixed. A dense layer that reads a 7 x 7 map is a 7 x 7 convolution applied at one position. Written
-as a convolution, it can be applied at every position of a map of any size, with the same weights.
-That turns the classifier into a network that can label every part of an image (Long, Shelhamer and
-Darrell 2015, section 3.1). The last dense layer, which names ImageNet's 1000 classes, is dropped.
-docs/walkthrough.md draws what the pools see.
+dense layer reads all of pool5, which is 7 x 7 at that size, so the image size is fixed. A dense
+layer on a 7 x 7 map equals a 7 x 7 convolution at one position. As a convolution, with the same
+weights, it works at every position of a map of any size. This turns the classifier into a network
+that labels every part of an image (Long, Shelhamer and Darrell 2015, section 3.1). The last dense
+layer, which scores ImageNet's 1000 classes, is dropped. docs/walkthrough.md draws the pools.
 """
 
 from __future__ import annotations
@@ -19,16 +18,15 @@ from torch import nn
 
 from support.dense import DenseConv2d
 
-# The input that the ImageNet weights expect: RGB in 0..1, minus this mean, divided by this standard
-# deviation.
+# The ImageNet weights expect RGB in 0..1, minus this mean, divided by this standard deviation.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [N, 3, H, W] RGB to float32: 0..1, minus IMAGE_MEAN, over IMAGE_STD.
+    """uint8 [N, 3, H, W] RGB to float32: scaled to 0..1, minus IMAGE_MEAN, over IMAGE_STD.
 
-    Raises ValueError for other tensors: floats do not say whether they go from 0 to 1 or to 255.
+    Raises ValueError for other tensors: floats could range from 0 to 1 or from 0 to 255.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
@@ -65,7 +63,7 @@ class Grid(NamedTuple):
     reach: float
 
     def after(self, layer: nn.Module) -> Grid:
-        """The grid of a layer's output, if this is the grid of its input."""
+        """The grid of a layer's output if this is the grid of its input."""
         kernel, stride, padding = geometry(layer)
         half = (kernel - 1) / 2
         if isinstance(layer, nn.ConvTranspose2d):
@@ -89,24 +87,22 @@ def geometry(layer: nn.Module) -> tuple[int, int, int]:
 
 
 class VGG16(nn.Module):
-    """From normalised images [N, 3, H, W] float, H and W >= 1, to three maps of features:
+    """Normalised images [N, 3, H, W] float, H and W >= 1, to three feature maps:
 
-        pool3    [N, 256, h, w]     a cell for 8 x 8 pixels
-        pool4    [N, 512, h, w]     a cell for 16 x 16 pixels
-        fc7      [N, 4096, h, w]    a cell for 32 x 32 pixels
+        pool3    [N, 256, h, w]     one cell per 8 x 8 pixels
+        pool4    [N, 512, h, w]     one cell per 16 x 16 pixels
+        fc7      [N, 4096, h, w]    one cell per 32 x 32 pixels
 
-    pad          padding of conv1_1. VGG16 has 1. The authors of FCN used 100: then pool5 is so
-                 large that the 7 x 7 window of fc6, which has no padding in their network, fits
-                 even an image of one pixel. From 97 on it fits every image. With pad=1, fc6 has
-                 padding 3 instead, and fc7 has one cell for each cell of pool5
-    width        factor on the channels of the thirteen convolutions (64 ... 512), for tests and
+    pad          padding of conv1_1. VGG16 has 1. The authors of FCN used 100, because their fc6 has
+                 no padding: the border makes pool5 large enough for its 7 x 7 window. A pad of 97
+                 or more is enough for every image, even of one pixel. With pad=1, fc6 has padding 3
+                 instead, and fc7 has as many cells as pool5
+    width        multiplies the channels of the thirteen convolutions (64 ... 512), for tests and
                  small machines
     fc_channels  channels of fc6 and fc7
-    dropout      share of the elements of fc6 and fc7 that training sets to zero (single elements,
-                 not whole channels)
+    dropout      dropout probability of fc6 and fc7 (single elements, not whole channels)
 
-    `grid` gives the Grid of each layer's output by the layer's name. Cell i is centred on this
-    pixel:
+    `grid` maps each layer's name to the Grid of its output. Cell i is centred on this pixel:
 
         layer             pad=1         pad=100
         conv1_1, conv1_2   i             i -  99
@@ -118,8 +114,8 @@ class VGG16(nn.Module):
         fc6, fc7         32i + 15.5    32i +  12.5
 
     New weights are He-normal (He et al. 2015, section 2.2), biases zero. Raises ValueError for a
-    pad that is neither 1 nor at least 97, for a width or fc_channels that leaves no channel, and
-    for a dropout that is no share.
+    pad that is neither 1 nor at least 97, for a width or fc_channels that is not positive, and for
+    a dropout outside 0..1.
     """
 
     OUTPUTS = ("pool3", "pool4", "fc7")  # the maps that forward returns, in this order
@@ -141,7 +137,7 @@ class VGG16(nn.Module):
             raise ValueError(f"dropout is {dropout}: it must be from 0 to 1")
         c1, c2, c3, c4 = (max(1, round(width * channels)) for channels in (64, 128, 256, 512))
 
-        # In the order of the forward pass, since the grids below are computed in this order.
+        # In the order of the forward pass: the loop below computes the grids in this order.
         self.conv1_1 = nn.Conv2d(3, c1, kernel_size=3, padding=pad)
         self.conv1_2 = nn.Conv2d(c1, c1, kernel_size=3, padding=1)
         self.pool1 = nn.MaxPool2d(2, stride=2, ceil_mode=True)  # rounds up, so that no row is lost
@@ -166,8 +162,7 @@ class VGG16(nn.Module):
         self.pool5 = nn.MaxPool2d(2, stride=2, ceil_mode=True)
 
         # The dense layers: 4096 x (512*7*7) and 4096 x 4096 weights in the shape of convolutions.
-        # DenseConv2d computes what nn.Conv2d computes, as one matrix product: faster for so large a
-        # kernel.
+        # DenseConv2d equals nn.Conv2d, but is one matrix product: faster for such a large kernel.
         self.fc6 = DenseConv2d(c4, fc_channels, kernel_size=7, padding=3 if pad == 1 else 0)
         self.fc7 = DenseConv2d(fc_channels, fc_channels, kernel_size=1)
 
@@ -176,7 +171,7 @@ class VGG16(nn.Module):
         grid = IMAGE
         for name, layer in self.named_children():
             grid = self.grid[name] = grid.after(layer)
-            # On the meta device there is nothing to initialise: weights are about to be loaded.
+            # On the meta device there is nothing to initialise.
             if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)

@@ -1,25 +1,25 @@
-"""Checkpoints: what they hold, and how they are written and read.
+"""Checkpoint files: contents, reading and writing.
 
-    best.pt      the best network so far by its score on the validation set
-    last.pt      the newest state of the run, for --resume
-    before.pt    the last.pt before that
+    best.pt      the network with the best score on the validation set so far
+    last.pt      the latest state of the run, for --resume
+    before.pt    the previous last.pt
 
-Each is one dictionary, written by torch.save. All of them hold the network:
+Each file is one dictionary, saved with torch.save. All of them contain:
 
     format           FORMAT
     config           keyword arguments of FCN8s
     classes          the names of classes 0 ... C-1
-    resize_factor    the network was trained on images resized by this factor
+    resize_factor    factor by which the training images were resized
     model            the state dict
 
-train.py adds `settings` (every option), `images` (paths of the training and the validation set,
-below the data set), `sizes` (smallest, median and largest training image, (height, width) each),
-`versions` and `best` (the best score so far). best.pt also has `epoch` and `result` (all scores);
-last.pt has `optimizer` (momentum), `scaler` (of fp16), `step`, `log` (the rows of log.csv),
-`loss_sum` (the losses of the current epoch so far) and `elapsed` (its seconds so far).
+train.py adds `settings` (every option), `images` (paths of the training and validation images,
+relative to the data set), `sizes` (smallest, median and largest training image, each (height,
+width)), `versions` and `best` (the best score so far). best.pt also has `epoch` and `result` (all
+scores). last.pt also has `optimizer` (momentum), `scaler` (for fp16), `step`, `log` (the rows of
+log.csv), and of the current epoch `loss_sum` and `elapsed` (seconds).
 
-There is no random state: the order of the images, the augmentation and the dropout masks follow
-from the seed, the epoch and the step.
+No random state is saved: the order of the images, the augmentation and the dropout masks depend
+only on the seed, the epoch and the step.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from support.files import atomic
 from support.labels import IGNORE
 from vgg import VGG16
 
-FORMAT = 1  # to be raised when a checkpoint changes in a way that older code would misread
+FORMAT = 1  # increase if older code would misread a new checkpoint
 
-# The types of what is used, see `fits`; "?": may be missing.
+# Types of the entries that are read, see `fits`. "?" marks an optional entry.
 CONTENT = {
     "config": {
         "num_classes": int,
@@ -69,56 +69,55 @@ CONTENT = {
 
 
 def read_tensors(path: str | os.PathLike) -> dict:
-    """The dictionary in a file written by torch.save: tensors by name, or a whole checkpoint.
+    """Read the dictionary in a torch.save file: tensors by name, or a whole checkpoint.
 
-    Nothing in the file can run code (`weights_only`). Raises InputError if it is not such a file.
+    The file cannot run code (`weights_only`). Raises InputError for any other file.
     """
     try:
-        # torch.load would judge a path by its ending, and warn of bytes that it then refuses.
+        # Given a path, torch.load goes by the extension. It warns about bytes that it then rejects.
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if zipfile.is_zipfile(file):
                 archive = zipfile.ZipFile(file)
-                # torch.save compresses nothing. What is larger inside could fill the memory.
+                # torch.save does not compress. An archive that expands could fill the memory.
                 if sum(entry.file_size for entry in archive.infolist()) > os.path.getsize(path):
                     raise ValueError
-                # torch.load does not compare checksums: a block that the disk has lost loads as
-                # zeros.
+                # torch.load ignores the checksums: a lost disk block would load as zeros.
                 if archive.testzip():
                     raise ValueError
             file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # a damaged file can raise almost any error
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise
         raise InputError(
-            f"{path}: is damaged, or not a file of torch.save; fetch or make it again"
+            f"{path}: is damaged, or not a torch.save file; download or create it again"
         ) from None
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise InputError(f"{path}: holds no dictionary of tensors by name")
+        raise InputError(f"{path}: does not hold a dictionary of tensors by name")
     return content
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
-    """The content of a checkpoint, with tensors on the CPU; see above for what it holds.
+    """Read a checkpoint: the dictionary described above, with tensors on the CPU.
 
-    Types and weights are checked; whether the weights fit the configuration is for
-    FCN8s.from_checkpoint to say. Raises InputError.
+    Checks the types, and that the weights are finite. FCN8s.from_checkpoint checks whether they fit
+    the configuration. Raises InputError.
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     there = [folder / name for name in ("best.pt", "last.pt") if (folder / name).is_file()]
     if path == folder:
         hint = (
-            f"the checkpoint in it is {there[0]}"
+            f"its checkpoint is {there[0]}"
             if there
             else "give the checkpoint first, such as runs/NAME/best.pt"
         )
         raise InputError(f"{path}: is a folder; {hint}")
     if there and not path.exists():
-        raise InputError(f"{path}: is not there, but {there[0]} is")
+        raise InputError(f"{path}: no such file; did you mean {there[0]}?")
     if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
         raise InputError(
             f"{path}: is a picture; give the checkpoint first, such as runs/NAME/best.pt"
@@ -129,23 +128,23 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
 
 def require_checkpoint(saved: dict, path: Path):
-    """Raise InputError unless what was read from `path` is a checkpoint, see `read_checkpoint`."""
+    """Raise InputError unless `saved`, read from `path`, is a valid checkpoint."""
     if not fits(saved.get("format"), int):
         raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
     if saved["format"] != FORMAT:
         raise InputError(
-            f"{path}: is a checkpoint of format {saved['format']}, this version reads {FORMAT}; "
+            f"{path}: has checkpoint format {saved['format']}, but this version reads {FORMAT}; "
             "use the version that wrote it, or train again"
         )
     for name, kind in CONTENT.items():
         if not fits(saved, {name: kind}):
             entry = name.rstrip("?")
-            raise InputError(f"{path}: is damaged: the entry {entry} is missing or of a wrong type")
+            raise InputError(f"{path}: is damaged: entry {entry} is missing or has the wrong type")
     classes = saved["classes"]
     if not 1 <= len(classes) <= IGNORE or len(classes) != saved["config"]["num_classes"]:
-        raise InputError(f"{path}: is damaged: classes are not the names of num_classes classes")
+        raise InputError(f"{path}: is damaged: classes must name num_classes classes")
     if CONTROL.search("".join(classes)):
-        raise InputError(f"{path}: a class has a name with control characters; rename it")
+        raise InputError(f"{path}: a class name has control characters; rename the class")
     if not 0 < saved["resize_factor"] < 100:
         raise InputError(f"{path}: is damaged: resize_factor is {saved['resize_factor']}")
     for name, tensor in saved["model"].items():
@@ -153,8 +152,10 @@ def require_checkpoint(saved: dict, path: Path):
 
 
 def fits(value, kind) -> bool:
-    """Whether a value is of a type: int and float stand for numbers below 2**63; a dictionary for
-    one that has these names; a list for one of any length; a tuple for a list of this length.
+    """Whether `value` has the type `kind`, written as in CONTENT.
+
+    int and float mean numbers below 2**63, a dictionary means one with these keys, [T] a list of
+    any length, (T, U) a list or tuple of two.
     """
     if isinstance(kind, dict):
         return isinstance(value, dict) and all(
@@ -172,8 +173,8 @@ def fits(value, kind) -> bool:
 
 
 def require_numbers(tensor, where: str):
-    """Raise InputError unless `tensor` is dense and holds real floating point numbers, all of them
-    finite in float32.
+    """Raise InputError unless `tensor` is dense, with real floating-point values that are finite in
+    float32.
     """
     if (
         not isinstance(tensor, torch.Tensor)
@@ -181,17 +182,17 @@ def require_numbers(tensor, where: str):
         or tensor.layout != torch.strided
         or tensor.is_meta
     ):
-        raise InputError(f"{where} is no dense tensor of floating point numbers")
+        raise InputError(f"{where} is not a dense tensor of floating-point numbers")
     if tensor.numel() and not torch.stack(tensor.float().aminmax()).isfinite().all():
         raise InputError(f"{where} holds values that are not finite; the file is damaged")
 
 
 def write_checkpoint(content: dict, path: str | os.PathLike, before: Path | None = None):
-    """Write a dictionary with `read_checkpoint`'s content; the same content gives the same bytes.
+    """Write `content` and FORMAT to a checkpoint. The same content gives the same bytes.
 
-    before    name under which the file that it replaces is kept, see `atomic`
+    before    where to keep the replaced file, see `atomic`
 
     Raises InputError if the file cannot be written.
     """
-    with atomic(Path(path), before) as file:  # torch.save would write a path's name into the bytes
+    with atomic(Path(path), before) as file:  # given a path, torch.save would store its name
         torch.save({"format": FORMAT, **content}, file)

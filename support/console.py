@@ -1,4 +1,4 @@
-"""What a script says and is told: errors in one line, command lines, progress. No PyTorch here."""
+"""Console input and output: one-line errors, command-line options, progress. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def printable(text: str) -> str:
-    """A text in one line. Names of files and classes may hold control characters, which a terminal
-    must not obey.
+    """A text on one line, with control characters escaped: a terminal would obey those in the names
+    of files and classes.
     """
     return CONTROL.sub(lambda c: repr(c[0])[1:-1], text)
 
 
 class InputError(Exception):
-    """Something that the user gave cannot be used.
+    """The user's input cannot be used.
 
-    The message is one line: what is wrong, in which file or option, and what to do about it.
+    The one-line message says what is wrong, in which file or option, and how to fix it.
     """
 
     def __str__(self):
@@ -47,12 +47,12 @@ def counted(count: int, noun: str) -> str:
 
 
 def shortened(names: list[str], most: int = 3) -> str:
-    """The first `most` names, and how many more there are."""
+    """The first `most` names and the number of the others: "a, b, c and 2 more"."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def quoted(path: os.PathLike | str) -> str:
-    """A path as a shell takes it."""
+    """A path, quoted for the shell."""
     return shlex.quote(str(path)) if os.name != "nt" else f'"{path}"'
 
 
@@ -64,7 +64,7 @@ def warn(script: str, message: str):
 def explanation(error: BaseException, needs_less: str) -> str:
     """One line for an error that the user can fix; "" for any other error.
 
-    needs_less    what to do if the error says that memory has run out
+    needs_less    advice if memory has run out
     """
     if isinstance(error, (InputError, OSError)):
         return str(error)
@@ -76,18 +76,18 @@ def explanation(error: BaseException, needs_less: str) -> str:
 
 
 def from_compiler(error: BaseException) -> bool:
-    """Whether torch.compile has failed."""
+    """Whether torch.compile raised this error."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out. PyTorch raises several kinds of errors for that."""
+    """Whether memory has run out: PyTorch raises several kinds of errors for this."""
     said = "out of memory|can't allocate|not enough memory|ALLOC_FAILED|size calculation overflowed"
     return isinstance(error, MemoryError) or bool(re.search(said, str(error)))
 
 
 def closed_pipe():
-    """Call on BrokenPipeError: the reader of standard output, such as `head`, has gone."""
+    """Call on BrokenPipeError: the reader of standard output, such as `head`, has stopped."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -95,10 +95,10 @@ def closed_pipe():
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line, without the usage, and exit status 2.
+    """An ArgumentParser that reports an error in one line, without the usage, and exits with 2.
 
-    script    name of the file, for messages
-    stray     what to say before an argument that belongs to no option
+    script    file name for messages
+    stray     message for arguments that belong to no option
     """
 
     def __init__(self, script: str, stray: str = "unrecognized arguments", **more):
@@ -107,7 +107,7 @@ class Parser(argparse.ArgumentParser):
         )
         self.script, self.stray = script, stray
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A file name that the terminal cannot show must not end a run.
+            # A file name that the terminal cannot show must not stop a run.
             sys.stdout.reconfigure(errors="backslashreplace")
 
     def error(self, message):
@@ -118,7 +118,7 @@ class Parser(argparse.ArgumentParser):
             close = [get_close_matches(name.lstrip("-"), known, 1) for name in names]
             meant = [f"--{name}" for found in close for name in found]
             message = f"{self.stray}: {arguments}"
-            if len(arguments.split()) > 2:  # a shell has replaced a pattern by the files
+            if len(arguments.split()) > 2:  # the shell has expanded a pattern
                 message = f"{self.stray}: {arguments:.60} ...; put patterns in quotes"
             if names:
                 hint = f"; did you mean {', '.join(meant)}?" if meant else ""
@@ -129,23 +129,23 @@ class Parser(argparse.ArgumentParser):
 def option(default, help: str, convert: Callable | None = None, **more):
     """A dataclass field that is also a command-line option: see `add_options`.
 
-    convert    argparse's `type`: from text to a value
-    more       further keywords of add_argument, such as choices and metavar
+    convert    argparse's `type`: converts text to a value
+    more       other arguments of add_argument, such as choices and metavar
     """
     keywords = {"help": help, **({"type": convert} if convert else {}), **more}
     return dataclasses.field(default=default, metadata=keywords)
 
 
 def add_options(parser: argparse.ArgumentParser, config: type):
-    """Give `parser` an option for each `option` field of a dataclass; its help ends in the default.
+    """Add an option for each `option` field of a dataclass. Its help ends with the default.
 
-    An option that is not given is absent from the parsed namespace.
+    Options that are not given are absent from the parsed namespace.
     """
     for field in dataclasses.fields(config):
         if not field.metadata:
             continue
         keywords = dict(field.metadata)
-        if field.default not in (None, False):
+        if field.default is not None and field.default is not False:
             keywords["help"] += f" (default {shown(field.default)})"
         if isinstance(field.default, bool):
             keywords["action"] = argparse.BooleanOptionalAction
@@ -154,35 +154,35 @@ def add_options(parser: argparse.ArgumentParser, config: type):
 
 
 def shown(value) -> str:
-    """A value as it is written on a command line: (384, 1248) as 384x1248."""
+    """A value as written on a command line: (384, 1248) as 384x1248."""
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def filled(text: str) -> str:
-    """A converter for argparse: text that is not empty, as "$UNSET" in a shell is."""
+    """argparse type: non-empty text. "$UNSET" in a shell is empty."""
     if not text:
-        raise argparse.ArgumentTypeError("it is empty")
+        raise argparse.ArgumentTypeError("the value is empty")
     return text
 
 
 def whole(lowest: int = 1) -> Callable[[str], int]:
-    """A converter for argparse: whole numbers from `lowest` up."""
+    """argparse type: whole numbers from `lowest` up."""
 
     def convert(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {lowest} up")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number (at least {lowest})")
         return int(text)
 
     return convert
 
 
 def positive(text: str) -> float:
-    """A converter for argparse: finite numbers above 0."""
+    """argparse type: finite numbers above 0."""
     return number(text, lambda value: 0 < value < math.inf, "a positive number")
 
 
 def share(text: str) -> float:
-    """A converter for argparse: numbers from 0 to 1."""
+    """argparse type: numbers from 0 to 1."""
     return number(text, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
@@ -197,17 +197,17 @@ def number(text: str, fits: Callable[[float], bool], what: str) -> float:
 
 
 def size(text: str) -> tuple[int, int]:
-    """A converter for argparse: "HxW" to (height, width) in pixels."""
+    """argparse type: "HxW" to (height, width) in pixels."""
     if not re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a size, height x width, such as 375x1242"
+            f"{text!r} is not a size (height x width) such as 375x1242"
         )
     height, width = map(int, text.split("x"))
     return height, width
 
 
 def word_or(word: str, convert: Callable) -> Callable:
-    """A converter for argparse: `word` as it is, other text by `convert`."""
+    """argparse type: `word` as it is, other text by `convert`."""
 
     def either(text: str):
         if text == word:
@@ -224,30 +224,30 @@ def word_or(word: str, convert: Callable) -> Callable:
 
 
 class Progress:
-    """Progress of a loop: one line that is rewritten on a terminal, else a line every 30 seconds.
+    """Progress of a loop: one updated line on a terminal, otherwise a line every 30 seconds.
 
-    total     steps of the whole loop, or another measure of its work
-    done      steps done before, in an earlier part of the run
-    images    images in each step
+    total     number of steps, or another measure of the work
+    done      steps done in an earlier part of the run
+    images    images per step
     """
 
     def __init__(self, total: float, done: float = 0, images: float = 1):
         self.total, self.done, self.first, self.images = total, done, done, images
         self.start = self.shown = time.perf_counter()
         self.live = sys.stdout.isatty()
-        self.pause = 0.5 if self.live else 30  # seconds between two lines
+        self.pause = 0.5 if self.live else 30  # seconds between updates
 
     def due(self, steps: float = 1) -> bool:
-        """Count one more step. Returns whether it is time to show something."""
+        """Count finished steps. Returns whether an update is due."""
         self.done += steps
         return self.late()
 
     def late(self) -> bool:
-        """Whether it is time to show something."""
+        """Whether an update is due."""
         return time.perf_counter() - self.shown >= self.pause
 
     def show(self, text: str, part: float = 0.0):
-        """Show a text, the speed and the time left; `part` of the current step (0 to 1) is done."""
+        """Show a text, the speed and the time left. `part` (0 to 1) of the current step is done."""
         self.shown = time.perf_counter()
         each = (self.shown - self.start) / max(self.done - self.first + part, 1e-9)
         left = timedelta(seconds=round(each * (self.total - self.done - part)))
@@ -255,5 +255,5 @@ class Progress:
         print(f"\r{text}\033[K" if self.live else text, end="" if self.live else "\n", flush=True)
 
     def line(self, text: str):
-        """Print a line that stays."""
+        """Print a line that is not overwritten."""
         print(f"\r\033[K{text}" if self.live else text, flush=True)

@@ -1,9 +1,9 @@
 """The dense layers fc6 and fc7, computed as one matrix product.
 
-A convolution is a matrix product. Each row of the first matrix is the window that one position
-sees; the second matrix holds the weights. A library's convolution is made for small kernels and
-large maps. fc6 is the reverse: 102 million weights meet a few hundred positions (468 for an image
-of 375 x 1242). There one plain product is 2 to 4 times as fast on a processor, and 1.5 times on an
+A convolution is a matrix product. Each row of the first matrix is the input window of one position;
+the second matrix holds the weights. Convolution libraries are tuned for small kernels and large
+feature maps. fc6 is the opposite: 102 million weights, applied at a few hundred positions (468 for
+an image of 375 x 1242). Here a single product is 2 to 4 times as fast on a CPU, and 1.5 times on an
 H200: fc6 takes 3.4 ms as a product and 5.2 ms as a convolution (PyTorch 2.11, bf16, 8 images,
 forward and backward).
 """
@@ -15,29 +15,26 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-CHUNK = 512  # output channels whose weights are converted to bf16 at a time, see `Product`
+CHUNK = 512  # output channels converted to bf16 at a time, see `Product`
 
 
 class DenseConv2d(nn.Conv2d):
-    """What nn.Conv2d of stride 1 computes: [N, C, H, W] to [N, O, H', W']. Same parameters, same
-    results.
-    """
+    """nn.Conv2d of stride 1, same parameters and results: [N, C, H, W] to [N, O, H', W']."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_exporting() or isinstance(x, torch.fx.Proxy):
-            # A trace would hold the shapes below as numbers.
+            # A trace would record the shapes below as constants.
             return super().forward(x)
         k, p = self.kernel_size[0], self.padding[0]
         padded = F.pad(x, (p, p, p, p)) if p else x
         windows = padded.unfold(2, k, 1).unfold(3, k, 1)  # [N, C, H', W', k, k]
         rows = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)  # [N, H', W', C*k*k]
-        # Product can be differentiated once, by backward() alone: a training step needs no more. A
-        # GPU has the memory that it saves, and is faster at one large product than at eight.
+        # Product can be differentiated only once, by backward(); a training step needs no more. A
+        # GPU has enough memory, and computes one large product faster than eight.
         saves_memory = self.training and torch.is_grad_enabled() and x.device.type == "cpu"
         if not saves_memory and x.device.type == "cpu" and x.dtype == torch.float32:
-            # As a convolution with a kernel of 1 x 1, oneDNN computes the product. F.linear leaves
-            # it to MKL, which takes 2.2 times as long in fp32 on AMD's processors, and a whole
-            # prediction then 1.3 times.
+            # oneDNN computes a 1 x 1 convolution, MKL computes F.linear. On AMD CPUs in fp32, MKL
+            # takes 2.2 times as long, and a whole prediction then 1.3 times.
             return F.conv2d(
                 rows.permute(0, 3, 1, 2), self.weight.flatten(1)[:, :, None, None], self.bias
             )
@@ -47,12 +44,11 @@ class DenseConv2d(nn.Conv2d):
 
 
 class Product(torch.autograd.Function):
-    """rows [P, I] times the transpose of weight [O, I], plus bias [O], gives [P, O]: F.linear, with
-    its own backward pass.
+    """F.linear with its own backward pass: rows [P, I], weight [O, I] and bias [O] to [P, O].
 
     With bf16 rows and fp32 weights, only CHUNK rows of the weight are converted to bf16 at a time.
-    So no bf16 copy of fc6's weight is kept from the forward pass to the backward pass, and none is
-    made of its gradient. That lowers the peak memory of a training step by 0.4 GB.
+    No bf16 copy of fc6's weight is kept for the backward pass, and none is made of its gradient.
+    This lowers the peak memory of a training step by 0.4 GB.
     """
 
     @staticmethod
@@ -75,7 +71,7 @@ class Product(torch.autograd.Function):
             weight.split(CHUNK), grad_weight.split(CHUNK), grad.split(CHUNK, 1), strict=True
         )
         for chunk, grad_chunk, g in chunks:
-            # output = rows @ weight.T, hence d loss / d rows = grad @ weight
+            # output = rows @ weight.T, so d loss / d rows = grad @ weight
             grad_rows += g @ chunk.to(rows.dtype)
             grad_chunk.copy_(g.t() @ rows)  # and d loss / d weight = grad.T @ rows
         return grad_rows.to(rows.dtype), grad_weight, grad.sum(0, dtype=weight.dtype)

@@ -1,7 +1,4 @@
-"""Pictures for a person to look at: class colours, overlays with a legend, contact sheets, curves.
-
-Nothing is measured or learnt here.
-"""
+"""Pictures to look at: class colours, overlays with a legend, contact sheets, curves."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from support.files import save_png
 from support.labels import IGNORE, is_background, only_road
 
-# Fixed colours, which people with weak colour vision can tell apart too. None is grey: roads are.
+# Colour-blind people can tell these apart. None is grey, the colour of roads.
 COLOURS = [
     (230, 0, 230),
     (214, 39, 40),
@@ -33,10 +30,10 @@ RED, BLUE, GREY = (214, 39, 40), (31, 119, 180), (150, 150, 150)
 
 
 def colours_for(classes: list[str]) -> np.ndarray:
-    """uint8 [C, 3], the colour of each class: the same at every call."""
+    """The colour of each class, uint8 [C, 3]: the same at every call."""
     if only_road(classes):
         return np.array([NOT_ROAD, ROAD], np.uint8)
-    more = [  # beyond the fixed colours, hues go on turning
+    more = [  # more hues, for classes beyond COLOURS
         ImageColor.getrgb(f"hsv({i * 67 % 360}, {60 + i % 3 * 15}%, {90 - i % 4 * 15}%)")
         for i in range(len(COLOURS), len(classes))
     ]
@@ -47,7 +44,7 @@ def colours_for(classes: list[str]) -> np.ndarray:
 
 
 def opacities(classes: list[str]) -> list[int]:
-    """How opaque the colour of each of 256 ids lies over the picture, 0 to 255."""
+    """The opacity of the colour of each of 256 ids over the picture, 0 to 255."""
     opacity = [166] * 256
     opacity[IGNORE] = 204
     if is_background(classes[0]):
@@ -58,10 +55,10 @@ def opacities(classes: list[str]) -> list[int]:
 
 
 def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray:
-    """The picture uint8 [H, W, 3] with classes uint8 [H, W] as colours over it; IGNORE is black.
+    """Blend the colours of class ids uint8 [H, W] over a picture uint8 [H, W, 3]; IGNORE is black.
 
-    Where the classes are road and not road, only the road is tinted. A class named background never
-    is.
+    If the classes are road and not road, only the road is tinted. A class named background is never
+    tinted.
     """
     picture, opacity = Image.fromarray(image), Image.fromarray(label).point(opacities(classes))
     picture.paste(palette_mask(label, classes).convert("RGB"), mask=opacity)
@@ -69,19 +66,17 @@ def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray
 
 
 def palette_mask(label: np.ndarray, classes: list[str]) -> Image.Image:
-    """Class ids uint8 [H, W] as a palette picture: the stored numbers are the ids, shown in the
-    classes' colours.
-    """
+    """Class ids uint8 [H, W] to a palette image that stores the ids and shows the class colours."""
     mask = Image.fromarray(label)
     mask.putpalette(colours_for(classes).tobytes().ljust(3 * 256, b"\0"))
     return mask
 
 
 def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.Image:
-    """`tint`, and below the picture the colours and names of the classes in it, the most frequent
-    first, unless they are road and not road.
+    """`tint` with a legend below: the classes in the picture, the most frequent first.
 
-    A legend that needs more room makes the whole wider than the picture.
+    The classes road and not road get no legend. A wide legend makes the result wider than the
+    picture.
     """
     picture = Image.fromarray(tint(image, label, classes))
     counts, opacity = np.bincount(label.ravel(), minlength=256)[: len(classes)], opacities(classes)
@@ -98,11 +93,11 @@ def overlay(image: np.ndarray, label: np.ndarray, classes: list[str]) -> Image.I
 
 
 def legend(width: int, entries: list[tuple], size: int, dark: bool = False) -> Image.Image:
-    """A strip of colours with their names, in as many lines as it takes.
+    """A strip of colours and their names, on as many lines as needed.
 
-    width      the least width; a long name makes the strip wider
-    entries    (name, colour) each
-    size       height of the letters in pixels
+    width      minimum width; a long name makes the strip wider
+    entries    (name, colour) pairs
+    size       font size in pixels
     """
     font, line = ImageFont.load_default(size), round(size * 1.5)
     names = [brief(name) for name, _ in entries]
@@ -121,13 +116,14 @@ def legend(width: int, entries: list[tuple], size: int, dark: bool = False) -> I
 
 
 def brief(name: str) -> str:
-    """The name, of a very long one the beginning."""
+    """The name, cut if it is very long."""
     return name if len(name) <= 48 else f"{name[:47]}…"
 
 
 def draw_samples(path: Path, rows: list[tuple], classes: list[str], caption: str):
-    """A contact sheet: for each (name, image [H, W, 3], truth [H, W], prediction [H, W]), all
-    uint8, the three side by side. Written as PNG.
+    """Write a contact sheet as PNG: image, ground truth and prediction side by side.
+
+    rows    (name, image [H, W, 3], truth [H, W], prediction [H, W]) each, all uint8
     """
     cells = [
         [(name, image), *(("", tint(image, label, classes)) for label in labels)]
@@ -138,8 +134,9 @@ def draw_samples(path: Path, rows: list[tuple], classes: list[str], caption: str
 
 
 def draw_labels(path: Path, cells: list[tuple[str, np.ndarray, np.ndarray]], classes: list[str]):
-    """A contact sheet of (name, image [H, W, 3], label [H, W]), three in a row: labels over images,
-    ids in the legend. Written as PNG.
+    """Write a contact sheet as PNG: labels over images, three in a row, with ids in the legend.
+
+    cells    (name, image [H, W, 3], label [H, W]) each
     """
     panels = [(name, tint(image, label, classes)) for name, image, label in cells]
     rows = [panels[i : i + 3] for i in range(0, len(panels), 3)]
@@ -147,7 +144,7 @@ def draw_labels(path: Path, cells: list[tuple[str, np.ndarray, np.ndarray]], cla
 
 
 def painted(classes: list[str], names: list[str]) -> list[tuple]:
-    """(name, colour) of all that `tint` paints; `names` are what to call the classes."""
+    """Legend entries (name, colour) of the colours of `tint`; `names` are the names to show."""
     entries = zip(names, colours_for(classes), opacities(classes), strict=False)
     return [
         *((name, colour) for name, colour, opacity in entries if opacity),
@@ -156,8 +153,12 @@ def painted(classes: list[str], names: list[str]) -> list[tuple]:
 
 
 def draw_sheet(path: Path, rows: list[list[tuple]], width: int, titles: tuple, entries: list):
-    """Rows of (text, picture uint8 [H, W, 3]), the pictures scaled to one width, with their texts
-    above them, titles above the columns, and a legend of `entries` below.
+    """Write a contact sheet of pictures, with texts above them and a legend below.
+
+    rows       lists of (text, picture uint8 [H, W, 3])
+    width      of every picture, in pixels
+    titles     of the columns
+    entries    of the legend, see `legend`
     """
     gap, line, font = 6, 22, ImageFont.load_default(16)
 
@@ -185,10 +186,11 @@ def draw_sheet(path: Path, rows: list[list[tuple]], width: int, titles: tuple, e
 
 
 def draw_curves(path: Path, rows: list[dict], classes: list[str]):
-    """Loss and IoU over epochs from the rows of log.csv (numbers by column name), as two charts one
-    below the other, written as PNG.
+    """Plot loss and IoU over the epochs as two charts, one below the other. Written as PNG.
 
-    A line marks the epoch whose network is in best.pt: the last one where `is_best` is true.
+    rows    of log.csv: numbers by column name
+
+    A vertical line marks the epoch of best.pt: the last one with a true `is_best`.
     """
 
     def line(name, colour, column):
@@ -196,7 +198,7 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
 
     losses = [line("training", BLUE, "train_loss"), line("validation", RED, "val_loss")]
     ious, title = [line("mean", (0, 0, 0), "mean_iou")], "IoU on validation images"
-    if "MaxF" in rows[0]:  # chooses the best network where one class is sought
+    if "MaxF" in rows[0]:  # selects best.pt if there is one class to find
         ious.append(line("MaxF", BLUE, "MaxF"))
         title = "IoU and MaxF on validation images"
     ious += [
@@ -206,7 +208,7 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
     epochs = [row["epoch"] for row in rows]
     best = [row["epoch"] for row in rows if row.get("is_best")][-1:]
     highest = max([v for _, _, line in losses for v in line if np.isfinite(v)], default=1.0) or 1.0
-    # Room for every class in the legend, and for its name.
+    # Make room for every class and its name in the legend.
     bottom = max(740, 460 + 21 * len(ious))
     names = [brief(name) for name, _, _ in ious]
     width = max(900, round(max(map(ImageFont.load_default(14).getlength, names))) + 810)
@@ -217,17 +219,17 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
 
 
 def draw_chart(sheet, box, title, xs, lines, highest, marked):
-    """One line chart in a part of a sheet.
+    """Draw a line chart on a part of a sheet.
 
     box        (left, top, right, bottom) of the chart on the sheet
-    xs         the epochs
+    xs         epochs
     lines      (name, colour, values) each; values that are not finite are left out
-    highest    the y axis goes from 0 to this, rounded up
-    marked     epochs that get a vertical line
+    highest    end of the y axis, rounded up; it starts at 0
+    marked     epochs to mark with a vertical line
     """
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     left, top, right, bottom = box[0] + 70, box[1] + 40, box[2] - 190, box[3] - 40
-    step = float(f"{highest / 5:.0e}")  # of one digit
+    step = float(f"{highest / 5:.0e}")  # rounded to one digit
     ticks = [step * i for i in range(int(np.ceil(highest / step - 1e-9)) + 1)]
     first, last = xs[0], max(xs[-1], xs[0] + 1)  # a single epoch is a dot at the left
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all. No PyTorch here."""
+"""Writing files: completely or not at all. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from PIL import Image
 
 from support.console import InputError, one_line
 
-SIGNATURE = "FCN-8s predict.py"  # in each result of predict.py, which a later run may replace
+SIGNATURE = "FCN-8s predict.py"  # marks the results of predict.py, which a later run may replace
 
 
 @contextmanager
 def atomic(
     path: Path, before: Path | None = None, durable: bool = True
 ) -> Iterator[io.BufferedWriter]:
-    """Within it, a binary file to write to; afterwards, and only if nothing was raised, `path`.
+    """Context manager that yields a binary file, which becomes `path` if the block succeeds.
 
-    The bytes go to a new file beside `path`, which is renamed once it is complete. A rename within
-    a folder is atomic, so `path` is whole at every moment. Raises InputError if the file cannot be
-    written; what was there before is then still there.
+    The bytes go to a new file in the same folder, which is renamed when it is complete. Such a
+    rename is atomic, so `path` is never half-written. Raises InputError if the file cannot be
+    written; an existing file is then kept.
 
-    before     name under which the replaced file is kept. For a moment between two renames, only
-               this file is there, and none at `path`
-    durable    flush to the disk before the rename, so that the file survives a power cut
+    before     where to keep the replaced file. Between the two renames, `path` is missing for a
+               moment
+    durable    flush to disk before the rename, so that the file survives a power cut
     """
     beside = path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}.part")
     try:
         if path.exists() and not path.is_file():
-            raise OSError(None, "it is no regular file")
-        # "x" fails where the name is taken, also by a link to somebody else's file.
+            raise OSError(None, "it is not a regular file")
+        # "x" fails if the name exists, even as a link to another file.
         with open(beside, "xb") as file:
             yield file
             if durable:
@@ -54,8 +54,8 @@ def atomic(
             raise
         reason = getattr(error, "strerror", None) or one_line(error, 200)
         raise InputError(
-            f"{path}: cannot be written ({reason}); choose another place, or make room there; what "
-            "was written before is whole"
+            f"{path}: cannot be written ({reason}); choose another place, or free some space; "
+            "files written before are intact"
         ) from None
     finally:
         with suppress(OSError):
@@ -63,8 +63,8 @@ def atomic(
 
 
 def sync_folder(folder: Path):
-    """Bring a folder's names to the disk: a rename survives a power cut only then."""
-    with suppress(OSError):  # Windows opens no folders
+    """Flush a folder to disk, so that a rename in it survives a power cut."""
+    with suppress(OSError):  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -73,7 +73,7 @@ def sync_folder(folder: Path):
 
 
 def write_text(path: Path, text: str):
-    """Write a text file in UTF-8, see `atomic`. File names in it may hold any bytes."""
+    """Write a text file in UTF-8, see `atomic`. File names in the text may hold any bytes."""
     with atomic(path) as file:
         file.write(text.encode("utf-8", errors="surrogateescape"))
 
@@ -88,29 +88,28 @@ def write_csv(path: Path, rows: list[dict]):
 
 
 def save_png(picture: Image.Image, path: Path, **options):
-    """Write a picture as PNG, see `atomic`; its folder is made if it is not there.
+    """Write a picture as PNG, see `atomic`. Creates the folder if needed.
 
-    options    of Pillow's writer
+    options    for Pillow's PNG writer
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path.parent}: cannot be made ({error.strerror})") from None
+        raise InputError(f"{path.parent}: cannot be created ({error.strerror})") from None
     with atomic(path, durable=False) as file:
-        # Level 1 takes a third of the time of Pillow's default, and a few per cent more space.
+        # Level 1 takes a third of the default's time and a few per cent more space.
         picture.save(file, "PNG", compress_level=1, **options)
 
 
 def require_ours(path: Path, what: str, is_ours: Callable[[Path], bool]):
-    """Raise InputError if there is a file of this name that `is_ours` does not know: it would be
-    written over.
+    """Raise InputError if `path` would overwrite a file that `is_ours` rejects.
 
-    what    predict.py writes there, for the message
+    what    kind of result, for the message
     """
     if path.exists() and not is_ours(path):
         raise InputError(
-            f"{path}: is no {what} of predict.py, and would be written over; choose another --out, "
-            "or remove it"
+            f"{path}: is not a {what} of predict.py and would be overwritten; choose another "
+            "--out, or remove the file"
         )
 
 

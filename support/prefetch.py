@@ -1,4 +1,4 @@
-"""Results of slow work, read ahead of the loop that uses them. No PyTorch here."""
+"""Prefetching: threads compute results before a loop needs them. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-ROOM = 2**30  # bytes: seven photos of 24 megapixels and their views, or 128 images of Cityscapes
+ROOM = 2**30  # bytes: seven 24-megapixel photos and their views, or 128 Cityscapes images
 
 
 def prefetch(
@@ -16,17 +16,16 @@ def prefetch(
     initializer: Callable[[], object] | None = None,
     room: int = ROOM,
 ) -> Iterator:
-    """Yields load(item) for each item, in the order of the items.
+    """Yields load(item) for each item, in order.
 
-    workers        threads that call `load`; 0: it is called when its result is asked for. Threads
-                   are enough, since Pillow and numpy release Python's lock
+    workers        threads that call `load`; 0: call it when the result is needed. Threads are
+                   enough, since Pillow and numpy release Python's global lock
     initializer    called once in each thread
-    room           for the arrays in the results that are loading or waiting, in bytes: there are
-                   as many as fit if all are as large as the largest so far; one at least, and
-                   workers + 1 at most
+    room           bytes for the arrays of results that are loading or waiting. Their number, from 1
+                   to workers + 1, assumes that all are as large as the largest so far
 
-    The results are the same for any number of workers. What `load` raises is raised when the turn
-    of that item comes.
+    The results do not depend on the number of workers. An error in `load` is raised at the turn of
+    its item.
     """
     if workers == 0:
         yield from map(load, items)
@@ -36,7 +35,7 @@ def prefetch(
         try:
             for item in items:
                 waiting.append(pool.submit(load, item))
-                if largest is None:  # the first one tells how many there is room for
+                if largest is None:  # the first result shows how many fit
                     largest = bytes_in(waiting[0].result())
                 while len(waiting) > max(1, min(workers + 1, room // (largest or 1))):
                     result = waiting.popleft().result()

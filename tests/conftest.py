@@ -33,14 +33,14 @@ SHARED = ROOT.parent / "shared"  # real files, if they are there
 
 
 @pytest.fixture(autouse=True)
-def same_chance_for_every_test():
+def same_seed_for_every_test():
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """command("vgg.py", ...) runs a script as `python vgg.py ...` does: (exit status, standard
-    output, standard error). In this process, since a new one would take seconds to import PyTorch.
+    """command("fcn.py", ...) runs a script like `python fcn.py ...`: (exit status, standard output,
+    standard error). It stays in this process, since a new one takes seconds to import PyTorch.
     """
 
     def run(script, *arguments):
@@ -64,10 +64,9 @@ def command(monkeypatch, capsys):
     return run
 
 
-# Runs programs in processes of their own, each a fork of one that has imported PyTorch and
-# train.py, and computed nothing: a fork is sound as long as there are no other threads. Optimizers
-# import torch._dynamo, which takes seconds. Each line of input is a program, or the process to wait
-# for.
+# Runs each program in its own process, a fork of one that has imported PyTorch and train.py but
+# computed nothing: forking is safe while there are no other threads. Optimizers need torch._dynamo,
+# and importing it takes seconds. Each line of input is a program, or a process to wait for.
 FORKER = """
 import json, os, sys, traceback
 sys.path.insert(0, sys.argv[1])
@@ -99,7 +98,7 @@ for line in sys.stdin:
 
 
 class Fork:
-    """A program under way in a process of its own; `said` is what it prints."""
+    """A program running in its own process; `said` is its output."""
 
     def __init__(self, ask, program, arguments, said, env):
         self.ask, self.file = ask, said
@@ -107,7 +106,7 @@ class Fork:
         self.process = ask(dict(program=program, arguments=arguments, said=str(said), env=env))
 
     def wait(self):
-        """Its exit status; minus the number of the signal that has ended it."""
+        """The exit status, or minus the number of the signal that ended the process."""
         return self.ask({"wait": self.process})
 
     @property
@@ -117,7 +116,7 @@ class Fork:
 
 @pytest.fixture(scope="session")
 def fork(tmp_path_factory):
-    """fork(program, *arguments, **environment) begins a Python program, and gives the Fork."""
+    """fork(program, *arguments, **environment) starts a Python program and returns its Fork."""
     if not hasattr(os, "fork"):
         pytest.skip("needs processes that can be forked")
     folder, lock, number = tmp_path_factory.mktemp("forks"), threading.Lock(), itertools.count()
@@ -144,8 +143,8 @@ def fork(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def two_forks(fork):
-    """two_forks(program, *arguments) begins a program in two processes that find each other, as
-    torchrun does. Gives both.
+    """two_forks(program, *arguments) starts a program in two processes that are connected as by
+    torchrun, and returns both Forks.
     """
 
     def begin(program, *arguments):
@@ -174,9 +173,7 @@ def kitti_sample():
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    """Twelve small synthetic scenes in KITTI Road's layout. Modules that need others have a fixture
-    of the same name.
-    """
+    """Twelve small synthetic scenes in KITTI Road's layout. Some modules override this fixture."""
     folder = tmp_path_factory.mktemp("data") / "scenes"
     synthetic.write(folder, train=12, test=0, height=32, width=64)
     return folder
@@ -221,7 +218,7 @@ def small(num_classes=2, pad=1, stride=8, width=1 / 32, fc_channels=4, **more):
 
 
 def randomise_scores(net):
-    """The score layers start at zero; comparisons need numbers there."""
+    """Give the score layers random weights; with their initial zeros, every comparison passes."""
     for name, p in net.named_parameters():
         if name.startswith("score"):
             torch.nn.init.normal_(p)
@@ -229,7 +226,7 @@ def randomise_scores(net):
 
 
 def lively(pad, stride):
-    """A narrow network in which everything has an influence."""
+    """A narrow network in which every parameter affects the scores."""
     torch.manual_seed(1)
     net = randomise_scores(small(pad=pad, stride=stride, width=1 / 16, fc_channels=16)).eval()
     for name, p in net.named_parameters():
@@ -243,7 +240,7 @@ def same(a, b):
 
 
 def saved(path, net, classes=("sky", "road", "car")):
-    """The path of a checkpoint of the network."""
+    """Save a checkpoint of the network: its path."""
     net.classes = list(classes)
     net.save(path)
     return path
@@ -252,7 +249,7 @@ def saved(path, net, classes=("sky", "road", "car")):
 # ---- runs ----
 
 TINY = "--width 0.03125 --fc-channels 8 --weights none --workers 0 --device cpu --amp off".split()
-TIMES = {"seconds", "evaluation_seconds", "data_wait"}  # columns of the log that no two runs share
+TIMES = {"seconds", "evaluation_seconds", "data_wait"}  # log columns that differ in equal runs
 
 
 def run(data, out, *more):

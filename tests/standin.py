@@ -1,20 +1,20 @@
-"""A stand-in for a GPU: tensors that say they are on cuda:0, and compute on the processor. With it
-the CUDA code runs anywhere.
+"""A stand-in for a GPU: tensors that claim to be on cuda:0 but compute on the CPU. With it, the
+CUDA code runs anywhere.
 
-It is strict about these things:
+It checks the following:
 
-- An operation on tensors of both devices fails, and so does a fused update whose tensors differ in
-  their strides.
-- Autocast converts what CUDA's does, as far as this project uses it.
-- `waits` counts what makes the processor wait for the GPU: .item(), .cpu(), copies that are not
-  from pinned memory, and operations whose result has a size that depends on the numbers.
-- Each stream has a clock, and an event is a time on it. Using a tensor fails on a stream that has
-  not waited for the one that wrote it. `faults` notes memory that is freed while another stream may
-  still use it (`record_stream`).
-- `pinning` are the threads that have taken pinned memory, `chosen` those that have chosen a GPU.
+- An operation on tensors of both devices fails, and so does a fused update of tensors with
+  different strides.
+- Autocast converts the same operations as on CUDA, as far as this project uses them.
+- `waits` counts operations that make the CPU wait for the GPU: .item(), .cpu(), copies from memory
+  that is not pinned, and operations whose output size depends on the values.
+- Each stream has a clock, and an event is a time on it. Using a tensor on a stream fails unless it
+  has waited for the stream that wrote the tensor. `faults` lists memory that is freed while another
+  stream may still use it (`record_stream`).
+- `pinning` has the threads that have allocated pinned memory, `chosen` those that have set a GPU.
 
-It cannot show speed, cuDNN's choices and rounding, the memory of a GPU, NCCL and torch.compile. A
-network that moves there gets new parameters; on a GPU it keeps them.
+It cannot test speed, cuDNN's choices and rounding, GPU memory, NCCL or torch.compile. A network
+that is moved to it gets new parameters; on a GPU it keeps them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ WAIT = {
     *("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "bincount", "equal"),
     *("_unique2", "unique_dim"),
 }
-# What autocast computes in 16 bits here.
+# Operations that autocast computes in 16 bits.
 CAST = {torch.conv2d, torch.conv_transpose2d, F.linear, torch.matmul}
 
 
@@ -58,8 +58,8 @@ class Stream:
 
 
 class Memory:
-    """A piece of the GPU's memory: the streams that have used it, and those of which the allocator
-    knows. `written` is the stream that wrote it last, and when.
+    """A block of GPU memory: the streams that used it, and those that the allocator knows of.
+    `written` is the last stream that wrote it, and the time.
     """
 
     def __init__(self):
@@ -75,9 +75,7 @@ class Memory:
 
 
 class OnGpu(torch.Tensor):
-    """A tensor without numbers on the device `meta`, which says it is on cuda:0. `inner` has the
-    numbers.
-    """
+    """A tensor on the device `meta` that claims to be on cuda:0. `inner` holds the values."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -101,7 +99,7 @@ class OnGpu(torch.Tensor):
 
 
 class State:
-    """The present stream, what has made the processor wait, and what was done wrong."""
+    """The current stream, the waits of the CPU, and the faults."""
 
     def __init__(self):
         self.default = self.current = Stream()
@@ -114,7 +112,7 @@ gpu = State()
 
 
 def compute(function, args, kwargs):
-    """One operation with a tensor of the GPU in it, or with its result there."""
+    """One operation with an input or its result on the GPU."""
     name = function.overloadpacket.__name__
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     there = [x for x in tensors if isinstance(x, OnGpu)]
@@ -130,7 +128,7 @@ def compute(function, args, kwargs):
             raise RuntimeError(f"{function}: reads what another stream may not have written yet")
         x.memory.used.add(gpu.current)
 
-    # PyTorch's own code asks for the device meta.
+    # PyTorch's own code requests the device meta.
     goal = kwargs.get("device")
     to_gpu = bool(there) if goal is None else torch.device(goal).type in ("cuda", "meta")
     if name == "copy_":
@@ -184,7 +182,7 @@ def note_copy(source, to_gpu, non_blocking):
 
 
 class Dispatch(TorchDispatchMode):
-    """Sees operations that have no tensor of the GPU yet: torch.zeros(3, device="cuda"),
+    """Catches operations without an input on the GPU: torch.zeros(3, device="cuda"),
     tensor.to("cuda").
     """
 
@@ -197,7 +195,7 @@ class Dispatch(TorchDispatchMode):
 
 
 class Functions(TorchFunctionMode):
-    """autocast; and functions that would put a plain number on `meta`, where it is lost."""
+    """Autocast, and functions that would lose a plain number by putting it on `meta`."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         def number(x, dtype):
@@ -219,10 +217,10 @@ class Functions(TorchFunctionMode):
 
 @contextmanager
 def standin(monkeypatch, capability=(9, 0)):
-    """Within it there is one GPU. Gives its State."""
+    """Simulate one GPU inside the with block; yields its State."""
     gpu.__init__()
     copy_stream.cache_clear()
-    # A list of functions that is made once: with the true torch.empty.
+    # PyTorch makes this list of functions only once; it must hold the real torch.empty.
     torch.utils._device._device_constructors()
     empty = torch.empty
 

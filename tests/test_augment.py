@@ -1,4 +1,4 @@
-"""Random views: image and label stay together, and what may vary varies."""
+"""Augmentation keeps image and label aligned, and varies size, position and colour."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ seeds = st.integers(0, 10**6)
 
 
 @given(seeds, st.integers(1, 90), st.integers(1, 90), crops)
-def test_views_have_the_types_and_classes_and_stay_in_the_crop(seed, height, width, crop):
+def test_views_keep_dtypes_and_classes_and_fit_the_crop(seed, height, width, crop):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
     label = rng.choice(np.array([0, 1, 5, IGNORE], np.uint8), (height, width))
@@ -24,12 +24,12 @@ def test_views_have_the_types_and_classes_and_stay_in_the_crop(seed, height, wid
     assert view.dtype == view_label.dtype == np.uint8
     assert view.shape == (*view_label.shape, 3)
     assert crop is None or (np.array(view_label.shape) <= crop).all()
-    assert set(np.unique(view_label)) <= set(np.unique(label))  # picked, never blended
+    assert set(np.unique(view_label)) <= set(np.unique(label))  # ids are never blended
 
 
 @given(seeds, st.sampled_from([None, (40, 60), (17, 90)]))
-def test_image_and_label_stay_together(seed, crop):
-    """The label is drawn into the picture, and is found there after any flip, scale and crop."""
+def test_image_and_label_stay_aligned(seed, crop):
+    """The image shows its label, and still does after any flip, scale and crop."""
     rng = np.random.default_rng(seed)
     label = np.kron(rng.integers(0, 2, (5, 6), np.uint8), np.ones((16, 16), np.uint8))
     view, view_label = augment(np.repeat(60 + 120 * label[..., None], 3, 2), label, rng, crop)
@@ -40,14 +40,14 @@ def test_image_and_label_stay_together(seed, crop):
 
 
 def views(colour=(100, 100, 100), **options):
-    """(image, label) of forty views of a picture of one colour, whose left part has class 1."""
+    """Forty views (image, label) of an image of one colour; its left part has class 1."""
     image = np.full((512, 512, 3), colour, np.uint8)
     label = np.zeros((512, 512), np.uint8)
     label[:, :160] = 1
     return [augment(image, label, np.random.default_rng(i), **options) for i in range(40)]
 
 
-def test_views_have_few_sizes_from_a_range_and_many_windows():
+def test_views_vary_in_position_and_in_scale_by_steps_of_32():
     heights = {label.shape[0] for _, label in views()}
     assert min(heights) == 384 and 672 <= max(heights) <= 704 and len(heights) > 5
     assert all(side % 32 == 0 for side in heights)
@@ -55,7 +55,7 @@ def test_views_have_few_sizes_from_a_range_and_many_windows():
     assert len({label.tobytes() for _, label in views(crop=(128, 128))}) > 4
 
 
-def test_light_has_any_colour_unless_colours_stay():
+def test_tint_and_saturation_vary_unless_colours_are_fixed():
     lights = np.array([image[0, 0] for image, _ in views()], int)
     for a, b in ((0, 1), (1, 2), (0, 2)):
         assert (lights[:, a] > lights[:, b]).any() and (lights[:, a] < lights[:, b]).any()
@@ -67,7 +67,7 @@ def test_light_has_any_colour_unless_colours_stay():
 
 
 @pytest.mark.parametrize("room, kept", [(10**6, 12), (0, 0), (3 * 6 * 9 * 4, 3)])
-def test_a_reader_keeps_pairs_within_its_bytes_and_changes_nothing(tmp_path, room, kept):
+def test_the_reader_cache_obeys_its_limit_and_alters_nothing(tmp_path, room, kept):
     found = find(kitti(tmp_path))
     reader, plain = Reader(found.read_label, room), Reader(found.read_label, 0)
     for sample in 2 * (found.train + found.val):

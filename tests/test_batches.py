@@ -1,4 +1,4 @@
-"""Batches: padded, normalised, the same for any number of workers; and the weights of classes."""
+"""Class weights, and batches: padded, normalised, the same for any number of workers."""
 
 import threading
 
@@ -21,7 +21,7 @@ from vgg import IMAGE_MEAN, IMAGE_STD, normalise
 
 
 @given(st.lists(st.sampled_from([0, 1, 2, 3]), min_size=1, max_size=200))
-def test_class_weights_go_by_the_root_of_frequency_and_have_mean_1(pixels):
+def test_class_weights_are_inverse_root_frequencies_with_mean_1(pixels):
     counts = np.bincount(pixels, minlength=5)
     weights = weigh_classes(counts)
     assert weights[counts == 0].tolist() == [1] * (counts == 0).sum()
@@ -30,7 +30,7 @@ def test_class_weights_go_by_the_root_of_frequency_and_have_mean_1(pixels):
     assert weighted == pytest.approx(weighted[0])
 
 
-def test_stray_pixels_of_a_class_weigh_no_more_than_a_rare_one():
+def test_class_weights_are_capped_for_very_rare_classes():
     usual, stray, rare = weigh_classes(np.array([999_899, 1, 100])).tolist()
     assert usual == pytest.approx(1, abs=0.02) and stray == rare == pytest.approx(100, rel=0.02)
 
@@ -48,7 +48,7 @@ def test_images_of_different_sizes_are_padded_with_ignore(sizes):
         assert (image[:, :h, :w] == 7).all() and (label[:h, :w] == 1).all()
         assert (label == IGNORE).sum() == height * width - h * w
     padding = normalise(images)[labels[:, None].expand_as(images) == IGNORE]
-    assert (padding.abs() < 0.01).all()  # the mean colour: next to nothing
+    assert (padding.abs() < 0.01).all()  # the mean colour: almost 0
 
 
 def batches(count=10, pixels=None, epoch=1, workers=0, skip=0, **settings):
@@ -71,12 +71,12 @@ def order(epoch):
 @given(
     st.integers(1, 9), st.integers(1, 4), st.integers(0, 3), st.integers(0, 9), st.integers(0, 3)
 )
-def test_each_sample_comes_once_in_an_order_of_seed_and_epoch(count, size, workers, seed, skip):
+def test_an_epoch_has_each_sample_once_in_a_reproducible_order(count, size, workers, seed, skip):
     options = dict(batch_size=size, seed=seed)
     plain, threads = batches(count, **options), batches(count, workers=workers, **options)
     assert sorted(sum(order(plain), [])) == list(range(count))
     assert all(len(batch) == size for batch in order(plain)[:-1])
-    rest = batches(count, skip=skip, **options)  # of an epoch that was interrupted
+    rest = batches(count, skip=skip, **options)  # of an interrupted epoch
     for wanted, found in ((plain, threads), (plain[skip:], rest)):
         for (images, labels), (others, their_labels) in zip(wanted, found, strict=True):
             assert torch.equal(images, others) and torch.equal(labels, their_labels)
@@ -97,7 +97,7 @@ def test_images_reach_the_network_normalised_in_rgb():
 
 
 @pytest.mark.parametrize("flip, mirrored", [("yes", {True, False}), ("no", {False})])
-def test_views_are_mirrored_only_where_that_is_wanted(flip, mirrored):
+def test_views_are_mirrored_only_with_flip(flip, mirrored):
     pixels = np.zeros((64, 64, 3), np.uint8)
     pixels[:, 32:] = 255  # brighter at the right
     halves = [image.mean((0, 1, 2)) for image, _ in batches(30, pixels, flip=flip)]
@@ -115,7 +115,7 @@ def test_views_follow_the_resize_factor_and_the_crop(resize, crop):
         assert sizes.max(0).tolist() == [64, 128]
 
 
-# ---- reading ahead ----
+# ---- prefetching ----
 
 
 @given(st.integers(0, 9), st.integers(0, 3))
@@ -125,8 +125,8 @@ def test_results_come_in_order_for_any_number_of_workers(count, workers):
 
 
 @given(st.integers(0, 12), st.integers(1, 4), st.integers(0, 9))
-def test_no_more_results_are_under_way_than_there_is_room_for(count, workers, fitting):
-    """Beside the one in use. One is always under way, so that the loop need not wait for each."""
+def test_prefetching_stays_within_its_memory_limit(count, workers, fitting):
+    """Not counting the result in use. One is always loading, so that the loop seldom waits."""
     begun, ahead = [], []
 
     def load(i):
@@ -140,9 +140,9 @@ def test_no_more_results_are_under_way_than_there_is_room_for(count, workers, fi
 
 
 @pytest.mark.parametrize("workers", [1, 3, 8])
-def test_all_workers_have_something_to_do_at_once(workers):
-    """After the first, which tells how much memory a result takes."""
-    together = threading.Barrier(workers)  # passes once as many loads are under way
+def test_all_workers_load_at_the_same_time(workers):
+    """All but the first load, whose result shows how much memory each takes."""
+    together = threading.Barrier(workers)  # passes once this many loads are running
     results = prefetch(range(1 + 4 * workers), lambda i: i and together.wait(60), workers)
     assert len(list(results)) == 1 + 4 * workers
 

@@ -1,10 +1,10 @@
-"""tools/bench.py: the table follows from the rounds."""
+"""tools/bench.py computes its table from the rounds."""
 
 from tools.bench import table
 
 
 def test_ratios_and_shares_are_medians_over_the_rounds():
-    """All cases take turns: a round in which all take five times as long changes neither."""
+    """A round in which all cases take five times as long changes neither."""
     published, bf16 = ("prediction", "published"), ("prediction", "bf16")
     rounds = [
         {

@@ -1,4 +1,4 @@
-"""classes.txt and masks: ids are lines, colours are colours; any others are counted and ignored."""
+"""Masks hold ids or colours of classes.txt; all others are counted and ignored."""
 
 from collections import Counter
 
@@ -37,8 +37,8 @@ NO_NAME = "line {} is .*must be NAME or NAME R G B"
         ("road 1 2 256\n", NO_NAME.format(1)),
         ("road 128 64 128\nsky\n", "line 2 has no colour"),
         ("name,r,g,b\nroad,1,2,3\n", "line 1 has no colour"),
-        ("road 1 2 3\nsky 1 2 3\n", r"gives the colour \(1, 2, 3\) to two classes, one is 'sky'"),
-        ("road\nsky\nroad\n", "a class is named twice, 'road'"),
+        ("road 1 2 3\nsky 1 2 3\n", r"colour \(1, 2, 3\) has two classes, one of them 'sky'"),
+        ("road\nsky\nroad\n", "more than one line names class 'road'"),
         ("\n", "names 0 classes"),
         ("\n".join(f"c{i}" for i in range(20_000)), "names 20000 classes; 1 to 255"),
         ("road" + "," * 100_000, NO_NAME.format(1)),
@@ -61,7 +61,7 @@ def test_names_may_hold_spaces_and_digits_and_end_in_blank_lines(tmp_path):
 @example(b"\xef\xbb\xbfroad\r\nsky")
 @example(b"\x00\n\x00")
 @example(b"\xff\xfer\x00")
-def test_any_bytes_are_names_or_an_input_error(tmp_path_factory, content):
+def test_any_bytes_give_class_names_or_an_input_error(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("classes") / "classes.txt"
     file.write_bytes(content)
     try:
@@ -79,9 +79,7 @@ LINES = st.tuples(st.sampled_from("abcdef"), st.integers(0, 2**24 - 1))
     st.lists(LINES, min_size=1, max_size=12, unique_by=lambda line: line[1]),
     st.sampled_from([" ", "\t", ", ", ";"]),
 )
-def test_names_with_colours_get_one_id_each_in_the_order_of_the_lines(
-    tmp_path_factory, lines, between
-):
+def test_names_with_colours_get_ids_in_the_order_of_the_lines(tmp_path_factory, lines, between):
     text = "\n".join(between.join([name, *map(str, colour.to_bytes(3))]) for name, colour in lines)
     names, colours = read_classes(written(tmp_path_factory.mktemp("c"), text))
     assert names == list(dict.fromkeys(name for name, _ in lines))
@@ -92,8 +90,8 @@ TEXT = "road 128 64 128\nsky 0 0 255\ncar 255 255 255\nsky 9 9 9\n"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "RGBA"])
-def test_a_mask_of_colours_gives_the_ids_of_its_names(tmp_path, mode):
-    """Sky has two colours, (1, 2, 3) has no class."""
+def test_a_colour_mask_becomes_class_ids(tmp_path, mode):
+    """Sky has two colours; (1, 2, 3) has no class."""
     pixels = [
         [(128, 64, 128), (0, 0, 255), (9, 9, 9)],
         [(255, 255, 255), (1, 2, 3), (1, 2, 3)],
@@ -107,7 +105,7 @@ def test_a_mask_of_colours_gives_the_ids_of_its_names(tmp_path, mode):
     assert unmapped == {(1, 2, 3): 2}
 
 
-def test_transparent_pixels_of_a_mask_show_no_class(tmp_path):
+def test_transparent_pixels_of_a_mask_are_ignored(tmp_path):
     pixels = np.array([[[0, 0, 255, 255], [0, 0, 255, 0], [0, 0, 255, 128]]], np.uint8)
     Image.fromarray(pixels).save(tmp_path / "m.png")
     unmapped = Counter()
@@ -116,7 +114,7 @@ def test_transparent_pixels_of_a_mask_show_no_class(tmp_path):
 
 
 @given(st.integers(1, 12), st.integers(0, 10**6))
-def test_masks_of_ids_and_of_colours_give_the_same_labels(tmp_path_factory, classes, seed):
+def test_id_masks_and_colour_masks_give_the_same_labels(tmp_path_factory, classes, seed):
     folder, rng = tmp_path_factory.mktemp("m"), np.random.default_rng(seed)
     ids = rng.choice([*range(classes), 200, IGNORE], (7, 9)).astype(np.uint8)
     palette = np.arange(256) * 65_521 + rng.integers(65_521)  # 256 colours
@@ -137,10 +135,10 @@ def test_ids_without_a_name_are_counted_and_255_is_not(tmp_path):
 
 
 @pytest.mark.parametrize("channels, colours", [((), {}), ((3,), {0: 0})])
-def test_a_photo_is_refused_as_a_mask_and_a_mask_with_noise_is_not(tmp_path, channels, colours):
+def test_a_photo_is_refused_as_a_mask_but_a_noisy_mask_is_not(tmp_path, channels, colours):
     pixels, unmapped = np.random.default_rng(0).integers(1, 255, (200, 200, *channels)), Counter()
     read = mask_reader(["a"], colours)
-    with pytest.raises(InputError, match="m.png: looks like a photo, not like a mask: "):
+    with pytest.raises(InputError, match="m.png: looks like a photo, not a mask: "):
         read(picture(tmp_path / "m.png", pixels), unmapped)
     pixels[:101] = 0
     label = read(picture(tmp_path / "m.png", pixels), unmapped)

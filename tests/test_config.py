@@ -1,4 +1,4 @@
-"""Settings: what was typed, what was saved, what "auto" comes to, and what is refused."""
+"""Settings: from the command line, from a saved run, resolved from "auto", or refused."""
 
 from dataclasses import asdict, fields
 
@@ -33,7 +33,7 @@ def resolved(given=None, classes=ROAD, images=100, sizes=(375, 1242), weights=No
 # ---- defaults ----
 
 
-def test_no_auto_is_left():
+def test_auto_settings_are_resolved_except_those_set_later():
     later = {"device", "workers", "save_every", "weights", "skip_gain", "images", "masks"}
     assert {name for name, value in asdict(resolved()).items() if value == "auto"} == later
 
@@ -41,7 +41,7 @@ def test_no_auto_is_left():
 @pytest.mark.parametrize(
     "classes, class_weights, frozen, resize", [(ROAD, "none", 2, 1), (STREET, "sqrt", 3, 1.5)]
 )
-def test_auto_follows_from_whether_a_road_alone_is_sought(classes, class_weights, frozen, resize):
+def test_auto_settings_differ_for_road_and_several_classes(classes, class_weights, frozen, resize):
     random = resolved(classes=classes, sizes=(360, 480))
     assert (random.class_weights, random.freeze, random.resize) == (class_weights, 0, resize)
     assert resolved(classes=classes, weights=CONVOLUTIONS).freeze == frozen
@@ -71,11 +71,11 @@ def test_lanes_are_not_mirrored(task, flip, mirrored):
         (CPU, 8498, {"recipe": "paper", "skip_gain": {"pool4": 1, "pool3": 1}}, 12),
     ],
 )
-def test_the_length_of_a_run_follows_from_machine_and_data(device, images, more, epochs):
+def test_the_default_epochs_depend_on_device_and_data(device, images, more, epochs):
     assert resolved(more, images=images, device=device).epochs == epochs
 
 
-def test_width_and_fc_channels_are_those_of_the_weights():
+def test_width_and_fc_channels_default_to_those_of_the_weights():
     checkpoint = FCN8s(2, width=1 / 64, fc_channels=7)
     checkpoint.classes = ROAD
     for weights, width in ((None, 1), (CONVOLUTIONS, 1), (checkpoint.to_checkpoint(), 1 / 64)):
@@ -91,7 +91,7 @@ def test_width_and_fc_channels_are_those_of_the_weights():
         assert resolved({"fc_channels": 9}, weights=weights).fc_channels == 9
 
 
-def test_the_paper_recipe_is_the_authors():
+def test_the_paper_recipe_has_the_authors_settings():
     """solver.prototxt and train.prototxt of voc-fcn8s-atonce."""
     authors = dict(
         lr=1e-10, momentum=0.99, weight_decay=5e-4, reduction="sum", batch_size=1, clip=0,
@@ -105,7 +105,7 @@ def test_the_paper_recipe_is_the_authors():
 
 
 @given(total=st.integers(1, 500), peak=st.floats(1e-6, 1))
-def test_the_rate_rises_to_its_peak_and_falls_towards_zero(total, peak):
+def test_the_learning_rate_warms_up_and_decays(total, peak):
     rates = [learning_rate(step, total, Config(lr=peak)) for step in range(total)]
     top = rates.index(max(rates))
     assert min(rates) > 0 and max(rates) == pytest.approx(peak)
@@ -169,9 +169,9 @@ def test_every_command_answers_help(command, script):
         ("--skip-gain 1,0", "--skip-gain"),
         ("--resize 1e9", "choose a smaller factor"),
         ("--freeze 4", "--freeze"),
-        ("--freeze 1 --weights none", "random weights have to learn"),
+        ("--freeze 1 --weights none", "random weights must be trained"),
         ("--recipe paper --resize 2", "--resize: --recipe paper"),
-        ("--weights nothing.pth", "nothing.pth: no such file of weights"),
+        ("--weights nothing.pth", "nothing.pth: no such weights file"),
         ("--weights auto", "add --weights none"),
         ("--weights file", "file"),
         ("--out file", "choose another --out"),
@@ -181,7 +181,7 @@ def test_every_command_answers_help(command, script):
         ("folder", "the folder goes after --data"),
     ],
 )
-def test_input_that_cannot_be_used_is_one_line_and_status_2(
+def test_unusable_input_is_reported_in_one_line_with_status_2(
     scenes, tmp_path, monkeypatch, capsys, arguments, said
 ):
     monkeypatch.chdir(tmp_path)
@@ -189,7 +189,7 @@ def test_input_that_cannot_be_used_is_one_line_and_status_2(
     base = ["--out", "run"] if arguments != "--resume" else []
     try:
         status = train.main(["--data", str(scenes), *base, *TINY, *arguments.split()])
-    except SystemExit as stop:  # argparse's own way out
+    except SystemExit as stop:  # argparse exits by itself
         status = stop.code
     error = capsys.readouterr().err
     assert status == 2 and said in error

@@ -1,5 +1,5 @@
-"""Each public format becomes the same network, nothing else becomes one, and a failure leaves the
-old file.
+"""Each public format becomes the same network, other files are refused, and a failure keeps the old
+file.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ CAFFE_MEAN = rgb_column([122.67892, 116.66877, 104.00699])
 MEAN, STD = rgb_column(IMAGE_MEAN), rgb_column(IMAGE_STD)
 
 
-# ---- The foreign networks, built from the layers that give their files their names.
+# ---- The foreign networks, built from layers with the tensor names of their files.
 
 
 def features() -> nn.Sequential:
@@ -77,9 +77,7 @@ class Timm(nn.Module):
 
 
 def authors(classes=3) -> FCN8s:
-    """A small FCN-8s in which every layer takes part; its conv1_1 is taken as one for Caffe's
-    input.
-    """
+    """A small FCN-8s in which every layer affects the scores; conv1_1 takes Caffe's input."""
     net = FCN8s(classes, pad=100, **SMALL).eval()
     for name, parameter in net.named_parameters():
         if name.startswith("score"):
@@ -109,7 +107,7 @@ def converted(tmp_path, tensors, name="a.pth", **options) -> dict:
 
 
 def images(rgb):
-    """Bytes [1, 3, H, W] as our networks take them, and as Caffe's do."""
+    """RGB [1, 3, H, W] in 0..255 as input for our networks, and for Caffe's."""
     return ((rgb / 255 - MEAN) / STD).float(), (rgb - CAFFE_MEAN).flip(1).float()
 
 
@@ -120,11 +118,11 @@ def images(rgb):
     "theirs, name",
     [(Torchvision, "a.pth"), (Timm, "a.pth"), (Torchvision, "a.safetensors")],
 )
-def test_a_vgg16_computes_the_same_as_its_own_layers(tmp_path, theirs, name):
+def test_a_converted_vgg16_computes_the_same_features(tmp_path, theirs, name):
     theirs, ours = theirs().eval(), VGG16(**SMALL).eval()
     ours.load_state_dict(converted(tmp_path, theirs.state_dict(), name))
     image = torch.randn(1, 3, 224, 224)
-    with torch.no_grad():  # the middle of our 7 x 7 cells sees the window of the dense layer
+    with torch.no_grad():  # the middle one of our 7 x 7 cells sees what the dense layer sees
         expected, found = theirs.fc7(image), ours(image)[2][:, :, 3, 3]
     assert expected.abs().max() > 0.01
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -132,8 +130,8 @@ def test_a_vgg16_computes_the_same_as_its_own_layers(tmp_path, theirs, name):
 
 @given(height=st.integers(1, 70), width=st.integers(1, 70))
 @settings(max_examples=8)
-def test_caffes_input_is_folded_exactly_except_at_the_padding(height, width):
-    """In conv1_1 wherever it sees image alone; in all scores, if the border has the colour of
+def test_folding_caffes_input_is_exact_away_from_the_padding(height, width):
+    """conv1_1 agrees where it sees no padding; all scores agree if the border has the colour of
     Caffe's mean.
     """
     theirs, ours = authors(), FCN8s(3, pad=100, **SMALL).eval()
@@ -168,7 +166,7 @@ def test_a_vgg16_from_caffe_computes_the_same_on_our_images(tmp_path):
     our_input, caffe_input = images(torch.randint(0, 256, (1, 3, 320, 320)).double())
     with torch.no_grad():
         expected, found = theirs.features[:24](caffe_input), ours(our_input)[1]
-    inside = slice(None), slice(None), slice(6, -6), slice(6, -6)  # where no border reaches
+    inside = slice(None), slice(None), slice(6, -6), slice(6, -6)  # away from the border
     torch.testing.assert_close(found[inside], expected[inside], rtol=1e-3, atol=1e-2)
     assert expected.std() > 1
 
@@ -185,7 +183,7 @@ def test_the_authors_fcn8s_becomes_a_checkpoint(tmp_path, classes, at_once):
     assert net.skip_gain == net.config["skip_gain"] == gain
     for name, tensor in theirs.named_parameters():
         assert torch.equal(tensor, net.get_parameter(name)) == ("conv1_1" not in name), name
-    # A wrong order of colours, or a wrong scale, is off by far more than the border is.
+    # A wrong colour order or scale changes the scores far more than the border does.
     theirs.set_skip_gain(gain)
     our_input, caffe_input = images(torch.randint(0, 256, (1, 3, 60, 90)).double())
     with torch.no_grad():
@@ -195,7 +193,7 @@ def test_the_authors_fcn8s_becomes_a_checkpoint(tmp_path, classes, at_once):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_number_format_becomes_float32(tmp_path, dtype):
+def test_every_dtype_becomes_float32(tmp_path, dtype):
     theirs = {name: tensor.to(dtype) for name, tensor in Timm().state_dict().items()}
     state = converted(tmp_path, theirs)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
@@ -203,7 +201,7 @@ def test_every_number_format_becomes_float32(tmp_path, dtype):
 
 
 def test_the_file_holds_no_more_than_the_tensors(tmp_path):
-    """Not the memory that they are views of."""
+    """A view is saved without the rest of its storage."""
     theirs, large = Torchvision().state_dict(), torch.zeros(10_000_000)
     theirs["features.28.bias"] = large[:32]
     theirs["features.28.weight"] = theirs["features.28.weight"].to(
@@ -225,7 +223,7 @@ def test_features_only_leaves_out_fc6_and_fc7_of_any_width(tmp_path):
     assert all(torch.equal(state[name], again[name]) for name in state | again)
 
 
-def test_the_report_names_both_files_and_is_always_the_same(tmp_path):
+def test_the_report_names_both_files_and_is_reproducible(tmp_path):
     source, out = write(tmp_path / "a.pth", Torchvision().state_dict()), tmp_path / "out.pth"
     first, second = (convert(source, out, network=VGG16(**SMALL)) for _ in range(2))
     for path in (source, out):
@@ -234,7 +232,7 @@ def test_the_report_names_both_files_and_is_always_the_same(tmp_path):
 
 
 def full_width() -> dict:
-    """Torchvision's shapes, from tensors of one number, repeated: that keeps a file small."""
+    """Tensors of torchvision's shapes; each expands one number, which keeps the file small."""
     theirs, channels = {}, 3
     for name, width in zip(module.CONVOLUTIONS, [w for w in WIDTHS if w != "pool"], strict=True):
         theirs[name], channels = (16 * width, channels, 3, 3), 16 * width
@@ -264,7 +262,7 @@ def test_real_convolutions_are_converted(tmp_path):
 
 
 def refused(tmp_path, source, match, **options):
-    """Assert that there is a one-line error, which names the file, and that the old one stays."""
+    """Assert that a one-line error names the source, and that the old output file stays."""
     source = source if isinstance(source, Path) else write(tmp_path / "a.pth", source)
     out = tmp_path / "out.pth"
     out.write_bytes(b"old")
@@ -285,10 +283,10 @@ def refused(tmp_path, source, match, **options):
         ("classifier.0.weight", torch.ones(8, 32 * 36), r"is \[8, 1152\].*--features-only"),
         ("features.28.bias", torch.full((32,), torch.nan), "features.28.bias holds values that"),
         ("features.28.bias", torch.full((32,), 1e300, dtype=torch.float64), "not finite"),
-        ("features.28.bias", torch.ones(32).to_sparse(), "features.28.bias is no dense tensor"),
-        ("features.28.bias", torch.ones(32, device="meta"), "features.28.bias is no dense tensor"),
-        ("features.28.bias", torch.ones(32) * 1j, "features.28.bias is no dense tensor"),
-        ("features.28.bias", [0.0] * 32, "features.28.bias is no dense tensor"),
+        ("features.28.bias", torch.ones(32).to_sparse(), "features.28.bias is not a dense"),
+        ("features.28.bias", torch.ones(32, device="meta"), "features.28.bias is not a dense"),
+        ("features.28.bias", torch.ones(32) * 1j, "features.28.bias is not a dense"),
+        ("features.28.bias", [0.0] * 32, "features.28.bias is not a dense"),
         ("features.0.weight", None, "unknown weights, or converted already: 31 entries"),
     ],
 )
@@ -311,7 +309,7 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
     refused(tmp_path, source, "takes images in 0..255")
 
 
-def test_the_hash_in_a_name_is_checked(tmp_path):
+def test_the_hash_in_a_file_name_is_checked(tmp_path):
     source = write(tmp_path / "plain.pth", Torchvision().state_dict())
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     good = source.rename(tmp_path / f"vgg16-{digest[:8]}.pth")
@@ -336,7 +334,7 @@ def test_a_damaged_safetensors_file_is_refused(tmp_path):
     refused(tmp_path, source, "is damaged, fetch it again")
 
 
-def test_without_its_package_safetensors_says_what_to_install(tmp_path, monkeypatch):
+def test_without_safetensors_the_error_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     monkeypatch.setitem(sys.modules, "safetensors", None)
     refused(tmp_path, tmp_path / "a.safetensors", "pip install safetensors")
@@ -357,7 +355,7 @@ def site(tmp_path, monkeypatch):
     return original
 
 
-def test_a_download_is_used_again_and_converted_beside_it(site, tmp_path):
+def test_a_download_is_reused_and_converted_next_to_it(site, tmp_path):
     path = download()
     assert path == tmp_path / "weights" / site.name and path.read_bytes() == site.read_bytes()
     site.unlink()
@@ -370,7 +368,7 @@ def test_a_download_is_used_again_and_converted_beside_it(site, tmp_path):
 
 
 def test_a_failed_download_says_how_to_get_the_file(site, tmp_path, monkeypatch):
-    site.write_bytes(site.read_bytes()[:-1])  # damaged on the way
+    site.write_bytes(site.read_bytes()[:-1])  # a damaged download
     for url in (site.as_uri(), "http://localhost:1/vgg16-397923af.pth", "nonsense://x/y.pth"):
         monkeypatch.setattr(module, "URL", url)
         with pytest.raises(InputError, match="fetch it by hand") as caught:
@@ -387,6 +385,6 @@ def test_the_command_runs_in_any_folder(tmp_path):
     assert done.returncode == 0 and done.stderr == "" and "26 tensors" in done.stdout
 
 
-def test_caffes_input_needs_a_file_that_has_it(command):
+def test_the_caffe_option_needs_a_file(command):
     status, _, error = command("weights/convert.py", "--caffe")
     assert status == 2 and "--caffe: needs FILE" in error

@@ -1,6 +1,4 @@
-"""On a GPU as on the processor: the same batches, steps, runs and predictions. Skipped where there
-is no GPU.
-"""
+"""Batches, steps, runs and predictions match those of the CPU. Skipped without a GPU."""
 
 import subprocess
 import sys
@@ -30,8 +28,8 @@ def trained(out, scenes, *options):
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-def test_batches_come_from_pinned_memory_as_on_the_processor(workers):
-    """Of many sizes and in order, though the copy of each runs beside the computation before it."""
+def test_batches_from_pinned_memory_match_those_of_the_cpu(workers):
+    """Many sizes arrive in order, though each is copied during the computation before it."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 300, (20, 2))
     pictures = [
@@ -54,8 +52,8 @@ def test_batches_come_from_pinned_memory_as_on_the_processor(workers):
     "amp, pad, tolerance",
     [("off", 1, 1e-3), ("bf16", 1, 5e-2), ("bf16", 100, 5e-2), ("fp16", 1, 2e-2)],
 )
-def test_steps_are_those_of_the_processor(scenes, tmp_path, amp, pad, tolerance):
-    """Up to the digits of fp32 (not TF32), bf16 and fp16."""
+def test_steps_match_those_of_the_cpu(scenes, tmp_path, amp, pad, tolerance):
+    """Up to the rounding of fp32 (not TF32), bf16 and fp16."""
     few = ["--lr", "0.002", "--dropout", "0", "--batch-size", "3", "--pad", str(pad)]
     here = trained(tmp_path / "cpu", scenes, *few, "--device", "cpu", "--amp", "off")
     there = trained(
@@ -63,7 +61,7 @@ def test_steps_are_those_of_the_processor(scenes, tmp_path, amp, pad, tolerance)
     )
     losses = [saved["log"][0]["train_loss"] for saved in (there, here)]
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
-    # These layers start at zero: what they hold was learnt.
+    # These layers start at zero, so all their values are learnt.
     for layer in ("score_fr", "score_pool4", "score_pool3"):
         a, b = (saved["model"][f"{layer}.weight"] for saved in (here, there))
         assert a.norm() > 0 and (a - b).norm() <= 4 * tolerance * a.norm(), layer

@@ -1,4 +1,4 @@
-"""Finding a data set: layouts, the validation set, classes, and folders that cannot be used."""
+"""Finding a data set: layouts, the validation set, classes, and unusable folders."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def test_data_sets_are_found_and_checked_without_torch():
     seed=st.integers(0, 99),
     turn=st.integers(0, 50),
 )
-def test_hold_out_takes_its_share_of_each_group_in_any_order_and_place(counts, seed, turn):
+def test_hold_out_is_stratified_and_ignores_order_and_folder(counts, seed, turn):
     groups = dict(zip(("um", "umm", "uu"), counts, strict=True))
 
     def samples(root):
@@ -70,7 +70,7 @@ def test_hold_out_takes_its_share_of_each_group_in_any_order_and_place(counts, s
         lambda root: own(root, [str(i) for i in range(12)]),
     ],
 )
-def test_each_split_seed_draws_another_fifth_in_every_layout(tmp_path, make):
+def test_each_split_seed_draws_another_validation_set(tmp_path, make):
     make(tmp_path)
     found = [find(tmp_path, DataOptions(split_seed=seed)) for seed in range(5)]
     assert {(len(f.train), len(f.val)) for f in found} == {(10, 2)}
@@ -78,7 +78,7 @@ def test_each_split_seed_draws_another_fifth_in_every_layout(tmp_path, make):
     assert found[0].summary.endswith(": 10 training + 2 validation images, drawn by --split-seed")
 
 
-def test_images_of_one_name_in_many_folders_are_drawn_by_the_seed_too(tmp_path):
+def test_images_with_the_same_name_are_also_drawn_by_seed(tmp_path):
     own(tmp_path / "set", [f"{i}/img" for i in range(20)])
 
     def draws():
@@ -92,7 +92,7 @@ def test_images_of_one_name_in_many_folders_are_drawn_by_the_seed_too(tmp_path):
     assert draws() == before
 
 
-def test_a_new_layout_is_a_function_and_a_line(tmp_path, monkeypatch):
+def test_a_new_layout_needs_one_function_and_one_line(tmp_path, monkeypatch):
     own(tmp_path / "frames", "abcdefghij")
 
     def find_frames(root, options):
@@ -125,7 +125,7 @@ def test_without_classes_txt_the_ids_in_the_masks_are_counted(tmp_path):
     assert find(tmp_path).classes == [f"class {i}" for i in range(7)]
 
 
-def test_camvid_has_eleven_classes_and_ignores_the_unlabelled():
+def test_camvid_has_eleven_classes_and_ignores_unlabelled_pixels():
     folder = SHARED / "data" / "camvid"
     if not folder.is_dir():
         pytest.skip(f"needs CamVid in {folder}")
@@ -150,7 +150,7 @@ def test_classes_that_are_not_kept_become_background(classes, names, ids):
     label = np.array([i for i in ids if i < len(classes) or i == IGNORE], np.uint8)
     everything = DataSet("here", classes, [], [], lambda path: label)
     if not set(names) <= set(classes) or set(names) == {"background"}:
-        with pytest.raises(InputError, match="name some of the classes, which are "):
+        with pytest.raises(InputError, match="choose from the classes "):
             keep_classes(everything, ",".join(names))
         return
     kept = keep_classes(everything, ", ".join(names))
@@ -172,7 +172,7 @@ def test_classes_that_are_not_kept_become_background(classes, names, ids):
         ("Background\npond\n", "all", 1),
     ],
 )
-def test_one_class_beside_background_is_scored_as_the_road_is(tmp_path, text, classes, road):
+def test_one_class_besides_background_is_scored_like_road(tmp_path, text, classes, road):
     own(tmp_path, "abcdef", ids=2)
     (tmp_path / "classes.txt").write_text(text)
     assert find(tmp_path, DataOptions(classes=classes)).road == road
@@ -182,8 +182,8 @@ def test_one_class_beside_background_is_scored_as_the_road_is(tmp_path, text, cl
 
 
 def voc(root, **lists):
-    """A small PASCAL VOC tree; masks are palette PNGs with a border of 255, the stems with an x
-    have theirs from SBD.
+    """A small PASCAL VOC tree. Masks are palette PNGs with a border of 255; stems with an x have
+    masks of SBD.
     """
     (root / "ImageSets/Segmentation").mkdir(parents=True)
     for name, members in lists.items():
@@ -218,14 +218,14 @@ def test_voc_is_read_with_its_split_classes_masks_and_border(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["trainaug", "train_aug"])
-def test_masks_of_sbd_join_those_of_voc_where_the_list_names_them(tmp_path, name):
+def test_a_trainaug_list_adds_sbd_masks_to_those_of_voc(tmp_path, name):
     root = voc(tmp_path, train=["1"], val=["3"], **{name: ["1", "2x"]})
-    picture(root / "SegmentationClassAug/1.png", [[0]])  # VOC's own mask of an image comes first
+    picture(root / "SegmentationClassAug/1.png", [[0]])  # VOC's own mask comes first
     folders = [sample.label.parent.name for sample in find(root).train]
     assert folders == ["SegmentationClass", "SegmentationClassAug"]
 
 
-def test_own_data_in_the_layout_of_voc_has_the_classes_of_its_list(tmp_path):
+def test_own_data_in_voc_layout_takes_classes_from_classes_txt(tmp_path):
     root = voc(tmp_path, train=["1"], val=["2"])
     (root / "classes.txt").write_text("background 0 1 2\nroad 45 46 47\n")
     found = find(root)
@@ -250,7 +250,7 @@ def ids_with_gaps(root):
     "make, options, says",
     [
         (lambda root: None, {}, "no data set found here; known layouts are KITTI Road"),
-        (lambda root: own(root, "a"), {}, "a.jpg: is the only labelled image; two at least"),
+        (lambda root: own(root, "a"), {}, "a.jpg: is the only labelled image; at least two"),
         (listed_twice, {}, "images/b.jpg: is listed for training and for validation"),
         (ids_with_gaps, {}, "ids up to 200.*classes.txt"),
         (lambda root: own(root, "abc"), {"task": "lane"}, "--task lane"),
@@ -264,13 +264,13 @@ def ids_with_gaps(root):
         (lambda root: voc(root, train="12"), {}, "val.txt: cannot be read as a list"),
     ],
 )
-def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path, make, options, says):
+def test_an_unusable_folder_is_refused_in_one_line(tmp_path, make, options, says):
     make(tmp_path)
     with pytest.raises(InputError, match=says) as error:
         find(tmp_path, DataOptions(**options))
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         find(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""Devices by name; and Apple's GPUs as far as a stand-in shows them, since none was at hand."""
+"""Devices by name. Apple's GPUs are tested with a stand-in, since we had none."""
 
 import ctypes
 import os
@@ -26,7 +26,7 @@ from vgg import normalise
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
 
-def test_apples_gpu_is_taken_by_name_alone(monkeypatch):
+def test_apples_gpu_is_used_only_when_named(monkeypatch):
     zeros = torch.zeros
 
     def zeros_there(*size, device=None):
@@ -43,13 +43,13 @@ def test_apples_gpu_is_taken_by_name_alone(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["meta", "tpu", "cuda:99"])
-def test_a_device_that_is_not_there_is_said_in_one_line(name):
+def test_a_missing_device_is_reported_in_one_line(name):
     with pytest.raises(InputError, match=f"--device {name}: ") as error:
         pick_device(name)
     assert "\n" not in str(error.value)
 
 
-def test_batches_arrive_as_the_network_takes_them():
+def test_batches_arrive_normalised_and_channels_last():
     image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
     labels = torch.full((1, 4, 5), 7, dtype=torch.uint8)
     batches = list(on_device([(as_batch(image), labels)] * 3, CPU))
@@ -70,7 +70,9 @@ def test_batches_arrive_as_the_network_takes_them():
         ("auto", CUDA, 8, 2),
     ],
 )
-def test_a_gpu_gets_a_thread_for_each_core(monkeypatch, workers, device, processes, wanted):
+def test_default_workers_depend_on_device_and_cores(
+    monkeypatch, workers, device, processes, wanted
+):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert default_workers(workers, device) == wanted
@@ -93,7 +95,7 @@ def test_activation_checkpointing_gives_the_same_gradients():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_what_reading_a_network_took_goes_back_after_the_first_picture():
+def test_memory_for_loading_is_freed_after_the_first_picture():
     def resident():
         return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
@@ -104,7 +106,7 @@ def test_what_reading_a_network_took_goes_back_after_the_first_picture():
     ):
         pytest.skip("needs Linux's usual C library, with its usual settings")
     trim_memory = tune_malloc(CPU)
-    pieces = [torch.ones(2**18) for _ in range(200)]  # 200 MiB, in pieces that the process keeps
+    pieces = [torch.ones(2**18) for _ in range(200)]  # 200 MiB that malloc keeps after use
     held = resident()
     del pieces
     assert held - resident() < 100 * 2**20

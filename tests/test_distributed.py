@@ -1,4 +1,4 @@
-"""Two processes on the CPU take the steps of one, write once, and stop and resume together."""
+"""Two processes on the CPU take the same steps as one, write once, and stop and resume together."""
 
 import os
 import signal
@@ -26,8 +26,8 @@ TINY = (
     "--amp off --dropout 0 --batch-size 4 --epochs 4 --lr 0.02 --save-every 2"
 ).split()
 
-# What runs twice: train.py. After step `at`, a signal reaches the second process only, which is not
-# the one that writes.
+# Both processes run train.py. After step `at`, a signal reaches only the second one; the first one
+# writes the files.
 SCRIPT = """
 import os, signal, sys
 from datetime import timedelta
@@ -42,7 +42,7 @@ sys.exit(train.main(argv, disturb))
 
 
 class Alone(Ranks):
-    """One of several processes, without the others."""
+    """The ranks of one of several processes, without the others."""
 
     def __init__(self, rank, size):
         self.rank, self.size, self.first = rank, size, rank == 0
@@ -50,7 +50,7 @@ class Alone(Ranks):
 
 @pytest.fixture(scope="module")
 def streets(scenes, tmp_path_factory):
-    """The scenes with sky, which makes three classes, at two sizes."""
+    """The scenes at two sizes, with sky as a third class."""
     folder, data = tmp_path_factory.mktemp("data") / "streets", find(scenes)
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
@@ -65,8 +65,8 @@ def streets(scenes, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(streets, two_forks, tmp_path_factory):
-    """A folder with two runs in two processes each: `whole`, started by torchrun, and `cut`, which
-    was stopped and resumed; and of both parts of the latter, statuses and what was printed.
+    """A folder with two runs of two processes each: `whole`, started by torchrun, and `cut`, which
+    was stopped and resumed. For each part of `cut`, also the exit statuses and the output.
     """
     folder = tmp_path_factory.mktemp("runs")
 
@@ -82,7 +82,7 @@ def two(streets, two_forks, tmp_path_factory):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # as the forks have it
-    ) as whole:  # meanwhile, since starting takes long
+    ) as whole:  # in parallel, since torchrun starts slowly
         parts = cut(10, "--data", streets, *TINY), cut(0, "--resume")
         error = whole.communicate()[1]
     assert whole.returncode == 0, error[-3000:]
@@ -90,12 +90,12 @@ def two(streets, two_forks, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one_with_the_same_batch(two, streets, fork, tmp_path):
-    """Nine images in batches of four: in the last batch there is none for the second process. Both
-    enlarge the images and pad them alike, though the first alone has measured them.
+def test_two_processes_take_the_same_steps_as_one(two, streets, fork, tmp_path):
+    """Nine images in batches of four: the last batch has none for the second process. Both enlarge
+    and pad the images alike, though only the first has measured them.
     """
     out = two[0] / "whole"
-    # In a fork, since sums over another number of threads are rounded otherwise.
+    # In a fork, since another number of threads would round sums differently.
     program = "import sys, train; sys.exit(train.main(sys.argv[1:]))"
     assert fork(program, "--data", streets, "--out", tmp_path, *TINY).wait() == 0
     ours, alone = (read_tensors(folder / "last.pt") for folder in (out, tmp_path))
@@ -103,24 +103,24 @@ def test_two_processes_take_the_steps_of_one_with_the_same_batch(two, streets, f
     for a, b in zip(log_of(out), log_of(tmp_path), strict=True):
         assert a["step"] == b["step"] and a["lr"] == b["lr"]
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
-        assert a == pytest.approx(b, abs=5e-3)  # rounding may turn a few near a tie
+        assert a == pytest.approx(b, abs=5e-3)  # rounding may flip a few pixels near a tie
     for name, tensor in alone["model"].items():
         assert (ours["model"][name] - tensor).norm() <= 1e-5 * tensor.norm(), name
 
 
-def test_two_processes_stop_together_and_resume_to_the_same_weights(two):
+def test_two_processes_stop_and_resume_to_the_same_weights(two):
     out, (stopped, _), (ended, printed) = two
     assert stopped == [143, 143] and ended == [0, 0]
     cut, whole = out / "cut", out / "whole"
     assert log_of(cut) == log_of(whole)
     assert same(*(read_tensors(folder / "last.pt")["model"] for folder in (cut, whole)))
-    # One process speaks.
+    # Only one process prints.
     assert printed.count("going on after step 10") == printed.count("best network") == 1
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_others(scenes, two_forks, tmp_path):
-    """The second process stands still after its second step, as if its machine were cut off."""
+    """The second process hangs after its second step, as if its machine were cut off."""
     run = "--data", scenes, "--out", tmp_path / "run", *TINY
     first, second = two_forks(SCRIPT, 2, int(signal.SIGSTOP), *run)
     try:
@@ -130,16 +130,16 @@ def test_a_lost_process_ends_the_others(scenes, two_forks, tmp_path):
         second.wait()
 
 
-def test_only_the_first_process_says_what_is_wrong(scenes, two_forks, tmp_path):
+def test_only_the_first_process_reports_an_error(scenes, two_forks, tmp_path):
     run = "--data", scenes, "--out", tmp_path / "run", *TINY, "--batch-size", "1"
     first, second = two_forks(SCRIPT, 0, 0, *run)
     assert first.wait() == second.wait() == 2
-    assert "--batch-size 1: is divided among 2 processes" in first.said
+    assert "--batch-size 1: must be at least 2, one image for each process" in first.said
     assert first.said.count("\n") == 1 and second.said == "" and not (tmp_path / "run").exists()
 
 
-def test_strides_of_sizes_of_1_bring_no_warning(two_forks):
-    """As oneDNN gives them to a score layer with two threads, and cuDNN always."""
+def test_odd_strides_of_dimensions_of_size_1_bring_no_warning(two_forks):
+    """oneDNN gives a score layer such strides with two threads; cuDNN always does."""
     program = """
 import torch
 from support.training.distributed import Ranks
@@ -163,9 +163,9 @@ ranks.leave()
 @given(
     st.integers(1, 30), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(1, 3)
 )
-def test_the_shards_are_the_batches_of_one_process(count, size, batch_size, skip, epoch):
-    """For any numbers of images, processes and images in a batch, from any step on; padded alike,
-    though the images have different sizes.
+def test_shards_make_up_the_batches_of_one_process(count, size, batch_size, skip, epoch):
+    """For any number of images and processes, any batch size, and from any step on. Images of
+    different sizes are padded alike.
     """
     config = train.Config(batch_size=batch_size, resize=1.0, crop="none", flip="yes")
     sizes = [(32 + 16 * (i % 3), 32 + 32 * (i % 2)) for i in range(count)]
@@ -183,7 +183,7 @@ def test_the_shards_are_the_batches_of_one_process(count, size, batch_size, skip
             if rank < len(images):
                 assert torch.equal(images[rank::size], mine[0])
                 assert torch.equal(labels[rank::size], mine[1])
-            else:  # fills a batch that has no image for this process
+            else:  # a filler, since the batch has no image for this process
                 assert mine[0].shape == images[:1].shape and (mine[1] == IGNORE).all()
     if not skip:
         images = [int(label.min()) for _, labels in whole for label in labels]
@@ -192,7 +192,7 @@ def test_the_shards_are_the_batches_of_one_process(count, size, batch_size, skip
 
 @given(st.integers(1, 4), st.integers(0, 2**31))
 @settings(max_examples=8)
-def test_the_gradients_of_the_shards_add_up_to_those_of_the_batch(size, seed):
+def test_shard_gradients_add_up_to_those_of_the_batch(size, seed):
     generator = torch.Generator().manual_seed(seed)
     net = FCN8s(3, width=1 / 32, fc_channels=4, dropout=0).double()
     torch.nn.init.normal_(net.score_fr.weight, generator=generator)

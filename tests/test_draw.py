@@ -1,4 +1,4 @@
-"""Pictures that can be read, of any size and any number of classes."""
+"""Drawings are readable at any size and with any number of classes."""
 
 import math
 
@@ -22,7 +22,7 @@ def numbered(classes):
 
 
 @given(st.integers(1, 255))
-def test_every_class_has_a_colour_that_never_changes(classes):
+def test_every_class_id_has_a_fixed_colour(classes):
     colours = colours_for(["x"] * classes)
     assert colours.shape == (classes, 3)
     assert np.array_equal(colours, colours_for(["y"] * 255)[:classes])
@@ -30,7 +30,7 @@ def test_every_class_has_a_colour_that_never_changes(classes):
     assert colours[:2].tolist() == [[230, 0, 230], [214, 39, 40]][:classes]
 
 
-def test_no_class_is_grey_but_background():
+def test_only_background_is_grey():
     """Roads are grey, and class 0 often is the road."""
     for first in ("road", "Background"):
         colours = colours_for([first, *numbered(11)]).astype(int)
@@ -38,13 +38,13 @@ def test_no_class_is_grey_but_background():
         assert grey.tolist() == [first == "Background"] + [False] * 11
 
 
-def test_tint_shows_road_and_leaves_the_rest_of_the_picture():
+def test_tint_colours_road_and_darkens_ignored_pixels():
     shown = tint(grey(1, 3), np.array([[0, 1, IGNORE]], np.uint8), ["not road", "road"])[0]
     assert shown[0].tolist() == [90, 90, 90] and shown[2].max() < 40
     assert shown[1, 0] > 120 > 80 > shown[1, 1]  # magenta
 
 
-def test_background_is_shown_as_it_is():
+def test_tint_leaves_background_unchanged():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
     label = np.array([[0, 1, 2, 0, 1, 2]] * 4, np.uint8)
     same = (tint(image, label, ["background", "a", "b"]) == image).all(2)
@@ -52,7 +52,7 @@ def test_background_is_shown_as_it_is():
 
 
 @given(st.integers(1, 255), st.integers(1, 40), st.integers(1, 40))
-def test_a_mask_reads_back_as_the_ids_it_was_made_of(tmp_path_factory, classes, height, width):
+def test_a_palette_mask_reads_back_as_its_ids(tmp_path_factory, classes, height, width):
     label = np.random.default_rng(0).integers(0, classes, (height, width)).astype(np.uint8)
     path = tmp_path_factory.mktemp("mask") / "m.png"
     palette_mask(label, ["x"] * classes).save(path)
@@ -63,8 +63,8 @@ def test_a_mask_reads_back_as_the_ids_it_was_made_of(tmp_path_factory, classes, 
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([2, 3, 11, 21]))
-def test_the_legend_stands_below_the_picture_and_covers_nothing(height, width, classes):
-    """Two classes without a road are both named."""
+def test_the_legend_is_below_the_picture_and_covers_nothing(height, width, classes):
+    """If neither of two classes is road, both are named."""
     label = np.arange(height * width, dtype=np.uint8).reshape(height, width) % classes
     shown = np.asarray(overlay(grey(height, width), label, numbered(classes)))
     assert np.array_equal(
@@ -77,7 +77,7 @@ def test_the_legend_stands_below_the_picture_and_covers_nothing(height, width, c
 @pytest.mark.parametrize(
     "width, height, letters", [(320, 227, (6, 16)), (1242, 375, (10, 26)), (6000, 4000, (60, 130))]
 )
-def test_a_legend_is_readable_and_names_the_classes_in_the_picture(width, height, letters):
+def test_a_legend_is_readable_and_names_only_visible_classes(width, height, letters):
     label = np.zeros((height, width), np.uint8)
     label[:, width // 2 :] = 7
     shown = overlay(grey(height, width), label, numbered(11))
@@ -89,7 +89,7 @@ def test_a_legend_is_readable_and_names_the_classes_in_the_picture(width, height
     assert letters[0] <= below.any(1).sum() <= letters[1] and below.shape[0] < 0.15 * height
 
 
-def test_the_legend_of_a_narrow_picture_has_a_line_for_each_class():
+def test_a_narrow_legend_has_one_line_per_class():
     label = np.arange(40 * 40, dtype=np.uint16).reshape(40, 40) % 11
     shown = overlay(grey(40, 40), label.astype(np.uint8), numbered(11))
     below = np.asarray(shown.convert("L"))[40:] > 200
@@ -103,7 +103,7 @@ def test_the_legend_of_a_narrow_picture_has_a_line_for_each_class():
 @pytest.mark.parametrize(
     "classes, sizes", [(2, [(375, 1242), (370, 1226)]), (11, [(36, 48)]), (30, [(1, 1), (400, 20)])]
 )
-def test_samples_show_picture_truth_and_prediction_of_any_size(tmp_path, classes, sizes):
+def test_samples_show_image_truth_and_prediction_at_any_size(tmp_path, classes, sizes):
     rng, names = np.random.default_rng(0), numbered(classes)
     rows = [
         ("a.png", grey(*size), rng.integers(0, classes, size, np.uint8), np.zeros(size, np.uint8))
@@ -138,19 +138,19 @@ def test_curves_can_be_drawn_for_any_log(tmp_path, epochs, losses):
     assert len(Image.open(tmp_path / "c.png").getcolors(2**16)) > 5
 
 
-def test_curves_have_room_for_many_classes_of_any_name(tmp_path):
+def test_curves_fit_many_classes_of_any_name(tmp_path):
     classes = ["mean", "validation", *numbered(40)]
     draw_curves(tmp_path / "c.png", log(3, classes), classes)
     picture = Image.open(tmp_path / "c.png").convert("L")
     assert picture.height > 420 + 21 * 43
     last = picture.crop((700, 420 + 21 * 42, picture.width, 420 + 21 * 43))
-    assert np.asarray(last).min() < 100  # the last class's line of the legend
+    assert np.asarray(last).min() < 100  # the legend's line for the last class
 
 
 @pytest.mark.parametrize("letters", [13, 40])
-def test_curves_show_class_names_to_their_end(tmp_path, letters):
+def test_curves_show_long_class_names_in_full(tmp_path, letters):
     drawings = []
-    for last in "bd":  # of one width
+    for last in "bd":  # letters of the same width
         classes = ["w" * (letters - 1) + last, "x"]
         draw_curves(tmp_path / "c.png", log(3, classes), classes)
         drawings.append(np.asarray(Image.open(tmp_path / "c.png").convert("L")))
@@ -174,5 +174,5 @@ def test_curves_show_the_measure_that_chooses_the_network(tmp_path):
 
 def test_curves_mark_the_epoch_of_the_best_network(tmp_path):
     changed = differences(tmp_path, log(3, is_best=True), log(3, is_best=False))
-    # A line from top to bottom; its name lies over no curve.
+    # A line from top to bottom; its label covers no curve.
     assert changed.any(1).sum() > 200 and changed.any(0).sum() <= 3

@@ -1,5 +1,5 @@
-"""Mistakes that people make: one line on standard error that names the file or the option, and
-status 2.
+"""A user's mistake ends a command with status 2 and one line on standard error that names the file
+or the option.
 """
 
 import os
@@ -63,7 +63,7 @@ TRUTH = "training/gt_image_2/um_road_000000.png"
 PHOTO = "training/image_2/um_000000.png"
 CALIBRATION = "training/calib/um_000000.txt"
 ULM = "gtFine/val/ulm/ulm_0_gtFine_labelTrainIds.png"
-# layout, the file, what happens to it, and the file that the line names if it is another one
+# layout, file, damage, and the file that the error names if it is another one
 SPOILT = [
     ("kitti", TRUTH, cut, None),
     ("kitti", PHOTO, remove, None),
@@ -85,7 +85,7 @@ SPOILT = [
 
 @pytest.mark.parametrize("script", ["data.py", "train.py"])
 @pytest.mark.parametrize("layout, name, spoil, named", SPOILT)
-def test_a_file_that_cannot_be_used_is_named_before_the_first_step(
+def test_an_unusable_file_is_named_before_the_first_step(
     originals, tmp_path, command, script, layout, name, spoil, named
 ):
     root = tmp_path / "set"
@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_used_is_named_before_the_first_step(
     "layout, name",
     [("kitti", TRUTH), ("kitti", PHOTO), ("own", "classes.txt"), ("own", "masks")],
 )
-def test_a_file_that_may_not_be_read_is_named(originals, tmp_path, command, layout, name):
+def test_a_file_without_read_permission_is_named(originals, tmp_path, command, layout, name):
     shutil.copytree(originals / layout, tmp_path / "set")
     (tmp_path / "set" / name).chmod(0)
     status, _, error = command("data.py", tmp_path / "set")
@@ -141,13 +141,11 @@ def test_a_file_that_may_not_be_read_is_named(originals, tmp_path, command, layo
         ("--resume --out nothing", "nothing"),
         ("--weights nothing.pth", "nothing.pth"),
         ("--images photos/*.png", "--images and --masks: go together"),
-        ("--images a/*.png --masks b/*.png", "a/*.png: no picture has such a path"),
+        ("--images a/*.png --masks b/*.png", "a/*.png: no picture matches"),
         ("--classes pavement", "--classes pavement"),
     ],
 )
-def test_an_option_that_cannot_be_used_is_named(
-    originals, tmp_path, monkeypatch, command, arguments, named
-):
+def test_an_unusable_option_is_named(originals, tmp_path, monkeypatch, command, arguments, named):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     run = ["--data", originals / "own", "--out", "run", *TINY, *arguments.split()]
@@ -158,7 +156,7 @@ def test_an_option_that_cannot_be_used_is_named(
 
 
 class Evil:
-    """Unpickled as Python does it, this would make a file."""
+    """Python's own unpickling of this object would create a file."""
 
     def __reduce__(self):
         return open, ("made by a pickle", "w")
@@ -174,7 +172,7 @@ class Evil:
         (lambda w: pickle.dumps(Evil()), "weights.pth"),
     ],
 )
-def test_weights_that_cannot_be_used_are_named_and_run_no_code(
+def test_unusable_weights_are_named_and_run_no_code(
     originals, tmp_path, monkeypatch, command, change, says
 ):
     monkeypatch.chdir(tmp_path)
@@ -217,7 +215,7 @@ def test_a_folder_of_any_name_trains_and_is_named_in_one_line(
         ("predict.py", [], "CHECKPOINT"),
     ],
 )
-def test_every_script_names_in_one_line_what_it_cannot_use(
+def test_every_script_reports_a_mistake_in_one_line(
     tmp_path, monkeypatch, command, script, arguments, named
 ):
     monkeypatch.chdir(tmp_path)
@@ -226,6 +224,6 @@ def test_every_script_names_in_one_line_what_it_cannot_use(
     assert error.startswith(f"{script.rpartition('/')[2]}: error: ") and error.count("\n") == 1
 
 
-def test_a_warning_shows_control_characters_and_does_not_obey_them(capsys):
+def test_a_warning_escapes_control_characters(capsys):
     warn("predict.py", "a\x1b[2J\nb.png")
     assert capsys.readouterr().err == "predict.py: warning: a\\x1b[2J\\nb.png\n"

@@ -1,4 +1,4 @@
-"""A network as a file that runs without this project: it agrees at every size, or is not there."""
+"""An exported file runs without this project and agrees at every size, or it is not written."""
 
 import hashlib
 import importlib.util
@@ -48,7 +48,7 @@ def read(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", FORMATS)
 @pytest.mark.parametrize("pad, stride", [(1, 8), (100, 16)])
-def test_an_exported_file_computes_the_scores_of_pictures_of_every_size(
+def test_an_exported_file_computes_the_same_scores_at_any_size(
     tmp_path, capsys, ending, pad, stride
 ):
     net = lively(pad, stride)
@@ -99,7 +99,7 @@ def test_the_axes_of_an_onnx_file_have_names(checkpoint):
     assert session.get_outputs()[0].shape == ["batch", 2, "height", "width"]
 
 
-def test_a_network_of_reduced_pictures_is_not_exported(tmp_path, capsys):
+def test_a_network_for_downscaled_images_is_not_exported(tmp_path, capsys):
     net = lively(1, 8)
     net.resize_factor = 0.5
     checkpoint = saved(tmp_path / "best.pt", net, ["road", "sky"])
@@ -109,7 +109,7 @@ def test_a_network_of_reduced_pictures_is_not_exported(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("difference", [0.01, float("nan")])
-def test_a_file_that_does_not_agree_does_not_replace_the_one_before(
+def test_a_file_with_wrong_scores_does_not_replace_the_old_one(
     checkpoint, monkeypatch, capsys, difference
 ):
     out = checkpoint.with_name("out.pt2")
@@ -128,7 +128,7 @@ def test_a_file_that_does_not_agree_does_not_replace_the_one_before(
     assert {file.name for file in out.parent.iterdir()} == {"best.pt", "out.pt2"}
 
 
-def test_a_writer_that_fails_midway_leaves_nothing(checkpoint, monkeypatch, capsys):
+def test_a_failed_export_leaves_no_file(checkpoint, monkeypatch, capsys):
     def failing(model, path, metadata):
         path.write_text("half")
         raise OSError(28, "No space left on device")
@@ -145,11 +145,11 @@ def test_a_writer_that_fails_midway_leaves_nothing(checkpoint, monkeypatch, caps
     [
         ("best.pt", "out.tflite", "must end in .onnx or .pt2"),
         ("best.pt", "none/out.pt2", "out.pt2: cannot be written"),
-        ("none.pt", "out.pt2", "none.pt: is not there, but "),
+        ("none.pt", "out.pt2", "none.pt: no such file; did you mean "),
         ("best.pt", "out.onnx", "ONNX needs other packages: pip install"),
     ],
 )
-def test_an_export_that_cannot_be_done_is_one_line(
+def test_an_impossible_export_is_refused_in_one_line(
     checkpoint, command, monkeypatch, name, out, says
 ):
     find = importlib.util.find_spec

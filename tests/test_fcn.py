@@ -1,4 +1,4 @@
-"""FCN-8s: output size equals input size, grids that meet, and an independent reference."""
+"""FCN-8s: output sizes, grids that coincide, the loss, checkpoints, and a reference."""
 
 import math
 
@@ -39,8 +39,8 @@ def test_output_shape_equals_input_shape(n, height, width, classes, pad, stride)
     assert output.shape == (n, classes, height, width)
 
 
-def test_a_kitti_image_takes_no_more_operations_than_its_layers_have_weights_times_positions():
-    """The published network takes 618.7 GFLOP for it. Counted without doing them."""
+def test_a_kitti_image_takes_the_fewest_possible_operations():
+    """The published network takes 618.7 GFLOP. Counted on the device meta, without computing."""
 
     def operations(pad):
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -49,9 +49,8 @@ def test_a_kitti_image_takes_no_more_operations_than_its_layers_have_weights_tim
 
     assert operations(100) == pytest.approx(618.7e9, rel=1e-4)
     assert operations(1) <= 405.2e9
-    # By hand: two operations for each weight at each position of the map that a layer computes, and
-    # of the transposed convolutions at each of the map that they read. Those have C x C kernels of
-    # which C are used: the only surplus.
+    # By hand: two operations for each weight at each position of a layer's output, or of its input
+    # for a transposed convolution, which has C x C kernels and uses C of them: the only surplus.
     sizes = [(375, 1242)]
     while len(sizes) < 6:
         sizes.append(tuple(math.ceil(side / 2) for side in sizes[-1]))
@@ -99,8 +98,8 @@ def test_recomputing_activations_gives_the_same_gradients(seed, height, width, p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("again, backend", [(False, "aot_eager"), (True, "eager")])
-def test_the_network_compiles_as_one_graph_with_the_same_gradients(again, backend):
-    """Traced as torch.compile does it, without the C++ compiler that would make kernels of it."""
+def test_compiling_gives_one_graph_and_the_same_gradients(again, backend):
+    """Traced by torch.compile, but without compiling C++ kernels."""
     net = randomise_scores(FCN8s(3, width=1 / 32, fc_channels=8, dropout=0)).train()
     if again:
         checkpoint_activations(net.vgg)
@@ -124,7 +123,7 @@ def test_the_network_compiles_as_one_graph_with_the_same_gradients(again, backen
 @pytest.mark.parametrize(
     "pad, crops", [(1, (0, 0, 0)), (100, (5, 9, 31)), (97, (5, 9, 28)), (120, (5, 9, 51))]
 )
-def test_crops_are_those_of_the_authors_network(pad, crops):
+def test_crops_match_those_of_the_authors_network(pad, crops):
     net = small(pad=pad)
     assert net.crop == dict(zip(("pool4", "pool3", "image"), crops, strict=True))
     assert small(pad=pad, stride=16).crop["image"] == (27 + pad - 100 if pad > 1 else 0)
@@ -134,7 +133,7 @@ def test_crops_are_those_of_the_authors_network(pad, crops):
 @given(height=SIZES, width=SIZES)
 @settings(max_examples=10)
 def test_crops_of_the_authors_network_fit_every_size(height, width):
-    """With crops of 5, 9 and 31 typed in, as in the authors' files, the same scores come out."""
+    """Hard-coded crops of 5, 9 and 31, as in the authors' files, give the same scores."""
     torch.manual_seed(height * 1000 + width)
     net = randomise_scores(small(pad=100))
     x = torch.randn(1, 3, height, width)
@@ -150,7 +149,7 @@ def test_crops_of_the_authors_network_fit_every_size(height, width):
 
 
 def paint(net, layer, cell):
-    """Scores when nothing but one cell of one score map is painted, at an image of 256 x 320."""
+    """Scores for an image of 256 x 320 if one cell of one score map is 1 and all others are 0."""
 
     def hook(module, inputs, output):
         blank = torch.zeros_like(output)
@@ -182,10 +181,10 @@ def paint(net, layer, cell):
         ("score_fr", "fc7", 32),
     ],
 )
-def test_a_painted_cell_appears_where_the_arithmetic_says(pad, layer, map_name, stride):
+def test_a_painted_cell_appears_where_its_grid_says(pad, layer, map_name, stride):
     net = small(pad=pad, stride=stride)
     grid = net.vgg.grid[map_name]
-    # A cell near the middle of the image, so that the painted patch lies inside it whole.
+    # A cell near the middle of the image, so that the whole painted patch lies inside it.
     cell = tuple(round((n / 2 - grid.offset) / grid.stride) for n in (256, 320))
     output = paint(net, layer, cell)
     rows, columns = output.sum(1), output.sum(0)
@@ -193,9 +192,7 @@ def test_a_painted_cell_appears_where_the_arithmetic_says(pad, layer, map_name, 
     for weights, c in ((rows, cell[0]), (columns, cell[1])):
         centre = (weights * torch.arange(len(weights))).sum() / weights.sum()
         assert centre.item() == pytest.approx(grid.stride * c + grid.offset, abs=1e-3)
-        torch.testing.assert_close(
-            weights[weights > 0], weights[weights > 0].flip(0)
-        )  # as far to either side
+        torch.testing.assert_close(weights[weights > 0], weights[weights > 0].flip(0))  # symmetric
 
 
 @given(stride=st.integers(1, 16).map(lambda n: 2 * n), size=st.integers(3, 9))
@@ -205,15 +202,14 @@ def test_the_bilinear_kernel_interpolates_as_torch_does(stride, size):
         x, bilinear_kernel(2 * stride)[None, None], stride=stride, padding=stride // 2
     )
     theirs = F.interpolate(x, scale_factor=stride, mode="bilinear", align_corners=False)
-    inside = slice(
-        stride, -stride
-    )  # beyond the border torch repeats the last cell, a convolution sees zeros
+    # Beyond the border torch repeats the last cell, but a convolution sees zeros.
+    inside = slice(stride, -stride)
     torch.testing.assert_close(
         ours[..., inside, inside], theirs[..., inside, inside], rtol=1e-4, atol=1e-5
     )
 
 
-def test_the_bilinear_kernel_of_four_is_the_one_on_paper():
+def test_bilinear_kernels_match_those_computed_by_hand():
     row = torch.tensor([0.25, 0.75, 0.75, 0.25])
     torch.testing.assert_close(bilinear_kernel(4), row[:, None] * row[None, :])
     odd = torch.tensor([0.5, 1.0, 0.5])
@@ -222,8 +218,8 @@ def test_the_bilinear_kernel_of_four_is_the_one_on_paper():
 
 @given(h=st.integers(1, 9), w=st.integers(1, 9), more=st.integers(0, 9), crop=st.integers(0, 5))
 def test_fusing_adds_cell_j_to_cell_j_plus_crop(h, w, more, crop):
-    """Without a border the coarse map may have a row or column more, with one the fine map has as
-    many as it likes.
+    """Without a border the coarse map may be larger by one row or column. With a border the fine
+    map may be larger by any number.
     """
     more = more if crop else -(more % 2)
     coarse, fine = (
@@ -237,9 +233,9 @@ def test_fusing_adds_cell_j_to_cell_j_plus_crop(h, w, more, crop):
 
 
 @pytest.mark.slow
-def test_full_network_against_an_independent_reference():
-    """134 M parameters at 224 x 288, no layer of ours in the reference: interpolation instead of
-    the transposed convolutions, which are the same away from the border.
+def test_the_full_network_matches_an_independent_reference():
+    """134 M parameters at 224 x 288. The reference uses none of our layers. It interpolates instead
+    of using transposed convolutions; both agree away from the border.
     """
     net = randomise_scores(FCN8s(2)).eval()
     named = dict(net.named_parameters())
@@ -251,7 +247,7 @@ def test_full_network_against_an_independent_reference():
         return F.conv2d(features, state[f"{name}.weight"], state[f"{name}.bias"])
 
     def up(t, factor):
-        # Zeros around, as a transposed convolution sees them.
+        # A transposed convolution sees zeros around the map.
         t = F.interpolate(
             F.pad(t, (1, 1, 1, 1)), scale_factor=factor, mode="bilinear", align_corners=False
         )
@@ -271,7 +267,7 @@ def test_full_network_against_an_independent_reference():
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * ours.std().item())
 
 
-def test_parameters_for_21_classes_are_the_published_number():
+def test_the_parameter_count_for_21_classes_is_the_published_one():
     with torch.device("meta"):
         net = FCN8s(21)
     assert (
@@ -294,11 +290,11 @@ def test_upsampling_is_fixed_by_default_and_learns_on_request():
             ), name
 
 
-def test_skip_gain_multiplies_the_pools_before_they_are_scored():
+def test_skip_gain_scales_the_pools_before_the_score_layers():
     net = randomise_scores(small(skip_gain={"pool4": 0.01, "pool3": 0.0001}))
     plain = small()
     plain.load_state_dict(net.state_dict())
-    assert plain.skip_gain == net.skip_gain  # the weights carry it
+    assert plain.skip_gain == net.skip_gain  # saved with the weights
     plain.set_skip_gain({"pool4": 1, "pool3": 1})
     plain.score_pool4.weight.data *= 0.01
     plain.score_pool3.weight.data *= 0.0001
@@ -311,7 +307,7 @@ def test_skip_gain_multiplies_the_pools_before_they_are_scored():
 
 @pytest.mark.parametrize("pad", [1, 100])
 @pytest.mark.parametrize("stride", FCN8s.STRIDES)
-def test_a_saved_network_is_loaded_as_it_was(tmp_path, pad, stride):
+def test_a_saved_network_loads_unchanged(tmp_path, pad, stride):
     net = randomise_scores(small(2, pad, stride, skip_gain={"pool4": 0.5}))
     net.classes, net.resize_factor = ["sky", "road"], 0.5
     net.save(tmp_path / "net.pt")
@@ -335,7 +331,7 @@ def test_a_saved_network_is_loaded_as_it_was(tmp_path, pad, stride):
         (lambda saved: saved["model"].pop("score_fr.bias"), "Missing.*score_fr.bias"),
     ],
 )
-def test_weights_that_do_not_fit_are_an_error_that_names_the_file(tmp_path, change, reason):
+def test_mismatched_weights_raise_an_error_naming_the_file(tmp_path, change, reason):
     net = small()
     net.classes = ["sky", "road"]
     saved = net.to_checkpoint()
@@ -347,7 +343,7 @@ def test_weights_that_do_not_fit_are_an_error_that_names_the_file(tmp_path, chan
 
 
 @pytest.mark.parametrize("classes", [None, ["road"], ["a", "b", "c"]])
-def test_a_network_is_saved_with_a_name_for_every_class(tmp_path, classes):
+def test_a_network_is_saved_only_with_a_name_for_every_class(tmp_path, classes):
     net = small(2)
     net.classes = classes
     with pytest.raises(ValueError, match="must name 2 classes"):
@@ -358,7 +354,7 @@ def test_a_network_is_saved_with_a_name_for_every_class(tmp_path, classes):
 @pytest.mark.parametrize(
     "settings", [{"num_classes": 0}, {"stride": 12}, {"pad": 50}, {"skip_gain": {"pool5": 1}}]
 )
-def test_settings_that_make_no_network_are_refused(settings):
+def test_invalid_settings_are_refused(settings):
     with pytest.raises(ValueError):
         small(**settings)
 
@@ -367,7 +363,7 @@ def test_settings_that_make_no_network_are_refused(settings):
 
 
 @given(st.data())
-def test_loss_is_the_mean_over_valid_pixels_alone(data):
+def test_loss_is_the_mean_over_valid_pixels(data):
     classes = data.draw(st.integers(1, 5))
     labels = np.array(
         data.draw(st.lists(st.sampled_from([*range(classes), IGNORE]), min_size=12, max_size=12))
@@ -382,7 +378,7 @@ def test_loss_is_the_mean_over_valid_pixels_alone(data):
 
 
 @given(st.integers(1, 6), st.integers(0, 2**31))
-def test_with_class_weights_each_pixel_counts_by_its_class(classes, seed):
+def test_class_weights_scale_the_loss_of_each_pixel(classes, seed):
     rng = np.random.default_rng(seed)
     labels, weights = rng.choice([*range(classes), IGNORE], (1, 4, 5)), rng.uniform(0.1, 5, classes)
     scores = torch.from_numpy(rng.normal(size=(1, classes, 4, 5)))
@@ -399,7 +395,7 @@ def test_with_class_weights_each_pixel_counts_by_its_class(classes, seed):
     assert value.item() == pytest.approx(np.mean(terms) if terms else 0.0, rel=1e-5, abs=1e-6)
 
 
-def test_a_batch_without_a_valid_pixel_is_zero_with_zero_gradients():
+def test_a_batch_without_valid_pixels_has_zero_loss_and_gradients():
     scores = torch.randn(1, 2, 4, 4, requires_grad=True)
     value = cross_entropy(scores, torch.full((1, 4, 4), IGNORE))
     value.backward()

@@ -1,4 +1,4 @@
-"""What is printed and drawn of the network is the network."""
+"""The printed maps and the drawn figures match the network."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ SIZES = st.integers(1, 150)
 
 
 @given(height=SIZES, width=SIZES, pad=st.sampled_from([1, 97, 100]), stride=STRIDES)
-def test_maps_are_those_that_the_network_computes(height, width, pad, stride):
+def test_maps_match_those_that_the_network_computes(height, width, pad, stride):
     net = small(3, pad, stride, width=1 / 64, fc_channels=2)
     found, computed = maps(net, height, width), {}
     for name, layer in [*net.vgg.named_children(), *net.named_children()]:
@@ -32,7 +32,7 @@ def test_maps_are_those_that_the_network_computes(height, width, pad, stride):
     assert set(found) == {"image", "scores", *computed, *sums}
 
 
-def test_the_sizes_for_an_image_of_kitti_are_the_published_ones():
+def test_map_sizes_for_a_kitti_image_are_the_published_ones():
     found = maps(FCN8s(2, pad=100, width=1 / 64, fc_channels=1), 375, 1242)
     published = {
         "pool3": (72, 180),
@@ -62,7 +62,7 @@ def test_the_derivation_ends_in_the_crops_of_the_network(pad, stride, crops):
     assert [line.partition("crop ")[2] for line in text.splitlines() if "crop" in line] == crops
 
 
-def test_maps_and_crops_are_printed(command):
+def test_the_command_prints_maps_and_crops(command):
     status, out, _ = command("fcn.py", "100x50", "--pad", 100)
     out = " ".join(out.split())
     assert status == 0 and "pool3 2 2 0 [256, 38, 31] pixel 8 i - 95.5 21.5" in out
@@ -72,7 +72,7 @@ def test_maps_and_crops_are_printed(command):
     assert (status, out) == (2, "") and error.startswith("fcn.py: error: pad is 50")
 
 
-def test_a_reader_that_stops_early_is_no_error():
+def test_a_closed_pipe_ends_the_command_quietly():
     """As in `python fcn.py | head`."""
     command = [sys.executable, ROOT / "fcn.py", "32x32", "--pad", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -80,7 +80,7 @@ def test_a_reader_that_stops_early_is_no_error():
         assert process.stderr.read() == b"" and process.wait() == 0
 
 
-def test_the_command_draws_both_pictures(tmp_path, command):
+def test_the_command_draws_both_figures(tmp_path, command):
     status, _, error = command("tools/figures.py", tmp_path)
     assert status == 0, error
     for name in ("architecture.png", "border.png"):

@@ -1,4 +1,4 @@
-"""Files that are read whole or refused by name, and that run nothing."""
+"""Files are read whole or refused by name, and never run code."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ class Attack:
 @pytest.mark.parametrize(
     "content", [b"", b"PK\x03\x04 cut", b"\x80\x8a foreign bytes", "pickle", "list"]
 )
-def test_a_file_that_is_no_state_dict_is_one_line_and_runs_nothing(tmp_path, content, capsys):
+def test_a_file_without_a_state_dict_is_refused_and_runs_nothing(tmp_path, content, capsys):
     file = tmp_path / "w.pth"
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -39,13 +39,13 @@ def test_a_file_that_is_no_state_dict_is_one_line_and_runs_nothing(tmp_path, con
     assert "must not run" not in capsys.readouterr().out
 
 
-def test_a_missing_file_is_said_by_name(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match="none.pth"):
         read_tensors(tmp_path / "none.pth")
 
 
-def test_a_compressed_file_is_refused_before_it_fills_the_memory(tmp_path):
-    """torch.save compresses nothing: 1 MB of zeros in 10 kB were packed by somebody else."""
+def test_a_compressed_file_is_refused_before_it_fills_memory(tmp_path):
+    """torch.save does not compress, so it never writes 1 MB of zeros as 10 kB."""
     plain, packed = tmp_path / "plain.pt", tmp_path / "packed.pt"
     torch.save({"zeros": torch.zeros(250_000)}, plain)
     with zipfile.ZipFile(plain) as a, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as b:
@@ -56,7 +56,7 @@ def test_a_compressed_file_is_refused_before_it_fills_the_memory(tmp_path):
         read_tensors(packed)
 
 
-# ---- checkpoints from elsewhere ----
+# ---- untrusted checkpoints ----
 
 SIZES = dict.fromkeys(("smallest", "median", "largest"), (20, 30))
 SETTINGS = dict(task="road", classes="all", images="auto", masks="auto", split_seed=0, flip="yes")
@@ -95,15 +95,15 @@ def changed(content, place, value):
     return type(content)(value if i == name else old for i, old in enumerate(content))
 
 
-def test_nothing_but_a_regular_file_is_replaced(tmp_path):
+def test_only_a_regular_file_is_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     for path in (tmp_path / "pipe.csv", tmp_path):
-        with pytest.raises(InputError, match="cannot be written .it is no regular file.; choose"):
+        with pytest.raises(InputError, match="written .it is not a regular file.; choose"):
             write_csv(path, [{"a": 1}])
     assert (tmp_path / "pipe.csv").is_fifo()
 
 
-def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+def test_a_file_name_may_be_as_long_as_the_system_allows(tmp_path):
     write_csv(tmp_path / ("ä" * 125 + ".csv"), [{"a": 1}])
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -134,7 +134,7 @@ BIAS = ("model", "score_fr.bias")
         (BIAS, torch.zeros(2, dtype=torch.int64)),
     ],
 )
-def test_a_wrong_entry_of_a_checkpoint_is_one_line(run, place, value):
+def test_a_wrong_checkpoint_entry_is_refused_in_one_line(run, place, value):
     folder, content = run
     torch.save(changed(content, place, value), folder / "best.pt")
     with pytest.raises(InputError, match="best.pt: ") as error:
@@ -144,7 +144,7 @@ def test_a_wrong_entry_of_a_checkpoint_is_one_line(run, place, value):
 
 @settings(max_examples=60)
 @given(data=st.data(), value=st.sampled_from(STRANGE))
-def test_a_checkpoint_with_any_strange_entry_predicts_or_is_one_line(run, data, value):
+def test_a_strange_checkpoint_entry_predicts_or_is_refused(run, data, value):
     folder, content = run
     entry = data.draw(st.sampled_from(list(content)))
     inner = data.draw(st.sampled_from([(), *places(content[entry])]))

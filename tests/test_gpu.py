@@ -1,4 +1,4 @@
-"""tools/gpu.py: a part that fails does not keep the others from running, and the report says so."""
+"""tools/gpu.py runs every part even if another one fails, and reports the failures."""
 
 from tools import gpu
 

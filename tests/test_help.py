@@ -23,7 +23,7 @@ SQUARE = [[10, 5], [29, 5], [29, 14], [10, 14]]  # x, y
 
 @pytest.fixture
 def streets(tmp_path, monkeypatch):
-    """The current folder, with pictures 40 wide and 20 high in streets/images."""
+    """The current folder, with pictures of 20 x 40 in streets/images."""
     monkeypatch.chdir(tmp_path)
     for name in ("1.jpg", "2.jpg"):
         (tmp_path / "streets/images/front").mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def test_polygons_of_coco_become_a_data_set(streets):
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
-def test_a_video_comes_back_as_a_video(tmp_path, monkeypatch):
+def test_a_video_becomes_a_video_of_overlays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     noise = "testsrc=size=64x48:rate=25:duration=0.2"
     subprocess.run(["ffmpeg", "-f", "lavfi", "-i", noise, "drive.mp4"], check=True)
@@ -87,7 +87,7 @@ def test_a_video_comes_back_as_a_video(tmp_path, monkeypatch):
 
 
 class Writer:
-    """Takes down what a SummaryWriter would write."""
+    """Records the scalars that a SummaryWriter would write."""
 
     written = []
 
@@ -104,7 +104,7 @@ class Writer:
         self.written.append((self.folder, name, step, value))
 
 
-def test_the_log_of_a_run_becomes_curves_of_tensorboard(tmp_path, monkeypatch):
+def test_the_log_of_a_run_becomes_tensorboard_curves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/log.csv").write_text("epoch,train_loss,iou_sky\n1,0.5,nan\n2,0.25,0.75\n")
@@ -120,7 +120,7 @@ def test_the_log_of_a_run_becomes_curves_of_tensorboard(tmp_path, monkeypatch):
     assert np.isnan(found["iou_sky"][0][1])
 
 
-def test_every_option_that_the_page_names_is_one(command):
+def test_every_option_on_the_page_exists(command):
     known = ""
     for script in ("train.py", "predict.py", "data.py"):
         known += command(script, "--help")[1]

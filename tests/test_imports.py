@@ -1,4 +1,4 @@
-"""Imports go one way, and what reads data can be used where there is no PyTorch."""
+"""Imports have no cycles, and reading data needs no PyTorch."""
 
 import ast
 import subprocess
@@ -15,7 +15,7 @@ FILES = {
 }
 NO_TORCH = ["data", "kitti", "metrics", "support.draw", "support.prefetch"]
 NO_TORCH += [name for name in FILES if name.startswith("support.datasets.")]
-# Packages that a file asks for by name if they are missing.
+# Packages that a file names in an error if they are missing.
 OPTIONAL = {
     "export": {"onnxruntime"},
     "tools.bench": {"onnxruntime", "openvino"},
@@ -34,7 +34,7 @@ def imported(name):
     return names
 
 
-def test_imports_have_no_circle():
+def test_imports_have_no_cycle():
     order = TopologicalSorter({name: imported(name) & FILES.keys() for name in FILES})
     assert set(order.static_order()) == FILES.keys()  # raises CycleError
 
@@ -51,7 +51,7 @@ def test_nothing_in_support_imports_the_scripts(name):
     assert imported(name).isdisjoint({"train", "predict", "export"})
 
 
-def test_the_network_needs_next_to_nothing():
+def test_the_network_imports_almost_nothing():
     ours = {name: imported(name) & FILES.keys() for name in ("vgg", "fcn")}
     assert ours["vgg"] == {"support.dense"}
     assert imported("support.dense").isdisjoint(FILES)

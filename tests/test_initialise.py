@@ -1,4 +1,4 @@
-"""The weights that a network starts with: ImageNet's, another training's, and balanced maps."""
+"""Initial weights: from ImageNet, from another checkpoint, and with balanced skips."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def convolutions(net):
     return {name: p for name, p in net.state_dict().items() if name.startswith("conv")}
 
 
-def test_a_whole_file_loads_whole_and_convolutions_alone_too():
+def test_weights_load_with_or_without_fc6_and_fc7():
     source, whole, features = small(), small(), small()
     assert "fc6 and fc7 from ImageNet" in load_imagenet(whole, source.state_dict(), "w.pth")
     assert same(whole.state_dict(), source.state_dict())
@@ -34,15 +34,15 @@ def test_a_whole_file_loads_whole_and_convolutions_alone_too():
 
 
 @pytest.mark.parametrize("pad, channels", [(1, 32), (1, 16), (1, 80), (100, 32)])
-def test_with_convolutions_alone_fc7_starts_as_pool5(pad, channels):
+def test_with_convolutions_alone_fc7_starts_close_to_pool5(pad, channels):
     net = VGG16(pad, width=1 / 16, fc_channels=channels).eval()
     pools = []
     net.pool5.register_forward_hook(lambda layer, inputs, output: pools.append(output))
 
     @torch.no_grad()
-    def distance():  # of fc7 from pool5, as a share of pool5, in the channels that both have
+    def distance():  # from fc7 to pool5, relative to pool5, in the channels that both have
         *_, fc7 = net(torch.randn(1, 3, 160, 224, generator=torch.Generator().manual_seed(1)))
-        pool5 = pools[-1] if pad == 1 else pools[-1][:, :, 3:-3, 3:-3]  # fc6 has no padding then
+        pool5 = pools[-1] if pad == 1 else pools[-1][:, :, 3:-3, 3:-3]  # fc6 has no padding here
         common = min(channels, pool5.shape[1])
         return (fc7[:, :common] - pool5[:, :common]).norm() / pool5[:, :common].norm()
 
@@ -63,9 +63,7 @@ def test_with_convolutions_alone_fc7_starts_as_pool5(pad, channels):
         ("conv1_2.bias", lambda p: torch.full(p.shape, 1e300, dtype=torch.double)),
     ],
 )
-def test_wrong_weights_are_refused_by_the_name_of_the_tensor(
-    scenes, tmp_path, capsys, name, change
-):
+def test_the_error_for_wrong_weights_names_the_tensor(scenes, tmp_path, capsys, name, change):
     net, weights = small(), small().state_dict()
     before = {name: p.clone() for name, p in net.state_dict().items()}
     if change:
@@ -82,7 +80,7 @@ def test_wrong_weights_are_refused_by_the_name_of_the_tensor(
     assert name in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_a_run_takes_convolutions_with_the_channels_of_pool5(scenes, tmp_path):
+def test_a_run_from_convolutions_has_512_fc_channels(scenes, tmp_path):
     source = VGG16(width=1 / 32)
     torch.save(convolutions(source), tmp_path / "w.pth")
     argv = f"--data {scenes} --out {tmp_path / 'run'} --weights {tmp_path / 'w.pth'} --epochs 1"
@@ -92,7 +90,7 @@ def test_a_run_takes_convolutions_with_the_channels_of_pool5(scenes, tmp_path):
     assert torch.equal(content["model"]["vgg.conv1_1.weight"], source.conv1_1.weight)  # frozen
 
 
-# ---- another training's ----
+# ---- another checkpoint ----
 
 
 def trained(path, classes="abcde", **more):
@@ -101,25 +99,25 @@ def trained(path, classes="abcde", **more):
     return net, read_checkpoint(saved(path / "best.pt", net, classes))
 
 
-def test_other_classes_take_vgg16_and_the_skip_gains_alone(tmp_path):
+def test_for_other_classes_only_vgg16_and_skip_gains_are_loaded(tmp_path):
     old, content = trained(tmp_path, skip_gain={"pool4": 0.5, "pool3": 0.25})
     for classes in (["road", "sky"], list("edcba")):  # another order, too
         new = FCN8s(len(classes), width=1 / 32, fc_channels=8)
         line = load_trained(new, content, "best.pt", classes)
-        assert "new: score_fr, score_pool3, score_pool4, since its classes are different" in line
+        assert "new layers: score_fr, score_pool3, score_pool4, because its classes differ" in line
         assert same(new.vgg.state_dict(), old.vgg.state_dict())
         assert new.skip_gain == old.skip_gain and not new.score_fr.weight.any()
 
 
-def test_the_same_classes_take_all(tmp_path):
+def test_for_the_same_classes_all_weights_are_loaded(tmp_path):
     old, content = trained(tmp_path)
     new = FCN8s(5, width=1 / 32, fc_channels=8)
-    assert load_trained(new, content, "best.pt", list("abcde")).endswith("new: nothing")
+    assert load_trained(new, content, "best.pt", list("abcde")).endswith("new layers: none")
     assert same(new.state_dict(), old.state_dict())
 
 
 @pytest.mark.parametrize("name, value", [("width", 1 / 16), ("fc_channels", 9), ("pad", 100)])
-def test_a_network_of_another_size_is_refused_by_its_option(tmp_path, name, value):
+def test_the_error_for_another_size_names_the_option(tmp_path, name, value):
     content = trained(tmp_path, **{name: value})[1]
     new = FCN8s(5, width=1 / 32, fc_channels=8)
     before = {name: p.clone() for name, p in new.state_dict().items()}
@@ -133,8 +131,8 @@ def test_a_network_of_another_size_is_refused_by_its_option(tmp_path, name, valu
 
 
 @pytest.mark.slow
-def test_each_of_the_stages_32s_16s_8s_starts_where_the_last_ended(scenes, tmp_path, capsys):
-    """New score layers are zero: a finer stage starts with the scores of the coarser one."""
+def test_each_stage_32s_16s_8s_starts_where_the_last_ended(scenes, tmp_path, capsys):
+    """New score layers are zero, so a finer stage starts with the scores of the coarser one."""
     assert run(scenes, tmp_path / "32", "--stride", 32, "--lr", 0.01) == 0
     rows = log_of(tmp_path / "32")
     assert rows[1]["train_loss"] < rows[0]["train_loss"]
@@ -144,7 +142,7 @@ def test_each_of_the_stages_32s_16s_8s_starts_where_the_last_ended(scenes, tmp_p
         options = f"--epochs 1 --lr 1e-30 --stride {stride}"
         weights = tmp_path / f"{coarser}/best.pt"
         assert run(scenes, tmp_path / str(stride), "--weights", weights, *options.split()) == 0
-        assert f"fine-tuned from there; new: {new}\n" in capsys.readouterr().out
+        assert f"loaded for fine-tuning; new layers: {new}\n" in capsys.readouterr().out
         after = read_checkpoint(tmp_path / f"{stride}/best.pt")
         assert after["config"]["skip_gain"] == before["config"]["skip_gain"]
         for name in before["model"]:
@@ -157,7 +155,7 @@ def test_each_of_the_stages_32s_16s_8s_starts_where_the_last_ended(scenes, tmp_p
 
 
 def test_frozen_blocks_stay_and_all_other_layers_learn(scenes, tmp_path, capsys):
-    """Also in a resumed run. A network that was trained at another factor is said."""
+    """Also in a resumed run. Weights trained with another --resize are reported."""
     first = tmp_path / "first/best.pt"
     assert run(scenes, tmp_path / "first", *"--lr 0.02 --epochs 1 --resize 2".split()) == 0
     before = read_checkpoint(first)
@@ -183,9 +181,9 @@ def test_frozen_blocks_stay_and_all_other_layers_learn(scenes, tmp_path, capsys)
 
 @given(st.integers(0, 20), st.floats(0.01, 1000))
 def test_balance_makes_skips_twice_as_long_as_fc7(seed, size):
-    """And changes the features by a factor alone."""
+    """Balancing only scales the features."""
     net = lively(1, 8)
-    net.vgg.conv3_3.weight.data *= size  # weights of another size, as Caffe's are
+    net.vgg.conv3_3.weight.data *= size  # weights of another scale, like Caffe's
     image = np.random.default_rng(seed).integers(0, 256, (64, 96, 3), np.uint8)
     x = normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""8-bit integers: each layer computes what the arithmetic says, the network predicts what it did,
-and nothing slow runs in silence.
+"""Quantisation to 8 bits: each layer rounds once, the network predicts nearly the same, and int8 is
+refused where it would be slow.
 """
 
 from functools import partial
@@ -50,7 +50,7 @@ def picture_of(images):
     images=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-def test_a_layer_is_a_convolution_of_whole_numbers_and_one_rounding(
+def test_a_quantised_layer_is_an_integer_convolution_rounded_once(
     channels, out, height, width, kernel, zero_point, images, seed
 ):
     torch.manual_seed(seed)
@@ -71,7 +71,7 @@ def test_a_layer_is_a_convolution_of_whole_numbers_and_one_rounding(
 
 @needs_int8
 @given(height=st.integers(1, 33), width=st.integers(1, 33), seed=st.integers(0, 99))
-def test_pools_take_the_largest_byte_and_round_up(height, width, seed):
+def test_pooling_bytes_matches_a_max_pool_that_rounds_up(height, width, seed):
     x = random_bytes((2, 8, height, width), seed)
     assert torch.equal(int8.pool(x).float(), F.max_pool2d(x.float(), 2, 2, ceil_mode=True))
 
@@ -88,7 +88,7 @@ def test_maps_have_the_shapes_of_the_network_at_every_size(height, width, pad):
 @needs_int8
 @pytest.mark.parametrize("pad", [1, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_maps_are_those_of_the_network_up_to_rounding(pad, dtype):
+def test_the_maps_match_those_of_the_network_up_to_rounding(pad, dtype):
     net, images = lively(pad, 8), random_bytes((1, 3, 120, 200), 0)
     with torch.no_grad():
         plain = net.vgg(normalise(images))
@@ -98,7 +98,7 @@ def test_the_maps_are_those_of_the_network_up_to_rounding(pad, dtype):
         assert (ours.float() - theirs).norm() < 0.05 * theirs.norm()
 
 
-def test_every_byte_of_an_image_is_within_half_a_step_of_itself():
+def test_quantising_an_image_errs_by_at_most_half_a_step():
     image = normalise(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16))
     quantised = (image / IMAGE_SCALE + IMAGE_ZERO_POINT).round()
     assert quantised.min() >= 0 and quantised.max() <= 255
@@ -107,7 +107,7 @@ def test_every_byte_of_an_image_is_within_half_a_step_of_itself():
 
 
 @pytest.mark.parametrize("resize", [None, 1.5])
-def test_activation_ranges_are_those_of_all_pictures(resize):
+def test_activation_ranges_cover_all_calibration_pictures(resize):
     net = lively(1, 8)
     pictures = [
         picture_of(random_bytes((1, 3, 40, 50), i)) // part for i, part in enumerate((2, 1, 3))
@@ -124,10 +124,10 @@ def test_activation_ranges_are_those_of_all_pictures(resize):
     assert not any(layer._forward_hooks for layer in net.vgg.children())
 
 
-def test_where_int8_would_not_be_faster_one_line_says_so(monkeypatch):
+def test_int8_is_refused_where_it_would_not_be_faster(monkeypatch):
     monkeypatch.setattr(int8, "cpu_has", lambda *flags: False)
     for attempt in (require_int8, partial(to_int8, small(), {})):
-        with pytest.raises(InputError, match="--amp int8: this processor has no .*VNNI"):
+        with pytest.raises(InputError, match="--amp int8: this CPU has no VNNI"):
             attempt()
-    with pytest.raises(InputError, match="is for processors, not for cuda"):
+    with pytest.raises(InputError, match="needs --device cpu, not cuda"):
         require_int8(torch.device("cuda"))

@@ -1,4 +1,4 @@
-"""Every kind of data set goes from its folder to pictures by the commands of the README."""
+"""The commands of the README work for every kind of data set, from its folder to predictions."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ PATTERNS = {"images": "photos/{split}/**/*_cam.jpg", "masks": "labels/{split}/**
 
 
 def scene(i, size=(24, 40)):
-    """An image, and its ids in three bands."""
+    """An image and its label: three bands of ids."""
     ids = np.repeat(np.arange(size[0]) * 3 // size[0], size[1]).reshape(size).astype(np.uint8)
     noise = np.random.default_rng(i).integers(0, 60, (*size, 3))
     return (60 * ids[..., None] + noise).astype(np.uint8), ids
@@ -40,7 +40,7 @@ def tagged(path, pixels, orientation):
 
 
 def colour_masks(root, i, part):
-    """Nested, and by colour."""
+    """Nested folders, colour masks."""
     named(root, colours=True)
     image, ids = scene(i)
     picture(root / f"images/{'ab'[i % 2]}/{i}.jpg", image)
@@ -55,7 +55,7 @@ def cityscapes(root, i, part):
 
 
 def suffixes(root, i, part):
-    """Nested, with names of their own, in parts."""
+    """Parts with nested folders, suffixes in the names."""
     named(root)
     image, ids = scene(i)
     picture(root / f"photos/{part}/day{i % 2}/{i}_cam.jpg", image)
@@ -71,9 +71,9 @@ def listed(root, i, part):
         file.write(f"images/{i}.png\n")
 
 
-def telephone(root, i, part):
-    """Held upright: stored lying, with a tag. Half of the masks are drawn upright, half as the
-    photo is stored.
+def phone_photos(root, i, part):
+    """Upright photos, stored on their side with an EXIF tag. Half of the masks are drawn upright,
+    half as stored.
     """
     named(root)
     image, ids = scene(i, (40, 24))
@@ -81,8 +81,8 @@ def telephone(root, i, part):
     picture(root / f"masks/{i}.png", ids if i % 2 else np.rot90(ids))
 
 
-@pytest.mark.parametrize("make", [colour_masks, cityscapes, suffixes, listed, telephone])
-def test_every_kind_of_data_set_goes_from_its_folder_to_pictures(tmp_path, command, make):
+@pytest.mark.parametrize("make", [colour_masks, cityscapes, suffixes, listed, phone_photos])
+def test_every_kind_of_data_set_trains_and_predicts(tmp_path, command, make):
     root, best = tmp_path / "set", tmp_path / "run/best.pt"
     options = PATTERNS if make is suffixes else {}
     arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
@@ -108,17 +108,17 @@ def test_every_kind_of_data_set_goes_from_its_folder_to_pictures(tmp_path, comma
     photo = found.val[0].image
     assert command("predict.py", best, photo, "--out", tmp_path / "b", *CPU)[0] == 0
     mask = read_mask(tmp_path / f"b/mask/{photo.stem}.png")
-    assert mask.shape == ((40, 24) if make is telephone else (24, 40))
+    assert mask.shape == ((40, 24) if make is phone_photos else (24, 40))
     assert mask.max() < len(found.classes)
 
 
 def snippet(i):
-    """The lines of Python of this number in docs/data.md."""
+    """Python block `i` of docs/data.md, counted from 0."""
     text = (ROOT / "docs/data.md").read_text(encoding="utf-8")
     return text.split("```python\n")[1 + i].split("```")[0]
 
 
-def test_the_lines_that_turn_photos_upright_make_a_data_set_of_them(tmp_path, monkeypatch, command):
+def test_the_snippet_that_turns_photos_upright_makes_a_data_set(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     for i, (orientation, turns) in enumerate({1: 0, 3: 2, 6: 1, 8: 3}.items()):
         image, ids = scene(i)
@@ -133,9 +133,7 @@ def test_the_lines_that_turn_photos_upright_make_a_data_set_of_them(tmp_path, mo
         assert np.abs(upright - scene(i)[0]).mean() < 20
 
 
-def test_the_lines_that_shrink_a_data_set_keep_its_ids_and_which_way_up_it_is(
-    tmp_path, monkeypatch
-):
+def test_the_shrinking_snippet_keeps_ids_and_orientation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image, ids = scene(0, (900, 1500))
     picture(tmp_path / "streets/images/a/1.jpg", image)

@@ -101,14 +101,14 @@ def project(path, x, z):
     return u / w, v / w
 
 
-def test_cells_are_the_pixels_that_arithmetic_by_hand_gives(kitti_sample):
+def test_birds_eye_cells_match_a_projection_by_hand(kitti_sample):
     path, height, width = kitti_sample / CALIBRATION, 375, 1242
     cells, outside = bird_cells(path, height, width), 0
     for row in range(0, 800, 37):
         for column in range(0, 400, 13):
             u, v = project(path, -10 + 0.025 + 0.05 * column, 46 - 0.025 - 0.05 * row)
             if min(abs(u - round(u)), abs(v - round(v))) < 1e-3:
-                continue  # on the edge of a pixel, where rounding decides
+                continue  # on a pixel edge, where rounding decides
             seen = 1 <= u <= width and 1 <= v <= height
             pixel = (math.floor(v) - 1) * width + math.floor(u) - 1
             assert cells[row, column] == (pixel if seen else -1)
@@ -134,7 +134,7 @@ SINGULAR = "P2:" + " 1" * 12 + "\nR0_rect:" + " 1" * 9 + "\nTr_cam_to_road:" + "
 @example(b"P2 1 2 3\n")
 @example(b"\xff\xfe")
 @example(SINGULAR.encode())
-def test_a_file_that_is_no_calibration_is_named(tmp_path_factory, content):
+def test_a_file_that_is_not_a_calibration_is_named(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("calib") / "um_000000.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match="um_000000.txt: is not a calibration"):
@@ -145,7 +145,7 @@ def test_a_file_that_is_no_calibration_is_named(tmp_path_factory, content):
 
 
 def plain_maxf_ap(pixels):
-    """The measures from (confidence, truth) pairs, threshold by threshold, as they are defined."""
+    """The measures from (confidence, truth) pairs, threshold by threshold, by definition."""
     road, rest = ([c for c, truth in pixels if truth == kind] for kind in (1, 0))
     if not road:
         return dict.fromkeys(("MaxF", "AP", "PRE", "REC", "FPR", "FNR", "threshold"), math.nan)
@@ -189,12 +189,12 @@ def histogram_of(pixels):
 @example([(255, IGNORE), (0, IGNORE)])  # nothing valid
 @example([(0, 1), (255, 0)])  # the wrong way round
 @example([(c, c % 2) for c in range(256)])  # every threshold counts
-def test_maxf_and_ap_are_their_plain_definition(pixels):
+def test_maxf_and_ap_match_their_definitions(pixels):
     assert maxf_ap(histogram_of(pixels)) == pytest.approx(plain_maxf_ap(pixels), nan_ok=True)
 
 
 @given(st.lists(st.tuples(st.sampled_from(CATEGORIES[:-1]), PIXELS), max_size=8))
-def test_a_category_pools_its_images_and_urban_the_three_roads(images):
+def test_categories_pool_their_images_and_urban_pools_all_roads(images):
     scores = road_scores([("image", name, histogram_of(pixels)) for name, pixels in images])
     members = {name: [pixels for other, pixels in images if other == name] for name, _ in images}
     urban = [members.get(f"{name}_road") for name in ("um", "umm", "uu")]
@@ -241,7 +241,7 @@ def test_maps_of_two_kinds_are_not_scored_together(scenes, results, command):
     assert status == 2 and not out and "map of another kind" in error
 
 
-def test_maps_score_like_their_birds_eye_views_and_in_training(scenes, results, tmp_path):
+def test_scores_match_those_of_training_in_both_spaces(scenes, results, tmp_path):
     rng, scores = np.random.default_rng(0), Scores(["not road", "road"], 1)
     for sample in find(scenes.parent, ROAD_TASK).train:
         file, truth = results / sample.label.name, read_label(sample.label)
@@ -255,7 +255,7 @@ def test_maps_score_like_their_birds_eye_views_and_in_training(scenes, results, 
     assert above == {key: values for key, values in scored.items() if key[0] == "bev"} != {}
 
 
-def test_only_kitti_is_scored_from_above(tmp_path):
+def test_only_kitti_is_scored_in_birds_eye_view(tmp_path):
     (tmp_path / "calib").mkdir()
     (tmp_path / "calib/1.txt").write_text("of another kind")
     scores, road = Scores(["background", "path"], 1), np.ones((2, 2), np.uint8)
@@ -272,7 +272,7 @@ def test_only_kitti_is_scored_from_above(tmp_path):
         (lambda file: Image.new("P", (400, 120)).save(file), "must be 8-bit grey"),
     ],
 )
-def test_a_map_that_is_amiss_is_named_and_nothing_is_scored(scenes, results, command, spoil, said):
+def test_an_unusable_map_is_named_and_nothing_is_scored(scenes, results, command, spoil, said):
     file = sorted(results.iterdir())[0]
     spoil(file)
     status, out, error = command("kitti.py", results, scenes)
@@ -294,12 +294,12 @@ def test_only_the_birds_eye_view_needs_a_calibration(scenes, results, tmp_path, 
     "arguments, said",
     [
         ([], "RESULTS_DIR"),
-        (["{}/gt_image_2", "none"], "holds no map named as a ground truth"),
-        (["none", "{}"], "holds no map named as a ground truth"),
-        (["{}/image_2", "{}"], "holds no map named as a ground truth"),
+        (["{}/gt_image_2", "none"], "holds no map named like a ground truth"),
+        (["none", "{}"], "holds no map named like a ground truth"),
+        (["{}/image_2", "{}"], "holds no map named like a ground truth"),
     ],
 )
-def test_a_command_without_maps_to_score_says_so_in_one_line(scenes, command, arguments, said):
+def test_missing_maps_are_reported_in_one_line(scenes, command, arguments, said):
     status, out, error = command("kitti.py", *(text.format(scenes) for text in arguments))
     assert status == 2 and not out and said in error
     assert error.startswith("kitti.py: error: ") and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Every measure against its slow plain definition, and how the scores of many images are pooled."""
+"""Every measure matches its definition, and the scores of many images are pooled."""
 
 import math
 import pickle
@@ -27,7 +27,7 @@ def sample(name):
 
 
 @given(maps())
-def test_every_measure_is_its_plain_definition(drawn):
+def test_every_measure_matches_its_definition(drawn):
     classes, (predicted, truth) = drawn
     pairs = [(int(t), int(p)) for t, p in np.stack([truth, predicted], 1) if t != IGNORE]
     iou, accuracy, weighted = [], [], 0.0
@@ -76,7 +76,7 @@ def test_scores_pool_the_pixels_of_all_images(images, road):
     assert repr(result) == repr(pooled) and len(total.rows()) == len(images)
 
 
-def test_rows_are_the_images_with_the_worst_first():
+def test_rows_list_the_worst_images_first():
     scores = Scores(["not road", "road"], 1)
     images = {"none": [[0, 0], [0, IGNORE]], "good": [[1, 0], [1, 0]], "bad": [[1, 1], [1, 0]]}
     for name, maps in images.items():
@@ -105,7 +105,7 @@ def test_networks_are_compared_by_maxf_if_there_is_road(road, truth, monitor):
     assert result["monitor"] == monitor and result[monitor] == truth
 
 
-def test_the_report_and_the_log_hold_every_measure_by_name():
+def test_the_report_and_the_log_name_every_measure():
     scores, pixels = Scores(["sky", "road", "car"]), np.array([[0, 0, 0, 1, 1]], np.uint8)
     scores.update(sample("a"), pixels, np.array([[0, 0, 1, 1, 1]], np.uint8))
     lines = report({"x": scores.result()}, scores.classes).splitlines()

@@ -1,4 +1,4 @@
-"""Which mask belongs to which picture, and which part a pair is in: folders, patterns, lists."""
+"""Folders, patterns and lists assign masks to pictures, and pairs to parts."""
 
 import itertools
 import re
@@ -33,10 +33,10 @@ PATHS = st.lists(st.sampled_from(["a", "b", "c.d", "ü"]), min_size=1, max_size=
 
 
 @given(st.lists(PATHS, min_size=2, max_size=6, unique_by="/".join))
-def test_images_and_masks_at_any_depth_are_matched_by_path_and_stem(tmp_path_factory, paths):
+def test_nested_images_and_masks_match_by_path_and_stem(tmp_path_factory, paths):
     root = tmp_path_factory.mktemp("nested")
     for i, path in enumerate(paths):
-        stem = "/".join(path) + str(i)  # no file has the name of a folder
+        stem = "/".join(path) + str(i)  # no file shares its name with a folder
         ending = ["png", "jpg", "bmp"][i % 3]
         pair(root / f"images/{stem}.{ending}", root / f"masks/{stem}.png")
     found = find(root)
@@ -48,7 +48,7 @@ def test_images_and_masks_at_any_depth_are_matched_by_path_and_stem(tmp_path_fac
 
 
 @pytest.mark.parametrize("form", ["{part}/{kind}/x/{i}", "{kind}/{part}/x/{i}"])
-def test_folders_of_parts_may_lie_above_or_below_images_and_masks(tmp_path, form):
+def test_part_folders_may_be_above_or_below_images_and_masks(tmp_path, form):
     for part, i in (("train", 1), ("train", 2), ("val", 3), ("test", 4)):
         image, mask = (form.format(part=part, kind=kind, i=i) for kind in ("images", "masks"))
         pair(tmp_path / f"{image}.jpg", tmp_path / f"{mask}.png")
@@ -61,7 +61,7 @@ def test_folders_of_parts_may_lie_above_or_below_images_and_masks(tmp_path, form
 @pytest.mark.parametrize(
     "patterns", [{}, {"images": "{split}/images/*", "masks": "{split}/masks/*"}]
 )
-def test_lists_choose_among_the_images_of_the_folders(tmp_path, patterns):
+def test_lists_select_from_the_images_in_the_folders(tmp_path, patterns):
     for part, i in (("train", 1), ("train", 2), ("train", 3), ("val", 4), ("val", 5)):
         pair(tmp_path / f"{part}/images/{i}.jpg", tmp_path / f"{part}/masks/{i}.png")
     (tmp_path / "train.txt").write_text("1\n3\n")
@@ -71,14 +71,14 @@ def test_lists_choose_among_the_images_of_the_folders(tmp_path, patterns):
         ["4", "5"],
     ]
     assert "by folders, 2 of 3 pictures as train.txt says" in found.summary
-    (tmp_path / "val.txt").write_text("2\n")  # lies in the other folder
-    with pytest.raises(InputError, match="val.txt: names '2', and one image must have this name"):
+    (tmp_path / "val.txt").write_text("2\n")  # an image of the other folder
+    with pytest.raises(InputError, match="val.txt: names '2', which must match exactly one image"):
         find(tmp_path, DataOptions(**patterns))
 
 
 @pytest.mark.parametrize("part, used", [("val", False), ("test", True)])
 @pytest.mark.parametrize("form", ["{part}/{kind}", "{kind}/{part}"])
-def test_test_images_may_lack_masks_and_validation_images_may_not(tmp_path, part, used, form):
+def test_only_test_images_may_lack_masks(tmp_path, part, used, form):
     for folder, i in (("train", 1), ("train", 2), (part, 3)):
         image, mask = (form.format(part=folder, kind=kind) for kind in ("images", "masks"))
         pair(tmp_path / f"{image}/{i}.jpg", tmp_path / f"{mask}/{i}.png")
@@ -91,7 +91,7 @@ def test_test_images_may_lack_masks_and_validation_images_may_not(tmp_path, part
             find(tmp_path)
 
 
-def test_one_name_in_two_folders_is_two_samples_and_hidden_files_are_none(tmp_path):
+def test_equal_names_are_kept_apart_and_hidden_files_skipped(tmp_path):
     for name in ("x/1", "y/1", "1"):
         pair(tmp_path / f"images/{name}.jpg", tmp_path / f"masks/{name}.png")
     pair(tmp_path / "images/.cache/2.jpg", tmp_path / "masks/._3.png")
@@ -104,7 +104,7 @@ def test_one_name_in_two_folders_is_two_samples_and_hidden_files_are_none(tmp_pa
     ]
 
 
-def test_folders_that_are_links_are_entered_and_loops_of_links_end(tmp_path):
+def test_linked_folders_are_followed_and_link_loops_end(tmp_path):
     for kind in ("images", "masks"):
         (tmp_path / "set" / kind).mkdir(parents=True)
     for i in (1, 2):
@@ -116,7 +116,7 @@ def test_folders_that_are_links_are_entered_and_loops_of_links_end(tmp_path):
     assert sorted(s.image.name for s in found.train + found.val) == ["1.jpg", "2.jpg"]
 
 
-def test_a_letter_that_systems_write_in_two_ways_is_one(tmp_path):
+def test_composed_and_decomposed_unicode_names_match(tmp_path):
     for i in range(2):
         pair(
             tmp_path / f"images/stra\u00dfe u\u0308{i}.jpg",
@@ -129,7 +129,7 @@ def test_a_letter_that_systems_write_in_two_ways_is_one(tmp_path):
     "wrong",
     "valid/{} {}/valid {}/training training/{} testing/{} {}/val {}/test val/{} Val/{}".split(),
 )
-def test_parts_under_other_names_are_refused_not_mixed_or_left_out(tmp_path, wrong):
+def test_part_folders_with_other_names_are_refused(tmp_path, wrong):
     plain = "{}" if wrong.startswith("{}") or wrong == "val/{}" else "train/{}"
     for place, i in ((plain, 1), (plain, 2), (wrong, 3)):
         image, mask = place.format("images"), place.format("masks")
@@ -139,7 +139,7 @@ def test_parts_under_other_names_are_refused_not_mixed_or_left_out(tmp_path, wro
 
 
 @pytest.mark.parametrize("name", ["validation.txt", "Train.txt"])
-def test_lists_under_other_names_are_refused(tmp_path, name):
+def test_lists_with_other_names_are_refused(tmp_path, name):
     for i in range(3):
         pair(tmp_path / f"images/{i}.jpg", tmp_path / f"masks/{i}.png")
     (tmp_path / name).write_text("1\n")
@@ -153,23 +153,23 @@ def test_every_file_without_a_partner_is_named_or_counted(tmp_path):
     for name in "bcdef":
         (tmp_path / f"masks/{name}.png").unlink()
     (tmp_path / "images/g.jpg").unlink()
-    says = "images/b.jpg: there is no mask named b in .*/masks; without a partner, too: c.jpg, "
+    says = "images/b.jpg: there is no mask named b in .*/masks; also without a partner: c.jpg, "
     with pytest.raises(InputError, match=f"{says}d.jpg, e.jpg and 2 more; if the names") as error:
         find(tmp_path)
-    assert "wildcards" not in str(error.value)  # nobody gave a pattern
+    assert "wildcards" not in str(error.value)  # no pattern was given
 
 
-def test_a_folder_without_pictures_is_named_as_such(tmp_path):
+def test_a_folder_without_pictures_is_named(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
-    with pytest.raises(InputError, match="/images: holds no pictures; pictures are .bmp"):
+    with pytest.raises(InputError, match="/images: holds no pictures; the extensions are .bmp"):
         find(tmp_path)
 
 
 # ---- patterns ----
 
 
-def test_patterns_take_a_data_set_where_it_lies_with_its_suffixes_and_parts(tmp_path):
+def test_patterns_match_suffixes_and_parts_of_any_layout(tmp_path):
     for part, name in (("train", "x/1"), ("train", "y/1"), ("val", "z/1"), ("test", "z/2")):
         pair(tmp_path / f"cam/{part}/{name}_cam.jpg", tmp_path / f"gt/{part}/{name}_ids.png")
         picture(tmp_path / f"gt/{part}/{name}_colours.png", np.zeros((4, 6, 3)))
@@ -188,7 +188,7 @@ KEYS = st.tuples(
 
 
 @given(st.lists(KEYS, min_size=2, max_size=8, unique=True))
-def test_a_mask_is_matched_by_what_the_wildcards_stand_for(tmp_path_factory, keys):
+def test_masks_are_matched_by_the_text_of_the_wildcards(tmp_path_factory, keys):
     root = tmp_path_factory.mktemp("patterns")
     for folder, name in keys:
         pair(root / f"photos/{folder}{name}_cam.png", root / f"labels/{folder}m-{name}.png")
@@ -198,8 +198,8 @@ def test_a_mask_is_matched_by_what_the_wildcards_stand_for(tmp_path_factory, key
     )
 
 
-def test_each_wildcard_is_compared_by_itself(tmp_path):
-    """cam1/frame12 and cam11/frame2 spell the same letters."""
+def test_wildcards_are_compared_one_by_one(tmp_path):
+    """Joined, the wildcards of cam1/frame12 and cam11/frame2 give the same text."""
     pair(tmp_path / "cam1/frame12.jpg", tmp_path / "gt1/mask12.png")
     pair(tmp_path / "cam11/frame2.jpg", tmp_path / "gt11/mask2.png")
     found = by_pattern(tmp_path, "cam*/frame*.jpg", "gt*/mask*.png")
@@ -213,7 +213,7 @@ def test_each_wildcard_is_compared_by_itself(tmp_path):
         by_pattern(tmp_path, "cam*/frame*.jpg", "gt*/mask*.png")
 
 
-def test_masks_beside_their_pictures_are_not_pictures(tmp_path):
+def test_masks_next_to_their_pictures_are_not_pictures(tmp_path):
     for i in range(3):
         pair(tmp_path / f"all/{i}.png", tmp_path / f"all/{i}_mask.png")
     found = by_pattern(tmp_path, "all/*.png", "all/*_mask.png")
@@ -221,7 +221,7 @@ def test_masks_beside_their_pictures_are_not_pictures(tmp_path):
     assert sorted(names(found.train + found.val, tmp_path)) == pairs
 
 
-def test_a_pattern_without_an_ending_takes_pictures_of_every_ending(tmp_path):
+def test_a_pattern_without_an_extension_matches_all_extensions(tmp_path):
     for name in ("1.jpg", "2.png", "3.bmp"):
         pair(tmp_path / "photos" / name, tmp_path / f"labels/{name[0]}.png")
     found = by_pattern(tmp_path, "photos/*", "labels/*.png")
@@ -234,11 +234,11 @@ def test_a_list_does_not_take_an_image_of_another_folder(tmp_path):
     (tmp_path / "val.txt").write_text("rear/0001\n")
     with pytest.raises(InputError, match="names 'rear/0001'"):
         find(tmp_path)
-    (tmp_path / "val.txt").write_text("/home/me/streets/0001\n")  # of another machine
+    (tmp_path / "val.txt").write_text("/home/me/streets/0001\n")  # a path of another machine
     assert [sample.image.name for sample in find(tmp_path).val] == ["0001.jpg"]
 
 
-def test_a_folder_in_a_list_may_be_named_from_the_pictures_on(tmp_path):
+def test_a_listed_folder_may_be_relative_to_the_pictures(tmp_path):
     for name in ("cam left/1", "cam left/2", "cam right/3"):
         pair(tmp_path / f"photos/{name}.jpg", tmp_path / f"labels/{name}.png")
     for line in ("cam left", "cam left/", "photos/cam left"):
@@ -253,10 +253,10 @@ def test_a_folder_in_a_list_may_be_named_from_the_pictures_on(tmp_path):
     [
         ("/photos/*.jpg", "labels/*", "/photos/.*: give a pattern of paths below"),
         ("photos/../../x/*.jpg", "labels/*", "photos/../../x/.*: give a pattern of paths below"),
-        ("photos/**/*.jpg", "labels/*.png", "1.jpg: there is no mask named 1 in .*must stand for"),
+        ("photos/**/*.jpg", "labels/*.png", "1.jpg: there is no mask named 1 in .*must match"),
         ("photos/*.jpg", "masks/*.png", "1.jpg: there is no mask named 1 in"),
-        ("pictures/*", "masks/*", "pictures/.*: no picture has such a path"),
-        ("photos/[12].jpg", "labels/*", "12.*: no picture has such a path; the wildcards are"),
+        ("pictures/*", "masks/*", "pictures/.*: no picture matches"),
+        ("photos/[12].jpg", "labels/*", "12.*: no picture matches; the wildcards are"),
         (
             "photos/*.jpg",
             "{a,labels}/*",
@@ -264,7 +264,7 @@ def test_a_folder_in_a_list_may_be_named_from_the_pictures_on(tmp_path):
         ),
     ],
 )
-def test_a_pattern_that_finds_nothing_or_cannot_match_says_why(tmp_path, images, masks, says):
+def test_a_pattern_error_says_why_nothing_matches(tmp_path, images, masks, says):
     pair(tmp_path / "photos/1.jpg", tmp_path / "labels/1.png")
     with pytest.raises(InputError, match=says) as error:
         by_pattern(tmp_path, images, masks)
@@ -282,7 +282,7 @@ def test_parts_that_patterns_would_leave_out_are_refused(tmp_path, name):
         by_pattern(tmp_path, "cam/{split}/*.jpg", "gt/{split}/*.png")
 
 
-def test_a_pattern_that_would_mix_training_and_validation_is_refused(tmp_path):
+def test_a_pattern_that_mixes_training_and_validation_is_refused(tmp_path):
     for part in ("train", "val"):
         pair(tmp_path / f"photos/{part}/1.jpg", tmp_path / f"labels/{part}/1.png")
     with pytest.raises(InputError, match="mixes the folders train and val; write {split}"):
@@ -307,7 +307,7 @@ def cityscapes(root, kind, ids):
     "kind, ids",
     [("labelIds", [7, 8, 11, 33, 0, 9]), ("labelTrainIds", [0, 1, 2, 18, IGNORE, IGNORE])],
 )
-def test_both_kinds_of_masks_of_cityscapes_say_the_same(tmp_path, kind, ids):
+def test_both_kinds_of_cityscapes_masks_give_the_same_labels(tmp_path, kind, ids):
     """Ids 7, 8, 11 and 33 are road, sidewalk, building and bicycle; 0 to 6 and 9 are not scored."""
     found = find(cityscapes(tmp_path, kind, ids))
     assert (len(found.train), len(found.val), len(found.test)) == (3, 1, 0)
@@ -320,12 +320,12 @@ def test_cityscapes_without_masks_is_refused(tmp_path):
     says = r"gtFine/train: holds no masks named .* but (\*_gtFine_\S+.png), \*_gtFine_color.png; "
     with pytest.raises(InputError, match=says) as error:
         find(cityscapes(tmp_path, "labellevel3Ids", [0, 1]))
-    images, masks = re.findall("'(.*?)'", str(error.value))  # the options that it names
+    images, masks = re.findall("'(.*?)'", str(error.value))  # the suggested options
     assert masks.endswith("*_gtFine_labellevel3Ids.png")
     assert len(by_pattern(tmp_path, images, masks).val) == 1
     for file in (tmp_path / "gtFine").rglob("*.png"):
         file.unlink()
-    with pytest.raises(InputError, match="gtFine_labelIds.png; for others say --images"):
+    with pytest.raises(InputError, match="gtFine_labelIds.png; for other masks give"):
         find(tmp_path)
 
 
@@ -344,7 +344,7 @@ def test_cityscapes_without_masks_is_refused(tmp_path):
         "{}",
     ],
 )
-def test_lists_name_the_parts_in_any_spelling_and_the_rest_needs_no_mask(tmp_path, spelling):
+def test_lists_take_any_path_style_and_the_rest_needs_no_mask(tmp_path, spelling):
     for i in range(6):
         pair(tmp_path / f"images/x/{i}.jpg", tmp_path / f"masks/x/{i}.png")
     (tmp_path / "masks/x/5.png").unlink()
@@ -362,7 +362,7 @@ def test_lists_name_the_parts_in_any_spelling_and_the_rest_needs_no_mask(tmp_pat
 @pytest.mark.parametrize(
     "name, image", [("1.jpg", "1"), ("x\\1.jpg", "x/1"), ("y/1", "y/1"), ("a.b", "a.b")]
 )
-def test_a_path_in_a_list_is_that_image_even_if_others_have_its_name(tmp_path, name, image):
+def test_a_listed_path_wins_over_equal_names_elsewhere(tmp_path, name, image):
     for path in ("1", "x/1", "y/1", "a.b"):
         pair(tmp_path / f"images/{path}.jpg", tmp_path / f"masks/{path}.png")
     (tmp_path / "val.txt").write_text(name)
@@ -370,7 +370,7 @@ def test_a_path_in_a_list_is_that_image_even_if_others_have_its_name(tmp_path, n
 
 
 @pytest.mark.parametrize("name", ["rear", "images/rear/", "./rear", "rear\\"])
-def test_a_line_may_name_a_folder_for_all_images_below_it(tmp_path, name):
+def test_a_listed_folder_stands_for_all_images_below_it(tmp_path, name):
     for path in ("front/1", "front/2", "rear/1", "rear/x/3"):
         pair(tmp_path / f"images/{path}.jpg", tmp_path / f"masks/{path}.png")
     (tmp_path / "val.txt").write_text(name)
@@ -399,9 +399,9 @@ def test_a_part_that_is_not_listed_comes_from_the_rest(tmp_path, parts):
 @pytest.mark.parametrize(
     "file, text, says",
     [
-        ("train.txt", "1\n9\n", "train.txt: names '9', and one image must have this name"),
-        ("train.txt", "1.5\n", "train.txt: names '1.5', and one image must have this name"),
-        ("train.txt", "7\n", "train.txt: names '7', and one image must have this name"),
+        ("train.txt", "1\n9\n", "train.txt: names '9', which must match exactly one image"),
+        ("train.txt", "1.5\n", "train.txt: names '1.5', which must match exactly one image"),
+        ("train.txt", "7\n", "train.txt: names '7', which must match exactly one image"),
         ("val.txt", "\xff", "val.txt: cannot be read as a list of images"),
         ("val.txt", "3\n1\n", "1.png: is listed for training and for validation"),
         ("test.txt", "3\n", "3.png: is listed for validation and for test"),
@@ -409,7 +409,7 @@ def test_a_part_that_is_not_listed_comes_from_the_rest(tmp_path, parts):
         ("val.txt", "\n", "val.txt: names no images"),
     ],
 )
-def test_a_list_that_cannot_be_used_is_refused_by_name(tmp_path, file, text, says):
+def test_an_unusable_list_is_refused_by_name(tmp_path, file, text, says):
     for name in ("0", "1", "2", "3", "5", "x/7", "y/7"):
         pair(tmp_path / f"images/{name}.png", tmp_path / f"masks/{name}.png")
     (tmp_path / "masks/5.png").unlink()
@@ -421,7 +421,7 @@ def test_a_list_that_cannot_be_used_is_refused_by_name(tmp_path, file, text, say
     assert "\n" not in str(error.value)
 
 
-def test_lists_that_leave_nothing_to_train_on_are_refused(tmp_path):
+def test_lists_that_leave_no_training_images_are_refused(tmp_path):
     for i in range(3):
         pair(tmp_path / f"images/{i}.png", tmp_path / f"masks/{i}.png")
     (tmp_path / "val.txt").write_text("0\n1\n2\n")

@@ -1,4 +1,4 @@
-"""Picture files: the contents count, not the name; a picture and its mask are the same way up."""
+"""Picture files are read by content, not by name; picture and mask have the same orientation."""
 
 import inspect
 import sys
@@ -28,7 +28,7 @@ from support.labels import IGNORE, Sample
 
 
 def turned(path, pixels, orientation):
-    """A picture as a camera stores it that was held this way: upright once its tag is followed."""
+    """A picture stored with this EXIF orientation; applying the tag turns it upright."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(path, exif=exif)
@@ -43,9 +43,9 @@ def read_pair(image, mask):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "BMP", "WEBP", "GIF", "TIFF"])
-def test_a_mask_is_a_png_by_its_content_whatever_its_name(tmp_path, kind):
+def test_a_mask_named_png_must_be_png_inside(tmp_path, kind):
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "m.png", format=kind)
-    with pytest.raises(InputError, match=f"m.png: is {kind} inside, and must be PNG"):
+    with pytest.raises(InputError, match=f"m.png: contains {kind} data, but must be PNG"):
         read_mask(tmp_path / "m.png")
 
 
@@ -53,7 +53,7 @@ def test_a_mask_is_a_png_by_its_content_whatever_its_name(tmp_path, kind):
     "kind, ending",
     [("JPEG", "png"), ("PNG", "jpg"), ("WEBP", "jpg"), ("BMP", "jpeg"), ("TIFF", "png")],
 )
-def test_a_photo_is_read_by_its_content_whatever_its_name(tmp_path, kind, ending):
+def test_a_photo_is_read_by_its_content_not_its_name(tmp_path, kind, ending):
     Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / f"p.{ending}", format=kind)
     pixels = read_picture(tmp_path / f"p.{ending}").pixels.astype(int)
     assert np.abs(pixels - (10, 20, 30)).max() <= 3
@@ -71,33 +71,34 @@ def test_a_photo_is_read_by_its_content_whatever_its_name(tmp_path, kind, ending
         b"\x00\x00\x00\x18ftypheic" + bytes(40),
     ],
 )
-def test_formats_that_are_not_listed_do_not_reach_a_decoder(tmp_path, monkeypatch, content):
+def test_other_formats_never_reach_a_decoder(tmp_path, monkeypatch, content):
     """PostScript, Photoshop, FITS, PDF, HEIC, each under the name of a photo."""
     ran = lambda *args, **more: pytest.fail("ran an interpreter of PostScript")  # noqa: E731
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ran)
     (tmp_path / "photo.png").write_bytes(content)
-    says = "photo.png: cannot be read as a picture .it is damaged, or none of PNG, JPEG"
+    says = "photo.png: cannot be read as a picture .it is damaged, or not a PNG, JPEG"
     with pytest.raises(InputError, match=says):
         read_picture(tmp_path / "photo.png")
 
 
-def test_a_picture_that_is_cut_off_is_refused_by_name(tmp_path):
+def test_a_truncated_picture_is_refused_by_name(tmp_path):
     file = picture(tmp_path / "p.png", np.random.default_rng(0).integers(0, 256, (40, 40, 3)))
     file.write_bytes(file.read_bytes()[:900])
     with pytest.raises(InputError, match="p.png: cannot be read as a picture"):
         read_picture(file)
 
 
-def test_grey_masks_of_four_bits_are_refused_since_ids_would_be_stretched(tmp_path):
+def test_four_bit_grey_masks_are_refused(tmp_path):
+    """Pillow would stretch their ids."""
     content = bytearray(picture(tmp_path / "m.png", [[0, 1], [2, 3]]).read_bytes())
     content[24] = 4  # the bit depth in the header; its checksum follows
     content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4)
     (tmp_path / "m.png").write_bytes(content)
-    with pytest.raises(InputError, match="m.png: is grey of 4 bits"):
+    with pytest.raises(InputError, match="m.png: has 4 bits per pixel"):
         read_mask(tmp_path / "m.png")
 
 
-def test_masks_of_colours_and_ids_above_255_are_refused(tmp_path):
+def test_colour_masks_and_ids_above_255_are_refused(tmp_path):
     Image.fromarray(np.array([[0, 1, 300]], np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(InputError, match="deep.png: has the id 300"):
         read_mask(tmp_path / "deep.png")
@@ -109,13 +110,13 @@ def test_masks_of_colours_and_ids_above_255_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "deep, seen", [(256 * 77, 77), (4096, 16), (4095, 255), (2048, 128), (200, 12), (0, 0)]
 )
-def test_sixteen_bit_grey_photos_are_scaled_as_such_or_as_twelve_bits(tmp_path, deep, seen):
+def test_grey_photos_of_16_bits_are_scaled_from_12_or_16_bits(tmp_path, deep, seen):
     Image.fromarray(np.full((3, 4), deep, np.uint16)).save(tmp_path / "deep.png")
     assert (read_picture(tmp_path / "deep.png").pixels == seen).all()
 
 
 def png(width, height, bits, kind, rows):
-    """A PNG as it is stored: Pillow does not write every kind."""
+    """The bytes of a PNG; Pillow does not write every kind."""
 
     def chunk(name, content):
         return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
@@ -126,7 +127,7 @@ def png(width, height, bits, kind, rows):
 
 
 @pytest.mark.parametrize("value, fine", [(4095, False), (0x4D00, True), (0, True)])
-def test_colour_photos_of_twelve_bits_are_refused_not_read_as_black(tmp_path, value, fine):
+def test_colour_photos_of_12_bits_are_refused_as_nearly_black(tmp_path, value, fine):
     row = b"\0" + value.to_bytes(2) * 9  # no filter, three pixels of three channels
     (tmp_path / "deep.png").write_bytes(png(3, 2, 16, 2, row * 2))
     if fine:
@@ -137,13 +138,13 @@ def test_colour_photos_of_twelve_bits_are_refused_not_read_as_black(tmp_path, va
 
 
 @pytest.mark.parametrize("top", [1, 255, 4095, 65535, 10**6])
-def test_floats_are_scaled_and_what_is_no_number_is_black(tmp_path, top):
+def test_floats_are_scaled_and_nan_is_black(tmp_path, top):
     values = np.array([[top, top / 2, 0, -5, np.nan, np.inf]], np.float32)
     Image.fromarray(values).save(tmp_path / "f.tif")
     assert read_picture(tmp_path / "f.tif").pixels[0, :, 0].tolist() == [255, 128, 0, 0, 0, 255]
 
 
-def test_folders_may_be_nested_to_any_depth_and_links_may_lead_nowhere(tmp_path):
+def test_deeply_nested_folders_and_broken_links_are_no_error(tmp_path):
     folder = tmp_path
     for _ in range(200):
         folder = folder / "d"
@@ -154,7 +155,7 @@ def test_folders_may_be_nested_to_any_depth_and_links_may_lead_nowhere(tmp_path)
     (tmp_path / "c").symlink_to(tmp_path / "nothing")
     (tmp_path / "d2").symlink_to(tmp_path)
     limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(len(inspect.stack(0)) + 150)  # in place of 1,000 folders, which take long
+    sys.setrecursionlimit(len(inspect.stack(0)) + 150)  # instead of 1,000 folders, which are slow
     try:
         found = files_below(tmp_path)
     finally:
@@ -173,7 +174,7 @@ def test_the_frames_of_a_file_are_counted_and_the_first_is_read(tmp_path, name):
     assert read_picture(tmp_path / name).frames == 1
 
 
-def test_the_preview_in_a_telephones_jpeg_is_no_frame(tmp_path):
+def test_the_preview_in_a_phone_photo_is_not_a_frame(tmp_path):
     preview = [Image.new("RGB", (3, 2))]
     photo = Image.new("RGB", (6, 4))
     photo.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=preview)
@@ -192,17 +193,17 @@ def test_the_preview_in_a_telephones_jpeg_is_no_frame(tmp_path):
         (read_colours, np.uint8, (3,), "a.png"),
     ],
 )
-def test_a_picture_of_any_kind_takes_few_bytes_a_pixel(tmp_path, read, dtype, channels, name):
+def test_reading_a_picture_takes_few_bytes_per_pixel(tmp_path, read, dtype, channels, name):
     pixels = np.resize(np.arange(10**6), (1000, 1000, *channels)).astype(dtype)
     Image.fromarray(pixels).save(tmp_path / name)
     tracemalloc.start()
     read(tmp_path / name)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 14 * 10**6  # for a million pixels; results have three or four
+    assert peak < 14 * 10**6  # for a million pixels; a result takes 3 or 4 bytes each
 
 
-def test_many_threads_read_all_pictures_though_few_fit_in_memory_at_once(tmp_path, monkeypatch):
+def test_threads_read_all_pictures_though_few_fit_in_memory(tmp_path, monkeypatch):
     files = [picture(tmp_path / f"{i}.png", np.full((10, 10, 3), i)) for i in range(30)]
     files.append(picture(tmp_path / "large.png", np.full((30, 30, 3), 30)))
     room = Room(250)  # two and a half of them
@@ -220,7 +221,7 @@ def test_a_thread_waits_until_its_picture_has_room():
             return "decoded"
 
     with ThreadPoolExecutor(1) as pool:
-        with room.take(1000):  # of a picture that needs all the room
+        with room.take(1000):  # a picture that needs all the room
             waiting = pool.submit(decode)
             with pytest.raises(TimeoutError):
                 waiting.result(timeout=0.05)
@@ -230,7 +231,7 @@ def test_a_thread_waits_until_its_picture_has_room():
     assert room.left == 250
 
 
-def test_only_scripts_raise_pillows_limit_of_pixels(tmp_path, monkeypatch):
+def test_only_scripts_raise_pillows_pixel_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1234)
     read_picture(picture(tmp_path / "a.png", np.zeros((2, 2, 3))))
     assert Image.MAX_IMAGE_PIXELS == 1234
@@ -238,7 +239,7 @@ def test_only_scripts_raise_pillows_limit_of_pixels(tmp_path, monkeypatch):
     assert 2 * Image.MAX_IMAGE_PIXELS == MAX_PIXELS > 16320 * 12240
 
 
-def test_a_picture_made_to_fill_the_memory_is_refused_by_name(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_refused_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 200)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     images.allow_large_pictures()
@@ -247,13 +248,13 @@ def test_a_picture_made_to_fill_the_memory_is_refused_by_name(tmp_path, monkeypa
         read_picture(tmp_path / "bomb.png")
 
 
-# ---- which way up ----
+# ---- orientation ----
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("drawn", ["upright", "as stored"])
 @pytest.mark.parametrize("ending", ["png", "tif"])
-def test_picture_and_mask_are_turned_alike_or_refused(tmp_path, orientation, drawn, ending):
+def test_picture_and_mask_are_rotated_alike_or_refused(tmp_path, orientation, drawn, ending):
     rng = np.random.default_rng(orientation)
     stored, label = rng.integers(0, 256, (4, 6, 3), np.uint8), rng.integers(0, 3, (4, 6), np.uint8)
     label[0, 0] = IGNORE
@@ -263,7 +264,7 @@ def test_picture_and_mask_are_turned_alike_or_refused(tmp_path, orientation, dra
         for a in (stored, label)
     )
     mask = picture(tmp_path / "m.png", label_upright if drawn == "upright" else label)
-    if orientation in (2, 3, 4):  # height and width stay as they are
+    if orientation in (2, 3, 4):  # height and width stay the same
         says = rf"i.{ending}: its EXIF tag turns it \(orientation {orientation}\).*m.png"
         with pytest.raises(InputError, match=says):
             read_pair(image, mask)
@@ -272,13 +273,13 @@ def test_picture_and_mask_are_turned_alike_or_refused(tmp_path, orientation, dra
         assert np.array_equal(pixels, upright) and np.array_equal(ids, label_upright)
 
 
-def test_a_square_picture_with_a_tag_is_refused(tmp_path):
+def test_a_square_picture_with_an_exif_tag_is_refused(tmp_path):
     image = turned(tmp_path / "i.jpg", np.zeros((5, 5, 3), np.uint8), 6)
     with pytest.raises(InputError, match="i.jpg: its EXIF tag turns it .orientation 6."):
         read_pair(image, picture(tmp_path / "m.png", np.zeros((5, 5))))
 
 
-def test_a_mask_of_another_size_is_refused_with_height_x_width(tmp_path):
+def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path):
     image = picture(tmp_path / "i.png", np.zeros((4, 6, 3)))
     mask = picture(tmp_path / "m.png", np.zeros((3, 5)))
     with pytest.raises(InputError, match=r"m.png: is 3x5 \(height x width\), .*i.png is 4x6"):
@@ -286,7 +287,7 @@ def test_a_mask_of_another_size_is_refused_with_height_x_width(tmp_path):
 
 
 @given(st.binary(max_size=40))
-def test_a_damaged_exif_tag_does_not_stop_the_reading(tmp_path_factory, garbage):
+def test_a_damaged_exif_tag_does_not_prevent_reading(tmp_path_factory, garbage):
     path = tmp_path_factory.mktemp("exif") / "p.png"
     Image.new("RGB", (6, 4), (10, 20, 30)).save(path, exif=b"Exif\x00\x00" + garbage)
     read = read_picture(path)

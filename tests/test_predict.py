@@ -1,5 +1,5 @@
-"""predict.py writes results for every kind of picture, under names of their own, at their own size,
-and nothing that is half done.
+"""predict.py writes whole results for every kind of picture, under unique names and at the size of
+the picture.
 """
 
 import csv
@@ -29,13 +29,13 @@ MANY = [f"class {i}" for i in range(10)] + ["road"]
 
 
 def checkpoint(path, classes, **more):
-    """A checkpoint of a network with arbitrary weights that predicts all its classes; `more` is
-    what train.py adds.
+    """A checkpoint of a network with random weights that predicts all its classes; `more` are the
+    entries that train.py adds.
     """
     net = randomise_scores(small(len(classes), fc_channels=8))
     noise = normalise(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
     with torch.no_grad():
-        net.score_fr.bias -= net(noise).mean((0, 2, 3))  # no class is above all others everywhere
+        net.score_fr.bias -= net(noise).mean((0, 2, 3))  # no class wins everywhere
     net.classes = list(classes)
     write_checkpoint({**net.to_checkpoint(), **more}, path)
     return path
@@ -68,7 +68,7 @@ def photo(path, size=(50, 40), mode="RGB", **save):
 
 
 def huge_png():
-    """A PNG that says it has 30,000 x 30,000 pixels."""
+    """A PNG whose header claims 30,000 x 30,000 pixels."""
 
     def chunk(name, content):
         check = struct.pack(">I", zlib.crc32(name + content))
@@ -84,7 +84,7 @@ def mask(path, labels):
 
 
 def own_data(root, labels, classes=MANY):
-    """A data set of own masks, by the path below images and masks, without ending."""
+    """A data set of {path below images and masks, without extension: label}."""
     for name, label in labels.items():
         photo(root / f"images/{name}.png")
         mask(root / f"masks/{name}.png", label)
@@ -108,7 +108,7 @@ def pixels(path):
 
 
 @pytest.mark.parametrize("which", ["road", "streets"])
-def test_mask_and_confidence_are_those_of_the_network(which, request, tmp_path):
+def test_mask_and_confidence_match_the_network(which, request, tmp_path):
     path, picture = request.getfixturevalue(which), photo(tmp_path / "a.png")
     assert run(path, picture, "--out", tmp_path / "out", "--confidence", "road") == 0
     assert files(tmp_path / "out") == {"overlay/a.png", "mask/a.png", "confidence/a.png"}
@@ -129,7 +129,7 @@ def test_mask_and_confidence_are_those_of_the_network(which, request, tmp_path):
         (["--tta", "flip,0.8", "--resize", "2"], {"tta": ((0.8,), True), "resize": 2}),
     ],
 )
-def test_sizes_and_tta_are_those_of_the_predictor(road, tmp_path, options, how):
+def test_sizes_and_tta_match_those_of_the_predictor(road, tmp_path, options, how):
     picture = photo(tmp_path / "a.png", (101, 75))
     if "tta" in how:
         how["tta"] = predict.TTA(*how["tta"])
@@ -142,9 +142,7 @@ def test_sizes_and_tta_are_those_of_the_predictor(road, tmp_path, options, how):
     assert Image.open(tmp_path / "out/overlay/a.png").size == (101, 75)
 
 
-def test_a_large_picture_in_tiles_gives_the_same_and_says_how_far_it_is(
-    streets, tmp_path, monkeypatch, capsys
-):
+def test_tiling_gives_the_same_mask_and_shows_progress(streets, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predict.Progress, "late", lambda self: True)
     picture = photo(tmp_path / "a.png", (900, 700))
     for name, more in (("whole", ()), ("tiles", ("--tile", "600"))):
@@ -184,7 +182,7 @@ def test_every_kind_of_picture_gets_a_mask_of_its_size(road, tmp_path, name, sav
         assert Image.open(result).size == save.get("size", (50, 40))
 
 
-def test_a_picture_turned_by_its_exif_tag_is_predicted_upright(road, tmp_path):
+def test_a_picture_with_an_exif_rotation_is_predicted_upright(road, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     assert run(road, photo(tmp_path / "a.jpg", exif=exif), "--out", tmp_path / "out") == 0
@@ -195,9 +193,7 @@ def test_a_picture_turned_by_its_exif_tag_is_predicted_upright(road, tmp_path):
     "only, folders",
     [("mask", {"mask"}), ("overlay", {"overlay"}), ("none", {"confidence"})],
 )
-def test_what_is_asked_for_is_written_the_same_by_any_number_of_workers(
-    road, tmp_path, only, folders
-):
+def test_any_number_of_workers_writes_the_requested_files(road, tmp_path, only, folders):
     photo(tmp_path / "in/a.png"), photo(tmp_path / "in/b.png", (60, 30))
     more = ["--confidence", "road"]
     assert run(road, tmp_path / "in", "--out", tmp_path / "all", "--workers", 0, *more) == 0
@@ -222,7 +218,7 @@ def test_what_is_asked_for_is_written_the_same_by_any_number_of_workers(
             assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
 
 
-def test_the_confidences_of_all_classes_get_a_folder_each(tmp_path):
+def test_confidence_all_writes_one_folder_per_class(tmp_path):
     for classes, folders in (
         (["cat", "dog/wolf", "fish"], ["cat", "dog_wolf", "fish"]),
         (["cat", "dog/wolf", "Cat"], ["0 cat", "1 dog_wolf", "2 Cat"]),
@@ -236,7 +232,7 @@ def test_the_confidences_of_all_classes_get_a_folder_each(tmp_path):
 
 
 @pytest.mark.parametrize("threshold", [0, 0.25, 0.502, 1])
-def test_a_threshold_calls_road_what_is_at_least_as_probable(road, tmp_path, threshold):
+def test_road_is_each_pixel_at_or_above_the_threshold(road, tmp_path, threshold):
     more = ["--confidence", "all", "--threshold", threshold]
     assert run(road, photo(tmp_path / "a.png"), "--out", tmp_path / "out", *more) == 0
     confidence = pixels(tmp_path / "out/confidence/a.png")
@@ -253,7 +249,7 @@ def test_int8_calibrates_on_the_pictures_and_says_so(tmp_path, capsys):
         more = ["--confidence", "road", "--device", "cpu", "--amp", amp, "--out", tmp_path / amp]
         assert predict.main([*map(str, [path, tmp_path / "in", *more])]) == 0
         confidences.append(pixels(tmp_path / amp / "confidence/0.png"))
-    assert "int8: calibration on 7 pictures first" in capsys.readouterr().out
+    assert "int8: calibrating on 7 pictures first" in capsys.readouterr().out
     assert 0 < np.abs(confidences[0] - confidences[1]).mean() < 10
 
 
@@ -271,16 +267,16 @@ def test_int8_calibrates_on_the_pictures_and_says_so(tmp_path, capsys):
         (["a.png", "A.jpg"], ["."], {"a.png.png", "A.jpg.png"}),
         (["a.png", "a.jpg", "a.jpg.png"], ["."], {"a.png.png", "a.jpg.png", "a.jpg.png.png"}),
         (["c.png", ".b.png", ".thumbnails/a.png"], ["."], {"c.png"}),
-        # Masks beside the images that they belong to are no pictures to predict.
+        # Masks next to their images are not predicted.
         (["images/x/a.png", "masks/x/a.png"], ["."], {"images/x/a.png"}),
         (["leftImg8bit/val/a.png", "gtFine/val/a.png"], ["."], {"leftImg8bit/val/a.png"}),
         (["image_2/a.png", "gt_image_2/a.png"], ["."], {"image_2/a.png"}),
         (["masks/b.png"], ["."], {"masks/b.png"}),
-        # Of KITTI Road, the test images.
+        # In KITTI Road, only the test images are predicted.
         (["training/image_2/a.png", "testing/image_2/b.png"], ["."], {"testing/image_2/b.png"}),
     ],
 )
-def test_each_picture_gets_a_result_of_its_own_name(road, tmp_path, pictures, inputs, results):
+def test_each_picture_gets_a_result_with_a_unique_name(road, tmp_path, pictures, inputs, results):
     for name in pictures:
         photo(tmp_path / "in" / name)
     inputs = [tmp_path / "in" / name for name in inputs]
@@ -289,20 +285,20 @@ def test_each_picture_gets_a_result_of_its_own_name(road, tmp_path, pictures, in
 
 
 @pytest.mark.parametrize("out", ["out", ".", ".."])
-def test_results_of_an_earlier_run_are_not_predicted_wherever_they_lie(road, tmp_path, out):
+def test_results_of_an_earlier_run_are_never_predicted(road, tmp_path, out):
     photo(tmp_path / "in/a.png")
     out = tmp_path / "in" / out
     for results in (out, out, tmp_path / "elsewhere"):
         assert run(road, tmp_path / "in", "--out", results) == 0
         assert files(results / "overlay") == files(results / "mask") == {"a.png"}
-    photo(tmp_path / "in/mask/b.png")  # whatever its folder is called
+    photo(tmp_path / "in/mask/b.png")  # predicted, whatever its folder is called
     assert run(road, tmp_path / "in", "--out", tmp_path / "more") == 0
     assert len(files(tmp_path / "more/mask")) == 2
 
 
 @pytest.mark.parametrize("name", ["mask/a.png", "overlay/a.png", "confidence/a.png"])
 @pytest.mark.parametrize("content", ["a picture", "no picture", "a huge header"])
-def test_a_file_that_is_no_result_is_not_written_over(road, tmp_path, capsys, name, content):
+def test_a_file_that_is_not_a_result_is_never_overwritten(road, tmp_path, capsys, name, content):
     photo(tmp_path / "in/a.png")
     arguments = [road, tmp_path / "in", "--out", tmp_path / "out", "--confidence", "road"]
     assert run(*arguments) == 0 and run(*arguments) == 0
@@ -312,7 +308,7 @@ def test_a_file_that_is_no_result_is_not_written_over(road, tmp_path, capsys, na
         mine.write_bytes(huge_png())
     before = {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.png")}
     assert run(*arguments) == 2
-    assert f"{mine}: is no result of predict.py" in capsys.readouterr().err
+    assert f"{mine}: is not a result of predict.py" in capsys.readouterr().err
     assert {file: file.read_bytes() for file in (tmp_path / "out").rglob("*.png")} == before
 
 
@@ -336,7 +332,7 @@ def test_a_result_is_written_whole_or_not_at_all(road, tmp_path, monkeypatch, ca
 # ---- pictures that cannot be predicted ----
 
 
-def test_broken_pictures_are_named_at_the_end_and_all_others_are_done(road, tmp_path, capsys):
+def test_broken_pictures_are_named_and_the_others_predicted(road, tmp_path, capsys):
     for i in range(10):
         photo(tmp_path / f"in/{i}.png")
     (tmp_path / "in/3.png").write_bytes(b"")
@@ -350,7 +346,7 @@ def test_broken_pictures_are_named_at_the_end_and_all_others_are_done(road, tmp_
     assert files(tmp_path / "out/mask") == {f"{i}.png" for i in range(10) if i not in (3, 7, 9)}
 
 
-def test_a_picture_that_is_too_large_is_named_and_the_others_are_done(road, tmp_path, capsys):
+def test_too_large_pictures_are_named_and_the_others_predicted(road, tmp_path, capsys):
     photo(tmp_path / "in/large.png"), photo(tmp_path / "in/small.png", (2, 2))
     more = ["--resize", "400", "--only", "mask", "--out", tmp_path / "out"]
     assert run(road, tmp_path / "in", *more) == 1
@@ -358,9 +354,7 @@ def test_a_picture_that_is_too_large_is_named_and_the_others_are_done(road, tmp_
     assert files(tmp_path / "out/mask") == {"small.png"}
 
 
-def test_a_picture_that_fills_the_memory_does_not_end_the_others(
-    road, tmp_path, monkeypatch, capsys
-):
+def test_out_of_memory_on_one_picture_does_not_stop_the_others(road, tmp_path, monkeypatch, capsys):
     forward = FCN8s.forward
 
     def small_memory(net, images):
@@ -372,11 +366,11 @@ def test_a_picture_that_fills_the_memory_does_not_end_the_others(
     for name, height in (("a", 40), ("b", 101), ("c", 40)):
         photo(tmp_path / f"in/{name}.png", (50, height))
     assert run(road, tmp_path / "in", "--out", tmp_path / "out") == 1
-    assert "b.png: out of memory; reduce it, or try a smaller --tile" in capsys.readouterr().err
+    assert "b.png: out of memory; shrink it, or try a smaller --tile" in capsys.readouterr().err
     assert files(tmp_path / "out/mask") == {"a.png", "c.png"}
 
 
-def test_pictures_that_are_left_out_are_said(road, tmp_path, capsys):
+def test_skipped_files_and_frames_are_reported(road, tmp_path, capsys):
     for name in ("in/a.mp4", "in/b.HEIC", "only/a.MOV"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(bytes(99))
@@ -399,14 +393,14 @@ def test_pictures_that_are_left_out_are_said(road, tmp_path, capsys):
         (
             (2700, 64),
             [],
-            "64x2700; in training the longer side had 480 to 1300 pixels. --resize fit",
+            "64x2700; the longer side of the training images had 480 to 1300 pixels. --resize fit",
         ),
-        ((200, 100), [], "100x200; in training"),
+        ((200, 100), [], "100x200; the longer side"),
         ((200, 100), ["--resize", "4"], ""),
-        ((600, 100), ["--tta", "1,0.3"], "30x180 (0.3 times its size); in training"),
+        ((600, 100), ["--tta", "1,0.3"], "30x180 (0.3 times its size); the longer side"),
     ],
 )
-def test_pictures_far_from_the_sizes_of_training_are_said(tmp_path, capsys, size, more, warned):
+def test_sizes_far_from_those_of_training_bring_a_warning(tmp_path, capsys, size, more, warned):
     sizes = {"smallest": (360, 480), "median": (375, 1242), "largest": (376, 1300)}
     path = checkpoint(tmp_path / "best.pt", ["not road", "road"], sizes=sizes)
     for name in ("a", "b", "c"):
@@ -416,10 +410,10 @@ def test_pictures_far_from_the_sizes_of_training_are_said(tmp_path, capsys, size
     assert len(lines) == (2 if warned else 0)
     if warned:
         assert "a.png: is computed at" in lines[0] and warned in lines[0]
-        assert "far from the sizes of the training, too: b.png, c.png" in lines[1]
+        assert "also far from the training sizes: b.png, c.png" in lines[1]
 
 
-def test_fit_computes_every_picture_at_the_usual_size_of_the_training(tmp_path, capsys):
+def test_resize_fit_uses_the_median_size_of_training(tmp_path, capsys):
     sizes = {"smallest": (30, 40), "median": (48, 60), "largest": (60, 80)}
     path = checkpoint(tmp_path / "best.pt", ["not road", "road"], sizes=sizes)
     content = read_checkpoint(path)
@@ -435,11 +429,11 @@ def test_fit_computes_every_picture_at_the_usual_size_of_the_training(tmp_path, 
         assert np.array_equal(found, wanted.probabilities[0])
     path = checkpoint(tmp_path / "best.pt", ["not road", "road"])
     assert run(path, tmp_path / "in", *more) == 2
-    assert "does not say how large" in capsys.readouterr().err
+    assert "does not hold the training sizes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_scores_that_are_not_finite_are_no_result(road, tmp_path, capsys, value):
+def test_scores_that_are_not_finite_give_no_result(road, tmp_path, capsys, value):
     content = read_checkpoint(road)
     content["model"]["score_fr.bias"][0] = value
     path = tmp_path / "nan.pt"
@@ -451,7 +445,7 @@ def test_scores_that_are_not_finite_are_no_result(road, tmp_path, capsys, value)
     assert not files(tmp_path) - {"nan.pt", "in/a.png", "in/b.png"}
 
 
-def test_fp16_that_overflows_is_no_result(road, tmp_path, capsys):
+def test_an_fp16_overflow_gives_no_result(road, tmp_path, capsys):
     content = read_checkpoint(road)
     for layer in ("conv1_1", "conv2_1", "conv3_1"):
         content["model"][f"vgg.{layer}.weight"] *= 1e3
@@ -466,7 +460,7 @@ def test_fp16_that_overflows_is_no_result(road, tmp_path, capsys):
 # ---- data sets and scores ----
 
 
-def test_own_masks_are_scored_each_picture_the_worst_first(streets, tmp_path, capsys):
+def test_own_masks_are_scored_with_the_worst_picture_first(streets, tmp_path, capsys):
     rng, labels = np.random.default_rng(0), {}
     for i in range(5):
         labels[i] = rng.integers(0, 11, (40, 50))
@@ -489,7 +483,7 @@ def test_own_masks_are_scored_each_picture_the_worst_first(streets, tmp_path, ca
         assert float(row["iou_road"]) == pytest.approx(both / either)
 
 
-def test_a_data_set_is_read_with_the_options_of_the_training(scenes, tmp_path, capsys):
+def test_a_data_set_is_read_with_the_options_of_training(scenes, tmp_path, capsys):
     said = []
     for seed in (0, 3):
         settings = {"task": "road", "split_seed": seed, "epochs": 7}
@@ -503,7 +497,7 @@ def test_a_data_set_is_read_with_the_options_of_the_training(scenes, tmp_path, c
     assert files(tmp_path / "out 0") != files(tmp_path / "out 3")
 
 
-def test_a_data_set_may_lie_otherwise_than_that_of_the_training(streets, tmp_path, capsys):
+def test_options_override_the_layout_of_the_training_data(streets, tmp_path, capsys):
     own_data(tmp_path / "d", {i: np.zeros((40, 50)) for i in range(5)})
     settings = {"images": "photos/*", "masks": "masks/*"}
     path = checkpoint(tmp_path / "best.pt", MANY, settings=settings)
@@ -515,7 +509,7 @@ def test_a_data_set_may_lie_otherwise_than_that_of_the_training(streets, tmp_pat
     assert len(files(tmp_path / "out/mask")) == 1
 
 
-def test_no_result_lies_outside_its_folder(tmp_path, capsys):
+def test_no_result_is_written_outside_its_folder(tmp_path, capsys):
     names = ["../../x/a", "../../y/a"]
     for name in ("1", "2", *names):
         photo(tmp_path / "d/JPEGImages" / f"{name}.jpg")
@@ -530,9 +524,7 @@ def test_no_result_lies_outside_its_folder(tmp_path, capsys):
     assert "would lie outside" in capsys.readouterr().err and files(tmp_path) == before
 
 
-def test_the_threshold_of_maxf_gives_the_precision_and_recall_beside_it(
-    road, scenes, tmp_path, capsys
-):
+def test_the_maxf_threshold_gives_the_printed_precision_and_recall(road, scenes, tmp_path, capsys):
     arguments = [road, "--data", scenes, "--split", "train", "--only", "mask", "--out"]
     assert run(*arguments, tmp_path / "a") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -549,7 +541,7 @@ def test_the_threshold_of_maxf_gives_the_precision_and_recall_beside_it(
     assert 100 * hits / positives == pytest.approx(float(cells[6]), abs=0.006)
 
 
-def test_scores_of_images_that_the_network_was_trained_on_are_called_too_good(tmp_path, capsys):
+def test_scoring_training_images_brings_a_warning(tmp_path, capsys):
     root = own_data(tmp_path / "d", {i: np.eye(40, 50) for i in range(4)}, ["a", "b"])
     (root / "val.txt").write_text("0\n1\n")
     images = [["images/1.png", "images/2.png", "others/0.png"], ["images/0.png"]]
@@ -558,10 +550,10 @@ def test_scores_of_images_that_the_network_was_trained_on_are_called_too_good(tm
         assert run(path, "--data", root, "--out", tmp_path / "out", "--split", split) == 0
         error = capsys.readouterr().err
         assert error.count("\n") == warned
-        assert ("trained on 1 of these 2 images, as images/1.png" in error) == warned
+        assert ("trained on 1 of these 2 images, such as images/1.png" in error) == warned
 
 
-def test_pictures_of_one_name_in_a_data_set_get_a_mask_each(streets, tmp_path):
+def test_equal_names_in_a_data_set_get_one_mask_each(streets, tmp_path):
     labels = dict.fromkeys(["x/1", "y/1", "y/2"], np.zeros((40, 50)))
     root = own_data(tmp_path / "d", labels)
     (root / "val.txt").write_text("x/1\ny/1\n")
@@ -569,7 +561,7 @@ def test_pictures_of_one_name_in_a_data_set_get_a_mask_each(streets, tmp_path):
     assert files(tmp_path / "out/mask") == {"images/x/1.png", "images/y/1.png"}
 
 
-def test_test_images_are_scored_when_asked_for(streets, tmp_path, capsys):
+def test_test_images_are_scored_on_request(streets, tmp_path, capsys):
     for i in range(6):
         own_data(tmp_path / "d" / ("test" if i > 3 else "train"), {i: np.full((40, 50), i)})
     (tmp_path / "d/classes.txt").write_text("\n".join(MANY))
@@ -577,7 +569,7 @@ def test_test_images_are_scored_when_asked_for(streets, tmp_path, capsys):
     assert run(*arguments) == 0
     assert "mean IoU" in capsys.readouterr().out
     assert files(tmp_path / "out/mask") == {"4.png", "5.png"}
-    shutil.rmtree(tmp_path / "d/test/masks")  # pictures alone may lie there
+    shutil.rmtree(tmp_path / "d/test/masks")  # images without masks are allowed there
     assert run(*arguments) == 2
     error = capsys.readouterr().err
     assert "--split test: has no images with ground truth" in error
@@ -625,16 +617,14 @@ def test_the_submission_has_the_names_and_sizes_of_the_benchmark(
                 assert np.asarray(picture).max() > 0
 
 
-def test_a_test_image_without_calibration_is_named_before_anything_is_computed(
-    road, scenes, tmp_path, capsys
-):
+def test_a_missing_calibration_is_named_before_any_prediction(road, scenes, tmp_path, capsys):
     shutil.copytree(scenes, tmp_path / "k")
     (tmp_path / "k/testing/calib/uu_000001.txt").unlink()
     assert run(road, "--kitti", tmp_path / "k", "--out", tmp_path / "out") == 2
     assert "uu_000001.txt" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_broken_test_image_leaves_the_submission_of_the_last_run(road, scenes, tmp_path, capsys):
+def test_a_broken_test_image_keeps_the_previous_submission(road, scenes, tmp_path, capsys):
     shutil.copytree(scenes, tmp_path / "k")
     arguments = [road, "--kitti", tmp_path / "k", "--out", tmp_path / "out"]
     archive = tmp_path / "out/submission.zip"
@@ -645,22 +635,22 @@ def test_a_broken_test_image_leaves_the_submission_of_the_last_run(road, scenes,
     assert run(*arguments) == 1
     said = capsys.readouterr()
     assert "uu_000001.png" in said.err
-    assert f"{archive} is not written; the one there is of an earlier run" in said.err
+    assert f"{archive} is not written; the one there is from an earlier run" in said.err
     assert archive.read_bytes() == whole and "to upload" not in said.out
 
 
-def test_a_zip_of_somebody_else_is_not_written_over(road, scenes, tmp_path, capsys):
+def test_a_foreign_zip_file_is_never_overwritten(road, scenes, tmp_path, capsys):
     archive = tmp_path / "submission.zip"
     with zipfile.ZipFile(archive, "w") as content:
         content.writestr("um_road_000000.png", b"mine")
     for content in (archive.read_bytes(), b"no zip"):
         archive.write_bytes(content)
         assert run(road, "--kitti", scenes, "--out", tmp_path) == 2
-        assert f"{archive}: is no submission" in capsys.readouterr().err
+        assert f"{archive}: is not a submission" in capsys.readouterr().err
         assert files(tmp_path) == {"submission.zip"} and archive.read_bytes() == content
 
 
-def test_mirrored_views_need_a_network_trained_with_them(scenes, tmp_path, capsys):
+def test_flip_in_tta_needs_a_network_trained_with_flips(scenes, tmp_path, capsys):
     path = checkpoint(tmp_path / "best.pt", ["not lane", "lane"], settings={"flip": "no"})
     picture = next((scenes / "testing/image_2").iterdir())
     assert run(path, picture, "--out", tmp_path, "--tta", "1,flip") == 2
@@ -669,14 +659,14 @@ def test_mirrored_views_need_a_network_trained_with_them(scenes, tmp_path, capsy
 
 
 @pytest.mark.parametrize("folder", ["confidence", "bev"])
-def test_training_maps_of_kitti_can_be_scored_by_kitti(road, scenes, tmp_path, command, folder):
+def test_kitti_py_scores_the_maps_of_training_images(road, scenes, tmp_path, command, folder):
     assert run(road, "--kitti", scenes, "--split", "train", "--out", tmp_path) == 0
     assert not (tmp_path / "submission.zip").exists()
     status, out, _ = command("kitti.py", tmp_path / folder, scenes / "training")
     assert status == 0 and "URBAN" in out
 
 
-def test_confidences_of_a_kitti_folder_can_be_scored_by_kitti(road, scenes, tmp_path, command):
+def test_kitti_py_scores_the_confidences_of_a_data_set(road, scenes, tmp_path, command):
     arguments = [road, "--data", scenes, "--out", tmp_path, "--confidence", "road"]
     for split in ("train", "val"):
         assert run(*arguments, "--split", split) == 0
@@ -694,7 +684,7 @@ def test_real_test_images_of_four_sizes_get_masks_of_their_sizes(road, kitti_sam
 # ---- command lines ----
 
 
-def test_options_may_stand_anywhere(road, tmp_path):
+def test_options_may_come_in_any_order(road, tmp_path):
     picture, out = photo(tmp_path / "in/a.png"), ["--out", tmp_path / "out"]
     for words in (
         ["--only", "mask", road, picture, *out],
@@ -721,22 +711,20 @@ def test_options_may_stand_anywhere(road, tmp_path):
         (["{pictures}", "--out", "{file}"], "file"),
         (["{pictures}", "--resize", "0"], "--resize"),
         (["{pictures}", "--size", "0x9"], "--size"),
-        (["{pictures}", "--size", "9x9", "--resize", "2"], "--resize and --size: give one of them"),
-        (["{pictures}", "--images", "x/*"], "--images: goes with --data"),
-        (["{pictures}", "--split", "val"], "--split: goes with --data or --kitti"),
-        (["--kitti", "x", "--split", "val"], "--kitti has train and test"),
+        (["{pictures}", "--size", "9x9", "--resize", "2"], "--resize and --size: give only one"),
+        (["{pictures}", "--images", "x/*"], "--images: needs --data"),
+        (["{pictures}", "--split", "val"], "--split: needs --data or --kitti"),
+        (["--kitti", "x", "--split", "val"], "--kitti has only train and test"),
         (["{pictures}", "--tta", "1,,2"], "--tta"),
         (["{pictures}", "--tta", "1,flop"], "'flop' is not a positive number, nor flip"),
         (["{pictures}", "--threshold", "1.5"], "--threshold"),
-        (["{pictures}", "--scores", "s.csv"], "--scores: goes with --data"),
-        (["--data", "x", "--scores", "a.png"], "name a file that ends in .csv"),
+        (["{pictures}", "--scores", "s.csv"], "--scores: needs --data"),
+        (["--data", "x", "--scores", "a.png"], "must end in .csv"),
         (["{pictures}", "--conf", "road"], "not an option"),
         (["{pictures}", "--confidence", "sky"], "the classes are not road, road"),
     ],
 )
-def test_a_command_that_cannot_be_done_is_one_line_and_status_2(
-    road, tmp_path, command, arguments, said
-):
+def test_a_mistake_is_reported_in_one_line_with_status_2(road, tmp_path, command, arguments, said):
     photo(tmp_path / "in/a.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
@@ -763,7 +751,7 @@ def test_options_that_do_not_suit_the_network_are_refused(
 
 
 @pytest.mark.parametrize("how", ["weights", "config", "absent", "cut", "picture", "folder"])
-def test_a_checkpoint_that_cannot_be_used_is_named(road, tmp_path, capsys, how):
+def test_an_unusable_checkpoint_is_named(road, tmp_path, capsys, how):
     path, content = tmp_path / "bad.pt", read_checkpoint(road)
     if how == "weights":
         del content["model"]["vgg.fc6.weight"]

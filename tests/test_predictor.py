@@ -1,4 +1,4 @@
-"""From a picture to labels and probabilities: the same in tiles as in one piece, at every size, and
+"""Labels and probabilities of a picture: the same with tiles as without, at every size, and
 averaged over views.
 """
 
@@ -34,7 +34,7 @@ def scores_of(net, picture, size=None):
 
 
 def assert_alike(prediction, probabilities):
-    """The prediction has these probabilities [C, H, W], and the most probable class."""
+    """Assert that the prediction has these probabilities [C, H, W] and the most probable class."""
     assert (prediction.probabilities - 255 * probabilities).abs().max() <= 0.6
     sure = probabilities.topk(2, 0).values.diff(dim=0)[0].abs() > 1e-3
     assert sure.float().mean() > 0.5
@@ -54,9 +54,9 @@ def assert_alike(prediction, probabilities):
 )
 @example(more=1, width=3000, tile=544, pad=1, stride=8)  # a strip of a hundred rows
 @example(more=150, width=721, tile=720, pad=100, stride=8)  # seams in both directions
-def test_the_tiles_of_a_picture_have_the_scores_of_the_whole(more, width, tile, pad, stride):
+def test_tiles_have_the_scores_of_the_whole_picture(more, width, tile, pad, stride):
     net = lively(pad, stride)
-    image = torch.randn(1, 3, tile * tile // width + more, width)  # a little more than fits
+    image = torch.randn(1, 3, tile * tile // width + more, width)  # a little larger than a tile
     with torch.no_grad():
         whole = net(image)
         parts = list(tiled(net, image, tile))
@@ -71,7 +71,7 @@ def test_the_tiles_of_a_picture_have_the_scores_of_the_whole(more, width, tile, 
 
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000), tile=st.integers(MIN_TILE, 1600))
 @example(height=40, width=20000, tile=MIN_TILE)
-def test_no_tile_has_more_pixels_than_it_may(height, width, tile):
+def test_no_tile_exceeds_the_pixel_limit(height, width, tile):
     largest, covered = 0, 0
 
     def compute(image):
@@ -84,7 +84,7 @@ def test_no_tile_has_more_pixels_than_it_may(height, width, tile):
     assert covered == height * width and largest <= tile * tile
 
 
-def test_labels_probabilities_and_loss_of_a_tiled_picture_are_those_of_its_scores():
+def test_tiling_keeps_labels_probabilities_and_loss():
     net, picture = lively(1, 8), noise(700, 580)
     truth = torch.randint(0, 2, (700, 580), dtype=torch.uint8)
     truth[:300] = IGNORE
@@ -105,7 +105,7 @@ def test_labels_probabilities_and_loss_of_a_tiled_picture_are_those_of_its_score
     assert np.array_equal(probabilities, found.probabilities)
 
 
-def test_a_tile_that_leaves_no_room_beside_its_halo_is_refused():
+def test_a_tile_that_is_too_small_for_its_halo_is_refused():
     with pytest.raises(ValueError, match="tile is 543: it must be at least 544"):
         Predictor(small(), tile=543)
 
@@ -119,7 +119,7 @@ def test_a_tile_that_leaves_no_room_beside_its_halo_is_refused():
     st.integers(1, 600),
     st.integers(1, 60),
 )
-def test_scores_stretched_by_rows_of_parts_are_those_of_the_whole(rows, columns, tall, wide):
+def test_stretching_scores_by_parts_matches_the_whole(rows, columns, tall, wide):
     height, width = sum(rows), sum(columns)
     scores = torch.randn(1, 3, height, width)
 
@@ -142,7 +142,7 @@ def storages(least):
     return {storage.data_ptr() for storage in found if storage.nbytes() >= least}
 
 
-def test_stretching_keeps_one_row_of_parts():
+def test_stretching_holds_only_one_row_of_parts_in_memory():
     band = 100 * 100 * 3 * 4  # bytes
     computed, before = [], storages(band)
 
@@ -153,12 +153,12 @@ def test_stretching_keeps_one_row_of_parts():
                 yield slice(top, top + 100), slice(left, left + 50), torch.zeros(1, 3, 100, 50)
 
     for rows, _, _ in stretch(parts(), 800, 100, (1200, 15)):
-        assert max(computed) < rows.stop * 800 / 1200 + 1  # nothing below what is needed
+        assert max(computed) < rows.stop * 800 / 1200 + 1  # no part is computed early
         assert len(storages(band) - before) == 1
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.floats(0.05, 3))
-def test_a_picture_is_computed_at_the_resize_factor_times_its_size(height, width, factor):
+def test_a_picture_is_resized_by_the_resize_factor(height, width, factor):
     net, picture = small(), np.full((height, width, 3), 77, np.uint8)
     net.resize_factor = factor
     size = max(1, int(height * factor)), max(1, int(width * factor))
@@ -170,14 +170,14 @@ def test_a_picture_is_computed_at_the_resize_factor_times_its_size(height, width
 
 
 @pytest.mark.parametrize("how", [{"resize": 1.4}, {"resize": 0.6}, {"size": (33, 80)}])
-def test_a_result_has_the_size_of_the_picture_wherever_it_was_computed(how):
+def test_a_result_has_the_size_of_the_picture_after_any_resize(how):
     net, picture = lively(1, 8), noise(60, 90)
     size = how.get("size") or tuple(int(side * how["resize"]) for side in (60, 90))
     found = Predictor(net, **how)(picture, probabilities=[0, 1])
     assert_alike(found, scores_of(net, picture, size).softmax(0))
 
 
-def test_a_view_that_would_fill_the_memory_is_refused():
+def test_a_view_that_would_fill_memory_is_refused():
     for how in ({"resize": 200}, {"size": (20000, 20000)}, {"resize": 10, "tta": TTA((1, 20))}):
         with pytest.raises(ValueError, match="at most 268,435,456 pixels"):
             Predictor(small(), **how).views(noise(100, 100))
@@ -209,20 +209,20 @@ def test_tta_averages_the_probabilities_of_all_views(factors, flip, height, widt
     assert_alike(found, torch.stack(views).mean(0))
 
 
-def test_tta_of_a_network_that_is_sure_is_finite():
+def test_tta_with_extreme_scores_is_finite():
     net = lively(1, 8)
     net.score_fr.bias.data[1] = 1000  # the probability of class 0 is 0 in float32
     labels, _ = Predictor(net, tta=TTA(flip=True))(noise(40, 50)).to_host()
     assert (labels == 1).all()
 
 
-def test_tta_of_a_picture_whose_mean_would_fill_the_memory_is_refused():
+def test_tta_is_refused_if_its_mean_would_fill_memory():
     picture = np.broadcast_to(np.uint8(0), (2**15, 2**13, 3))
     with pytest.raises(ValueError, match="would take 5 GiB"):
         Predictor(small(5), tta=TTA(flip=True)).views(picture)
 
 
-def test_tta_in_tiles_is_that_of_whole_pictures_and_tells_how_far_it_is():
+def test_tta_in_tiles_matches_whole_pictures_and_shows_progress():
     net, picture, told = lively(1, 8), noise(580, 700), []
     whole, tiles = (
         Predictor(net, tile=tile, tta=TTA(flip=True))(
@@ -250,7 +250,7 @@ def test_with_flip_a_mirrored_picture_gets_the_mirrored_labels():
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("resize", [1.0, 1.5])
 def test_every_map_of_a_prediction_is_channels_last(amp, resize):
-    """Convolutions and pools are fastest in it; the strides of every map say so."""
+    """Convolutions and pools are fastest in this layout; strides show it."""
     net, maps = prepare(small(3, width=1 / 16), amp, torch.device("cpu")), {}
     for name, layer in net.vgg.named_children():
         layer.register_forward_hook(

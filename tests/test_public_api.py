@@ -1,5 +1,5 @@
-"""FCN-8s in programs of one's own: one call to load and to use it, the manners of an nn.Module, and
-the programs in README and docs/programs.md as they stand.
+"""FCN-8s in other programs: one call to load it and one to use it, the behaviour of an nn.Module,
+and the programs in README.md and docs/programs.md.
 """
 
 import copy
@@ -61,7 +61,7 @@ def test_a_strict_load_gives_the_same_scores_or_raises(pads, strides, classes, g
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
-def test_load_gives_what_save_was_given(tmp_path, kind):
+def test_load_restores_a_saved_network(tmp_path, kind):
     net = randomise_scores(small(3, skip_gain={"pool4": 0.5, "pool3": 0.25}))
     net.resize_factor = 1.5
     again = FCN8s.load(kind(saved(tmp_path / "best.pt", net, ["sky", "road", "car"])))
@@ -69,7 +69,7 @@ def test_load_gives_what_save_was_given(tmp_path, kind):
     assert again.classes == ["sky", "road", "car"] and again.resize_factor == 1.5
 
 
-def test_load_says_in_one_line_which_file_is_no_checkpoint(tmp_path):
+def test_load_names_a_file_that_is_not_a_checkpoint(tmp_path):
     (tmp_path / "best.pt").write_bytes(b"no")
     for path in (tmp_path / "best.pt", tmp_path / "none.pt", tmp_path):
         with pytest.raises(InputError, match=re.escape(str(path))) as error:
@@ -78,7 +78,7 @@ def test_load_says_in_one_line_which_file_is_no_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("given", ["best.pt", ""])
-def test_load_names_the_checkpoint_that_is_there(tmp_path, given):
+def test_load_suggests_a_checkpoint_in_the_same_folder(tmp_path, given):
     there = saved(tmp_path / "last.pt", small(3))
     with pytest.raises(InputError) as error:
         FCN8s.load(tmp_path / given)
@@ -97,7 +97,7 @@ def test_load_refuses_weights_that_are_not_finite(tmp_path, value):
         FCN8s.load(saved(tmp_path / "best.pt", net))
 
 
-def test_a_picture_that_is_no_batch_is_refused_by_its_shape():
+def test_an_image_without_a_batch_dimension_is_refused():
     with pytest.raises(ValueError, match=r"\[3, 64, 64\]: they must be \[N, 3, H, W\]"):
         small()(torch.rand(3, 64, 64))
 
@@ -122,9 +122,9 @@ def test_segment_gives_labels_and_confidence_for_any_picture(mode):
 
 
 @pytest.mark.parametrize("kind", [str, lambda path: path])
-def test_segment_takes_the_path_of_a_picture_and_turns_it_upright(tmp_path, kind):
+def test_segment_takes_a_path_and_turns_the_picture_upright(tmp_path, kind):
     net, exif = lively(1, 8), Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: the picture is stored on its side
+    exif[0x0112] = 6  # the picture is stored on its side
     stored = Image.fromarray(noise())
     stored.save(tmp_path / "photo.png", exif=exif)
     upright = np.asarray(stored.transpose(Image.Transpose.ROTATE_270))
@@ -142,7 +142,7 @@ def test_segment_refuses_scores_that_are_not_finite():
         segment(net, noise())
 
 
-def test_segment_takes_networks_of_any_type_and_resize_factor():
+def test_segment_takes_networks_of_any_dtype_and_resize_factor():
     net = lively(1, 8)
     before = segment(net, noise())
     net.resize_factor = 1.5
@@ -160,7 +160,7 @@ def test_segment_takes_networks_of_any_type_and_resize_factor():
         (noise(), "bus", "no class 'bus'"),
     ],
 )
-def test_segment_refuses_what_it_would_misread(picture, confidence, says):
+def test_segment_refuses_unsuitable_arrays_and_classes(picture, confidence, says):
     with pytest.raises(ValueError, match=says):
         segment(small(), picture, confidence)
 
@@ -181,7 +181,7 @@ def test_threads_may_segment_with_one_network():
 # ---- an nn.Module ----
 
 
-def test_copies_and_pickles_compute_the_same_and_are_apart():
+def test_copies_and_pickles_compute_the_same_and_are_independent():
     net = lively(1, 8)
     net.classes = ["a", "b"]
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
@@ -192,7 +192,7 @@ def test_copies_and_pickles_compute_the_same_and_are_apart():
 
 
 @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.double])
-def test_other_number_formats_compute_nearly_the_same(dtype):
+def test_other_dtypes_compute_nearly_the_same(dtype):
     net = lively(1, 8)
     scores = copy.deepcopy(net).to(dtype)(IMAGE.to(dtype))
     assert scores.dtype == dtype
@@ -200,7 +200,7 @@ def test_other_number_formats_compute_nearly_the_same(dtype):
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_functional_gradients_are_those_of_backward(training):
+def test_functional_gradients_match_those_of_backward(training):
     net = lively(1, 8).train(training)
     net.vgg.dropout = 0.0
     labels = torch.randint(0, 2, (2, 45, 70))
@@ -217,7 +217,7 @@ def test_functional_gradients_are_those_of_backward(training):
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_a_gradient_can_be_differentiated_again_in_evaluation_mode():
+def test_second_derivatives_are_correct_in_evaluation_mode():
     net = lively(1, 8).double()
     image = IMAGE[:1, :, :20, :30].double().requires_grad_()
 
@@ -235,9 +235,9 @@ def test_a_gradient_can_be_differentiated_again_in_evaluation_mode():
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("training", [False, True])
-def test_every_layer_takes_hooks_and_shows_them_its_own_output(training):
-    """As programs do that explain a network. An activation that works in place would change what
-    the hooks were given.
+def test_hooks_see_the_true_output_of_every_layer(training):
+    """Programs that explain a network use hooks. An in-place activation would change the tensors
+    that a hook was given.
     """
     net = lively(1, 8).train(training)
     backward, forward = [], {}
@@ -263,7 +263,7 @@ def test_evaluation_compiles_as_one_graph():
         torch.testing.assert_close(compiled(IMAGE), net(IMAGE))
 
 
-def test_the_network_is_traced_symbolically():
+def test_torch_fx_traces_the_network():
     net = lively(1, 8)
     graph = torch.fx.symbolic_trace(net)
     for image in (IMAGE, torch.randn(1, 3, 33, 47)):
@@ -310,7 +310,7 @@ assert not any(f[2] is Image.DecompressionBombWarning for f in warnings.filters)
         pytest.param(IMPORT_ALONE, id="importing changes nothing for the rest of a program"),
     ],
 )
-def test_a_program_of_its_own_runs(tmp_path, program):
+def test_a_separate_program_runs(tmp_path, program):
     run = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
@@ -321,7 +321,7 @@ def test_a_program_of_its_own_runs(tmp_path, program):
     assert run.returncode == 0, run.stderr
 
 
-def test_the_files_that_the_docs_name_are_enough_elsewhere(tmp_path):
+def test_copying_the_files_that_the_docs_name_is_enough(tmp_path):
     for name in ("fcn.py", "vgg.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "support", tmp_path / "support")
@@ -348,7 +348,7 @@ def programs(name):
 
 @pytest.fixture
 def net(tmp_path, monkeypatch):
-    """The network in runs/NAME/best.pt of the current folder, which has a photo.jpg too."""
+    """The network in runs/NAME/best.pt of the current folder; photo.jpg is there too."""
     monkeypatch.chdir(tmp_path)
     net = lively(1, 8)
     net.set_skip_gain({"pool4": 0.5, "pool3": 0.25})
@@ -364,7 +364,7 @@ def photo_scores(net):
         return net(batch_of(Image.open("photo.jpg")))[0]
 
 
-def test_the_program_of_the_readme_predicts(net):
+def test_the_program_in_the_readme_predicts(net):
     names = {}
     (program,) = programs("README.md")
     exec(program, names)
@@ -372,7 +372,7 @@ def test_the_program_of_the_readme_predicts(net):
     assert names["net"].classes == ["not road", "road"]
 
 
-def test_the_programs_that_predict_give_the_probabilities(net, capsys):
+def test_the_prediction_programs_give_the_probabilities(net, capsys):
     names = {}
     for program in programs("docs/programs.md")[:2]:
         exec(program, names)
@@ -382,12 +382,12 @@ def test_the_programs_that_predict_give_the_probabilities(net, capsys):
     assert "['not road', 'road']" in capsys.readouterr().out
 
 
-def test_the_program_that_fine_tunes_learns_from_the_trained_encoder(net, monkeypatch):
+def test_the_fine_tuning_program_starts_from_the_trained_encoder(net, monkeypatch):
     rows, columns = torch.meshgrid(torch.arange(64), torch.arange(96), indexing="ij")
     labels = ((rows >= 32).long() + 2 * (columns >= 48).long())[None]
     # Each quarter has a colour of its own.
     images = torch.nn.functional.one_hot(labels, 4)[..., :3].permute(0, 3, 1, 2) * 4.0
-    # A higher rate, for a network so small and so few steps.
+    # A higher learning rate, for a small network and few steps.
     program = programs("docs/programs.md")[2].replace("lr=2e-3", "lr=0.03")
     names, losses = {"batches": [(images, labels)] * 60}, []
     monkeypatch.setattr(
@@ -418,9 +418,7 @@ def test_the_program_that_fine_tunes_learns_from_the_trained_encoder(net, monkey
         (4, ".pt2"),
     ],
 )
-def test_the_programs_that_run_an_exported_file_see_what_the_network_sees(
-    net, capsys, number, ending
-):
+def test_the_programs_for_exported_files_match_the_network(net, capsys, number, ending):
     assert export.main(["runs/streets/best.pt", f"streets{ending}"]) == 0
     names = {}
     exec(programs("docs/programs.md")[number], names)
@@ -429,7 +427,7 @@ def test_the_programs_that_run_an_exported_file_see_what_the_network_sees(
 
 
 @needs_int8
-def test_the_program_in_8_bits_sees_what_the_network_sees(net):
+def test_the_int8_program_matches_the_network(net):
     names = {}
     exec(programs("docs/programs.md")[5], names)
     scores = photo_scores(net)

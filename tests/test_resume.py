@@ -1,4 +1,4 @@
-"""Stop a run, kill it, fill its disk: it ends as if nothing had happened."""
+"""A run that is stopped, killed or out of disk space ends as if nothing had happened."""
 
 import csv
 import errno
@@ -43,20 +43,20 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def begin(scenes):
-    """begin(out, *options, **more) is train.main with a new run in `out`; the exit status."""
+    """begin(out, *options, **more) starts a new run in `out`: the exit status of train.main."""
     return lambda out, *options, **more: train.main(
         ["--data", str(scenes), "--out", str(out), *TINY, *options], **more
     )
 
 
 def resume(out, *options, **more):
-    torch.manual_seed(1)  # a new process has no random state of the old one
+    torch.manual_seed(1)  # a new process lacks the old random state
     return train.main(["--resume", "--out", str(out), *options], **more)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(begin, tmp_path_factory):
-    """The folder of a run that nothing happened to."""
+    """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     assert begin(out) == 0
     return out
@@ -64,12 +64,12 @@ def undisturbed(begin, tmp_path_factory):
 
 @pytest.fixture
 def finished(undisturbed, tmp_path):
-    """A copy of it."""
+    """A copy of the uninterrupted run."""
     return shutil.copytree(undisturbed, tmp_path / "finished")
 
 
 def at(event, step, action):
-    """The hook of train.main that acts once: when `event` is done after `step` steps."""
+    """A hook for train.main that calls `action` once: at `event` after `step` steps."""
     return lambda *now: action() if now == (event, step) else None
 
 
@@ -78,7 +78,7 @@ def kill():
 
 
 def rows_of(out):
-    """As text: to the last digit, and nan too."""
+    """The log as text, to compare every digit, and nan too."""
     with open(out / "log.csv", newline="") as file:
         return [
             {name: value for name, value in row.items() if name not in TIMES}
@@ -101,10 +101,10 @@ def assert_one_line(capsys, *parts):
 
 # ---- killed ----
 
-# train.py with every chance to be killed counted: the steps, and the moments inside the write of a
-# file. At chance number `moment` the process kills itself and cleans nothing up; half of the file
-# that it is writing is on the disk. A moment with a decimal point is a time in seconds, after which
-# the kernel kills it wherever it is.
+# train.py that counts its chances to be killed: after each step, and inside each write of a file.
+# At chance number `moment` the process kills itself without cleaning up, and leaves half of the
+# file that it is writing. If `moment` has a decimal point, the kernel kills the process after that
+# many seconds.
 KILLED = """
 import io, os, signal, sys
 import torch, train
@@ -139,8 +139,8 @@ sys.exit(train.main(arguments, lambda event, step: chance()))
 
 @pytest.mark.slow
 def test_killed_at_any_moment_a_run_ends_with_the_same_weights(scenes, fork, tmp_path):
-    """KILLS kills, a third in each of three runs side by side: without threads, with threads, and
-    with threads by the clock.
+    """A third of KILLS in each of three parallel runs: without threads, with threads, and with
+    threads at random times.
     """
     rng = random.Random(0)
     threads = ["--workers", "2", "--batch-size", "4"]
@@ -165,7 +165,7 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_weights(scenes, fork, tmp
             status = run.wait()
             assert status in (0, -signal.SIGKILL, -signal.SIGALRM), run.said
             kills[case] += status < 0
-            if status == 0:  # it was through before its moment came: begin again
+            if status == 0:  # the run ended before it was killed: begin again
                 assert_same_end(tmp_path / case / "run", tmp_path / case / "whole")
                 shutil.rmtree(tmp_path / case / "run")
     for run in [started(case, 0, tmp_path / case / "run") for case in options]:
@@ -174,7 +174,7 @@ def test_killed_at_any_moment_a_run_ends_with_the_same_weights(scenes, fork, tmp
         assert_same_end(tmp_path / case / "run", tmp_path / case / "whole")
 
 
-def test_however_seldom_checkpoints_are_one_follows_the_first_epoch(begin, undisturbed, tmp_path):
+def test_the_first_epoch_always_ends_with_a_checkpoint(begin, undisturbed, tmp_path):
     with pytest.raises(SystemExit):
         begin(tmp_path, "--save-every", "1000", after=at("evaluation", 2 * EPOCH, kill))
     assert read_tensors(tmp_path / "last.pt")["step"] == EPOCH
@@ -187,7 +187,7 @@ def test_without_a_checkpoint_the_same_command_starts_again(begin, tmp_path, cap
         begin(tmp_path, after=at("step", 1, kill))
     capsys.readouterr()
     assert resume(tmp_path) == 2
-    assert_one_line(capsys, "last.pt: the run has no checkpoint yet", "without --resume starts it")
+    assert_one_line(capsys, "last.pt: the run was stopped before its", "without --resume")
     assert begin(tmp_path) == 0
 
 
@@ -210,7 +210,7 @@ def test_a_signal_ends_the_run_after_its_step_with_a_checkpoint(
 
 
 def test_further_sigterms_have_no_effect(scenes, undisturbed, fork, tmp_path):
-    """torchrun and schedulers repeat it, also in the middle of the checkpoint."""
+    """torchrun and schedulers repeat it, even while the checkpoint is written."""
     program = """
 import signal, sys, torch, train
 def stop(*_):
@@ -239,27 +239,27 @@ sys.exit(train.main(sys.argv[1:], twice))
 """
     run = fork(program, "--data", scenes, "--out", tmp_path, *TINY)
     assert run.wait() == -signal.SIGINT, run.said
-    assert "Ctrl-C once more stops at once" in run.said
+    assert "press Ctrl-C again to stop at once" in run.said
     assert read_tensors(tmp_path / "last.pt")["step"] == 4  # --save-every 2
     assert resume(tmp_path) == 0
     assert_same_end(tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_the_last_scoring_says_training_is_complete(finished, capsys, number, status):
+def test_a_signal_in_the_final_evaluation_says_training_is_done(finished, capsys, number, status):
     stop = at("save", 3 * EPOCH, partial(signal.raise_signal, number))
     assert resume(finished, after=stop) == status
     best = f"training is complete, {finished / 'best.pt'} is the result"
-    assert f"{best}; for the last scores: python train.py --resume" in capsys.readouterr().err
+    assert f"{best}; for the final scores: python train.py --resume" in capsys.readouterr().err
     assert resume(finished) == 0
-    assert "best network, of epoch" in capsys.readouterr().out
+    assert "best network (epoch" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "opened, said",
     [("um_000000.png", "stopped during set-up"), (".lock", "stopped by SIGTERM; go on")],
 )
-def test_a_sigterm_in_set_up_leaves_no_folder_or_a_checkpoint(scenes, fork, tmp_path, opened, said):
+def test_a_sigterm_in_set_up_leaves_a_checkpoint_or_no_folder(scenes, fork, tmp_path, opened, said):
     program = """
 import os, signal, sys, train
 opened, *argv = sys.argv[1:]
@@ -276,21 +276,21 @@ sys.exit(train.main(argv))
     assert (tmp_path / "run").exists() == (tmp_path / "run/last.pt").exists() == (opened == ".lock")
 
 
-def test_a_signal_that_ends_the_compiler_is_said(begin, tmp_path, capsys):
+def test_a_signal_that_ends_the_compiler_is_reported(begin, tmp_path, capsys):
     def group_is_told(*_):
         signal.raise_signal(signal.SIGTERM)
         raise torch._dynamo.exc.InternalTorchDynamoError("C++ compile error")
 
     assert begin(tmp_path / "run", after=group_is_told) == 143
-    assert "SIGTERM has ended the compiler" in capsys.readouterr().err
+    assert "SIGTERM has also ended the compiler" in capsys.readouterr().err
     assert begin(tmp_path / "run") == 0  # no checkpoint, so it can be started again
 
 
-# ---- what the disk and other processes do ----
+# ---- disks and other processes ----
 
 
 @pytest.mark.parametrize("broken, good", [("fsync", 4), *(("replace", n) for n in range(4, 12, 2))])
-def test_a_full_disk_is_one_line_and_leaves_a_checkpoint(
+def test_a_full_disk_ends_in_one_line_and_leaves_a_checkpoint(
     begin, undisturbed, tmp_path, monkeypatch, capsys, broken, good
 ):
     function, calls = getattr(os, broken), []
@@ -310,7 +310,7 @@ def test_a_full_disk_is_one_line_and_leaves_a_checkpoint(
     assert_same_end(tmp_path, undisturbed)
 
 
-def test_a_disk_that_fills_within_a_file_leaves_a_checkpoint(begin, undisturbed, tmp_path, capsys):
+def test_a_disk_that_fills_during_a_write_leaves_a_checkpoint(begin, undisturbed, tmp_path, capsys):
     resource = pytest.importorskip("resource")
     kind, (soft, hard) = resource.RLIMIT_FSIZE, resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
@@ -325,7 +325,7 @@ def test_a_disk_that_fills_within_a_file_leaves_a_checkpoint(begin, undisturbed,
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "zeros", "gone"])
-def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     undisturbed, finished, capsys, damage
 ):
     last = finished / "last.pt"
@@ -345,17 +345,17 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(
     assert_one_line(capsys, "last.pt: is damaged", "before.pt: is damaged")
 
 
-def test_a_lost_best_network_is_replaced_if_an_epoch_is_left(finished, capsys):
+def test_a_lost_best_network_is_replaced_if_an_epoch_remains(finished, capsys):
     (finished / "best.pt").unlink()
     assert resume(finished) == 2
     assert_one_line(capsys, "best.pt", "go on with --epochs 4")
     assert resume(finished, "--epochs", "4") == 0
-    assert_one_line(capsys, "best.pt", "the best of the epochs to come takes its place")
+    assert_one_line(capsys, "best.pt", "the best of the remaining epochs will replace it")
     assert read_tensors(finished / "best.pt")["epoch"] == 4
 
 
-def test_a_lesser_best_network_is_beaten_by_its_own_score(finished):
-    """As one from a backup; one of an epoch that is to be repeated scores more, and is not."""
+def test_an_older_best_network_is_compared_by_its_own_score(finished):
+    """The lower score of last.pt and best.pt counts: a best.pt from a backup may score less."""
     for name, score in (("last.pt", 2.0), ("best.pt", -1.0)):
         write_checkpoint(read_tensors(finished / name) | {"best": score}, finished / name)
     assert resume(finished, "--epochs", "4") == 0
@@ -377,21 +377,21 @@ def test_two_runs_in_one_folder_are_refused(begin, tmp_path, capsys):
     assert_one_line(capsys, f"{tmp_path}: holds a run already; add --resume")
 
 
-def test_a_new_run_keeps_the_best_network_of_one_that_was_cleaned_up(begin, tmp_path, capsys):
+def test_a_new_run_keeps_the_best_network_of_an_earlier_one(begin, tmp_path, capsys):
     for number in (1, 2):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run/best.pt").write_bytes(b"mine %d" % number)
         assert begin(tmp_path / "run", "--epochs", "1") == 0
-        assert f"is of an earlier run, and is now best-{number}.pt" in capsys.readouterr().out
+        assert f"is from an earlier run, renamed to best-{number}.pt" in capsys.readouterr().out
         assert (tmp_path / f"run/best-{number}.pt").read_bytes() == b"mine %d" % number
         for name in ("last.pt", "before.pt"):
             (tmp_path / "run" / name).unlink(missing_ok=True)
 
 
-def test_the_folder_of_the_data_is_no_folder_for_a_run(begin, scenes, capsys):
+def test_a_run_in_the_data_folder_is_refused(begin, scenes, capsys):
     before = sorted(scenes.iterdir())
     assert begin(scenes) == 2
-    assert_one_line(capsys, "is the folder of the data")
+    assert_one_line(capsys, "is the folder of the data set")
     assert sorted(scenes.iterdir()) == before
 
 
@@ -404,7 +404,7 @@ def test_two_runs_without_out_get_a_folder_each(scenes, tmp_path, monkeypatch):
     assert {path.parent.name for path in tmp_path.rglob("best.pt")} == {"scenes", "scenes-2"}
 
 
-# ---- what may change on --resume ----
+# ---- changes on --resume ----
 
 
 def test_the_data_of_a_run_may_move(begin, scenes, tmp_path, capsys):
@@ -417,11 +417,11 @@ def test_the_data_of_a_run_may_move(begin, scenes, tmp_path, capsys):
     assert resume(run, "--epochs", "4", "--data", str(there)) == 0
 
 
-def test_what_depends_on_the_machine_may_change(begin, tmp_path):
+def test_machine_dependent_settings_may_change(begin, tmp_path):
     assert begin(tmp_path, "--recompute") == 0
     saved = read_tensors(tmp_path / "last.pt")
     for group in saved["optimizer"]["param_groups"]:
-        group.update(fused=None, foreach=True)  # as the optimizer of another machine has them
+        group.update(fused=None, foreach=True)  # as saved on another machine
     write_checkpoint(saved, tmp_path / "last.pt")
     assert resume(tmp_path, "--epochs", "4", "--amp", "bf16", "--no-recompute") == 0
     saved = read_tensors(tmp_path / "last.pt")
@@ -431,7 +431,7 @@ def test_what_depends_on_the_machine_may_change(begin, tmp_path):
 
 
 def test_a_run_is_not_resumed_on_other_images(begin, tmp_path, capsys):
-    """As many of the same names: y/1 comes back from the validation set, and x/1 goes there."""
+    """Both sets keep their sizes and file names: y/1 leaves the validation set and x/1 joins it."""
     for name in ("x/1", "y/1", "x/2", "y/3"):
         for part, pixels in (("images", (32, 48, 3)), ("masks", (32, 48))):
             picture(tmp_path / f"set/{part}/{name}.png", np.indices(pixels)[1] % 2)
@@ -443,11 +443,13 @@ def test_a_run_is_not_resumed_on_other_images(begin, tmp_path, capsys):
     assert_one_line(capsys, "has other images than the run to resume")
 
 
-# ---- what ends a run in its steps ----
+# ---- errors in a step ----
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_nothing_that_is_not_finite_reaches_the_disk(begin, tmp_path, monkeypatch, capsys, where):
+def test_no_checkpoint_holds_values_that_are_not_finite(
+    begin, tmp_path, monkeypatch, capsys, where
+):
     function, calls = F.cross_entropy, []
 
     def broken(*args, **more):
@@ -473,18 +475,20 @@ def test_nothing_that_is_not_finite_reaches_the_disk(begin, tmp_path, monkeypatc
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
     ],
 )
-def test_out_of_memory_is_one_line(begin, finished, tmp_path, monkeypatch, capsys, error):
+def test_out_of_memory_is_reported_in_one_line(
+    begin, finished, tmp_path, monkeypatch, capsys, error
+):
     def full(*args, **more):
         raise error
 
     monkeypatch.setattr(F, "cross_entropy", full)
     assert begin(tmp_path / "run") == 2
-    assert_one_line(capsys, "out of memory: a smaller --crop or --batch-size", "--recompute")
+    assert_one_line(capsys, "out of memory: choose a smaller --crop or --batch-size", "--recompute")
     assert resume(finished, "--epochs", "4") == 2
-    assert_one_line(capsys, "out of memory: --recompute needs less")
+    assert_one_line(capsys, "out of memory: add --recompute")
 
 
-def test_an_error_of_the_program_keeps_its_traceback(begin, tmp_path):
+def test_an_unexpected_error_keeps_its_traceback(begin, tmp_path):
     def broken(*_):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -494,7 +498,7 @@ def test_an_error_of_the_program_keeps_its_traceback(begin, tmp_path):
         train.main(["--data", str(tmp_path / "none"), "--debug"])
 
 
-# ---- when checkpoints are written, and in which order ----
+# ---- times and order of checkpoints ----
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", "cuda"])
 
@@ -506,8 +510,8 @@ def run_dir(path, save_every="auto", device="cpu"):
 @pytest.fixture(scope="module")
 def steps_of(tmp_path_factory):
     """steps_of(save_every, step_takes, save_takes, steps, epoch) takes steps on a clock that only
-    steps and saves move: (times at which each file was begun, time of the whole run). Every `epoch`
-    steps there is a new best network.
+    steps and saves advance: (start times of the writes of each file, time of the whole run). Every
+    `epoch` steps there is a new best network.
     """
     folder = tmp_path_factory.mktemp("clock")
 
@@ -540,14 +544,12 @@ def longest(times, end):
 
 
 @given(step_takes=st.floats(0.005, 20), save_takes=st.floats(0.01, 30))
-def test_checkpoints_take_2_percent_and_come_as_often_as_that_allows(
-    steps_of, step_takes, save_takes
-):
+def test_checkpoints_are_as_frequent_as_2_percent_allows(steps_of, step_takes, save_takes):
     begun, end = steps_of("auto", step_takes, save_takes, 6000)
     times = begun["last.pt"]
-    # The duration of the first one is not known before it is written.
+    # The duration of the first write is not known in advance.
     assert (len(times) - 1) * save_takes <= end / PAUSE
-    # They come when steps or seconds are full; after one that took long, the next time they are.
+    # One is due after SAVE_STEPS or SAVE_SECONDS; in the pause after a slow write, one is left out.
     due = min(SAVE_STEPS * step_takes, SAVE_SECONDS)
     assert longest(times, end) <= max(due, PAUSE * save_takes) + save_takes + due + step_takes
 
@@ -555,7 +557,7 @@ def test_checkpoints_take_2_percent_and_come_as_often_as_that_allows(
 @given(
     save_every=st.integers(1, 2000), step_takes=st.floats(0.1, 7), save_takes=st.floats(0.01, 30)
 )
-def test_save_every_is_obeyed_and_five_minutes_are_the_most_lost(
+def test_save_every_is_obeyed_and_at_most_5_minutes_are_lost(
     steps_of, save_every, step_takes, save_takes
 ):
     begun, end = steps_of(save_every, step_takes, save_takes, 2000)
@@ -564,17 +566,15 @@ def test_save_every_is_obeyed_and_five_minutes_are_the_most_lost(
 
 
 @given(step_takes=st.floats(0.005, 1), save_takes=st.floats(0.01, 30), epoch=st.integers(10, 400))
-def test_a_network_that_improves_all_the_time_costs_2_percent(
-    steps_of, step_takes, save_takes, epoch
-):
+def test_frequent_best_networks_cost_at_most_2_percent(steps_of, step_takes, save_takes, epoch):
     begun, end = steps_of("auto", step_takes, save_takes, 6000, epoch)
-    # Besides, there is one with each last.pt, the first one, and one at the end.
+    # In addition, there is one with each last.pt, one at the start and one at the end.
     others = len(begun["last.pt"]) + 2
     assert (len(begun["best.pt"]) - others) * save_takes <= end / PAUSE
 
 
 @DEVICES
-def test_best_is_on_the_disk_before_the_last_that_counts_on_it(tmp_path, monkeypatch, device):
+def test_best_pt_is_written_before_the_next_last_pt(tmp_path, monkeypatch, device):
     replace, written = os.replace, []
 
     def recorded(source, path):
@@ -582,7 +582,7 @@ def test_best_is_on_the_disk_before_the_last_that_counts_on_it(tmp_path, monkeyp
         written.append((path.name, read_tensors(path)["w"].item()))
 
     monkeypatch.setattr(os, "replace", recorded)
-    # By this clock a write takes as long as anything else, so the next best.pt has to wait.
+    # On this clock a write takes long, so the next best.pt has to wait.
     ticks = iter(range(10**6))
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     weight = torch.zeros(())
@@ -595,7 +595,7 @@ def test_best_is_on_the_disk_before_the_last_that_counts_on_it(tmp_path, monkeyp
     assert written == [("best.pt", 1), ("best.pt", 2), ("last.pt", 3), ("best.pt", 4)]
 
 
-def test_a_gpu_goes_on_during_a_write_of_its_old_tensors(tmp_path, monkeypatch):
+def test_a_gpu_continues_while_its_old_tensors_are_written(tmp_path, monkeypatch):
     save, disk, weights = torch.save, threading.Event(), torch.zeros(3)
 
     def slow(content, file):
@@ -604,7 +604,7 @@ def test_a_gpu_goes_on_during_a_write_of_its_old_tensors(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", slow)
     with run_dir(tmp_path, device="cuda") as files:
-        for step in (1, 2):  # the call returns although the disk does not
+        for step in (1, 2):  # the call does not wait for the disk
             files.save_last({"model": {"w": weights.fill_(step)}})
         weights.fill_(9)  # the next step changes them
         disk.set()
@@ -612,8 +612,8 @@ def test_a_gpu_goes_on_during_a_write_of_its_old_tensors(tmp_path, monkeypatch):
         assert read_tensors(tmp_path / name)["model"]["w"].tolist() == [step] * 3
 
 
-def test_a_waiting_best_network_is_copied_once_and_stops_no_loop(tmp_path, monkeypatch):
-    """It is written before the next last.pt, which is asked for while the disk stands still."""
+def test_a_delayed_best_network_is_copied_once_without_blocking(tmp_path, monkeypatch):
+    """It is written before the next last.pt, though that is requested while the disk hangs."""
     save, disk, copies = torch.save, threading.Event(), []
 
     class Copies(TorchFunctionMode):
@@ -622,7 +622,7 @@ def test_a_waiting_best_network_is_copied_once_and_stops_no_loop(tmp_path, monke
                 copies.append(args)
             return function(*args, **(kwargs or {}))
 
-    ticks = iter(range(10**6))  # by this clock a write takes long, so the next best.pt has to wait
+    ticks = iter(range(10**6))  # on this clock a write takes long, so the next best.pt has to wait
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     with run_dir(tmp_path, device="cuda") as files:
         files.save_best({"epoch": 1})
@@ -636,7 +636,7 @@ def test_a_waiting_best_network_is_copied_once_and_stops_no_loop(tmp_path, monke
     assert read_tensors(tmp_path / "best.pt")["epoch"] == 2 and (tmp_path / "last.pt").exists()
 
 
-def test_a_write_under_way_is_not_asked_for_again(tmp_path, monkeypatch):
+def test_no_checkpoint_is_due_during_a_write(tmp_path, monkeypatch):
     save, disk, now = torch.save, threading.Event(), [0.0]
     monkeypatch.setattr(torch, "save", lambda *args: disk.wait(60) and save(*args))
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
@@ -649,7 +649,7 @@ def test_a_write_under_way_is_not_asked_for_again(tmp_path, monkeypatch):
 
 
 @DEVICES
-def test_a_failed_write_ends_the_run_and_best_is_on_the_disk(tmp_path, monkeypatch, device):
+def test_a_failed_write_ends_the_run_after_best_pt_is_written(tmp_path, monkeypatch, device):
     save, ticks = torch.save, iter(range(10**6))
 
     def full(content, file):
@@ -661,9 +661,9 @@ def test_a_failed_write_ends_the_run_and_best_is_on_the_disk(tmp_path, monkeypat
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     last = "last.pt: cannot be written .No space left"
     with pytest.raises(InputError, match=last), run_dir(tmp_path, device=device) as files:
-        for epoch in (1, 2):  # the second one waits
+        for epoch in (1, 2):  # the second best.pt has to wait
             files.save_best({"epoch": epoch})
         files.save_last({})
-        for _ in range(3):  # a thread fails later
+        for _ in range(3):  # a write in a thread fails later
             files.save_last({})
     assert read_tensors(tmp_path / "best.pt")["epoch"] == 2

@@ -1,5 +1,5 @@
-"""The CUDA code on a stand-in for a GPU (standin.py): the same results, no waiting, and copies in
-the right order.
+"""On a stand-in for a GPU (standin.py), the CUDA code gives the same results, does not wait, and
+copies in the right order.
 """
 
 import signal
@@ -42,8 +42,8 @@ def tensors_of(content, path=()):
 
 
 class Waits:
-    """A hook of train.main: `steps` and `evaluations` get what made the processor wait between two
-    steps, and between a step and the end of an evaluation.
+    """A hook for train.main that counts waits of the CPU: `steps` has those between two steps,
+    `evaluations` those between a step and the end of an evaluation.
     """
 
     def __init__(self, gpu):
@@ -65,7 +65,7 @@ class Waits:
         ("--amp fp16", 1e-2),
     ],
 )
-def test_a_run_steps_as_on_the_processor_and_waits_once_an_image(
+def test_a_run_matches_the_cpu_and_waits_once_per_image(
     scenes, tmp_path, monkeypatch, options, tolerance
 ):
     options = options.split()
@@ -74,7 +74,7 @@ def test_a_run_steps_as_on_the_processor_and_waits_once_an_image(
         waits = Waits(gpu)
         there = trained(tmp_path / "cuda", scenes, *options, after=waits)
     assert len(waits.steps) >= 4 and not any(waits.steps), waits.steps
-    # Three images; the loss, the first step that was not finite, and the scale of fp16.
+    # Three images, the loss, the first step that was not finite, and the scale of fp16.
     assert waits.evaluations[0].total() <= 3 + 3, waits.evaluations
     assert not gpu.faults
     losses = [saved["log"][0]["train_loss"] for saved in (there, here)]
@@ -109,8 +109,8 @@ def test_a_run_moves_between_devices_and_both_predict_the_same(scenes, tmp_path,
         assert (a[name] - b[name]).norm() <= 1e-3 * a[name].norm(), name
 
 
-def test_batches_are_pinned_in_threads_that_have_chosen_their_gpu(monkeypatch):
-    """The batches of one thread and of two, in order."""
+def test_batches_are_pinned_in_threads_that_set_their_gpu(monkeypatch):
+    """Without workers and with two, the batches are the same and in order."""
 
     def reader(i):
         return np.full((40, 60, 3), i, np.uint8), np.full((40, 60), i, np.uint8)
@@ -130,7 +130,7 @@ def test_batches_are_pinned_in_threads_that_have_chosen_their_gpu(monkeypatch):
 
 
 def test_the_fused_update_takes_gradients_of_any_strides(monkeypatch):
-    """CUDA gives the gradient of a 1 x 1 convolution other strides than its weight's."""
+    """CUDA gives the gradient of a 1 x 1 convolution other strides than its weight has."""
     with standin(monkeypatch):
         net = small().to(CUDA)
         optimizer = sgd(net, momentum=0.9, weight_decay=0.0)
@@ -151,10 +151,10 @@ def test_fp32_is_not_tf32_and_bf16_is_for_new_gpus(monkeypatch):
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
-# ---- the stand-in itself: what a GPU answers with a wrong number once in a thousand steps ----
+# ---- the stand-in itself: mistakes that give a wrong number on a GPU once in a thousand steps ----
 
 
-def test_the_stand_in_counts_what_waits(monkeypatch):
+def test_the_stand_in_counts_waits(monkeypatch):
     with standin(monkeypatch) as gpu:
         x = torch.ones(40, 40, device=CUDA)
         for wait in (

@@ -1,4 +1,4 @@
-"""Synthetic scenes: what other files and their readers may rely on."""
+"""Synthetic scenes: the properties that other files and their readers rely on."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def best_iou(scores, truth, valid):
 
 @settings(max_examples=8)
 @given(SEEDS, st.sampled_from(CATEGORIES))
-def test_same_seed_same_scene(seed, category):
+def test_a_seed_always_gives_the_same_scene(seed, category):
     once, again = draw(seed, category), draw(seed, category)
     assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
     assert not np.array_equal(once.image, draw(seed + 1, category).image)
@@ -33,9 +33,7 @@ def test_same_seed_same_scene(seed, category):
 
 @settings(max_examples=20)
 @given(SEEDS, st.sampled_from(CATEGORIES), SIDES, SIDES)
-def test_any_size_has_truth_of_three_colours_and_a_lane_within_the_road(
-    seed, category, height, width
-):
+def test_scenes_of_any_size_have_valid_ground_truth(seed, category, height, width):
     scene = draw(seed, category, height, width)
     truths = [truth for truth in (scene.road, scene.lane) if truth is not None]
     assert len(truths) == (2 if category == "um" else 1)
@@ -48,15 +46,15 @@ def test_any_size_has_truth_of_three_colours_and_a_lane_within_the_road(
     assert np.array_equal((truths[-1] == 0).all(-1), (scene.road == 0).all(-1))
 
 
-def test_position_alone_scores_badly():
+def test_position_alone_predicts_road_badly():
     truths = np.array([draw(seed, CATEGORIES[seed % 3]).road for seed in range(60)])
     road, valid = is_road(truths), (truths != NOT_VALID).any(-1)
-    assert road.any((1, 2)).all()  # every scene shows some
+    assert road.any((1, 2)).all()  # every scene shows road
     assert best_iou(1.0, road, valid) < 0.5
     assert best_iou(road.mean(0), road, valid) < 0.65
 
 
-def test_colour_alone_scores_badly():
+def test_colour_alone_predicts_road_badly():
     scenes = [draw(seed, "uu") for seed in range(20)]
     codes = np.concatenate([s.image // 16 @ np.array([256, 16, 1]) for s in scenes]).ravel()
     road = np.concatenate([is_road(s.road) for s in scenes]).ravel()
@@ -65,8 +63,8 @@ def test_colour_alone_scores_badly():
 
 
 def off_the_plan(scene, plan, to_image, down=0, right=0):
-    """Road pixels nearer than 40 m without any planned road in them, and the share of road among
-    wholly planned ones, by sending pixel corners (1-based, as KITTI counts) back to the ground.
+    """Road pixels nearer than 40 m that touch no planned road, and the share of road among pixels
+    wholly on planned road. Pixel corners (1-based, like KITTI's) are projected onto the ground.
     """
     row, column = np.mgrid[: scene.road.shape[0] + 1, : scene.road.shape[1] + 1] + 1.0
     rays = np.stack([column + right, row + down, np.ones_like(row)])
@@ -78,7 +76,7 @@ def off_the_plan(scene, plan, to_image, down=0, right=0):
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_calibration_meets_the_drawn_ground_to_the_pixel(tmp_path, category):
+def test_calibration_matches_the_drawn_ground_to_the_pixel(tmp_path, category):
     scenes = []
     for seed in range(10):
         scene, file = draw(seed, category), tmp_path / f"{seed}.txt"
@@ -86,12 +84,12 @@ def test_calibration_meets_the_drawn_ground_to_the_pixel(tmp_path, category):
         scenes.append((scene, survey(seed, category), homography(file)))
     for scene in scenes:
         off, share = off_the_plan(*scene)
-        assert off == 0 and share > 0.4  # the planned road that is missing hides behind things
-    for down, right in ((0, 1), (0, -1), (-1, 0)):  # the measure is fine enough to see one pixel
+        assert off == 0 and share > 0.4  # objects hide the rest of the planned road
+    for down, right in ((0, 1), (0, -1), (-1, 0)):  # a shift of one pixel shows
         assert sum(off_the_plan(*scene, down, right)[0] for scene in scenes) > 0
 
 
-def test_layout_and_names_are_kittis(tmp_path):
+def test_layout_and_names_match_kitti(tmp_path):
     write(tmp_path / "data", train=5, test=4, height=16, width=32)
     training = ["um_000000", "um_000001", "umm_000000", "umm_000001", "uu_000000"]
     testing = ["um_000000", "um_000001", "umm_000000", "uu_000000"]
@@ -108,7 +106,7 @@ def test_layout_and_names_are_kittis(tmp_path):
         assert np.asarray(Image.open(file)).shape == (16, 32, 3)
 
 
-def test_same_seed_same_files_and_another_seed_other_ones(tmp_path):
+def test_the_files_depend_only_on_the_seed(tmp_path):
     for name, seed in zip("abc", (1, 1, 2), strict=True):
         write(tmp_path / name, 3, 3, 16, 32, seed)
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*")]
@@ -118,7 +116,7 @@ def test_same_seed_same_files_and_another_seed_other_ones(tmp_path):
     assert len(images) == 6  # none is in both splits
 
 
-def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*arguments, **more):
         raise OSError("No space left on device")
 
@@ -128,7 +126,7 @@ def test_nothing_half_written_is_left_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_holds_something_is_left_as_it_was(tmp_path):
+def test_a_folder_with_files_is_left_unchanged(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mine.txt").write_text("mine")
     with pytest.raises(OSError):

@@ -1,4 +1,4 @@
-"""A run, from outside: what it learns, what it leaves in its folder, and what its options do."""
+"""Runs of train.py: learning, the files of a run, and options."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ Finished = namedtuple("Finished", "out said")
 
 @pytest.fixture(scope="module")
 def finished(scenes, tmp_path_factory):
-    """A run of four epochs and what it printed."""
+    """A run of four epochs, and its output."""
     out, said = tmp_path_factory.mktemp("runs") / "finished", io.StringIO()
     with contextlib.redirect_stdout(said):
         assert run(scenes, out, "--epochs", 4, "--lr", 0.05) == 0
@@ -88,7 +88,7 @@ def test_the_loss_falls(scenes, tmp_path):
 
 
 @pytest.mark.parametrize("rate, status", [("10", 0), ("1e+30", 2)])
-def test_divergence_is_said(scenes, tmp_path, capsys, rate, status):
+def test_divergence_is_reported(scenes, tmp_path, capsys, rate, status):
     assert run(scenes, tmp_path, "--epochs", 1, "--lr", rate) == status
     out, error = capsys.readouterr()
     said = error if status else next(x for x in out.splitlines() if x.startswith("warning"))
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_run_for_any_workers(scenes, tmp_path):
     assert logs[1, 0] != logs[2, 0]
 
 
-def test_weights_are_decayed_and_biases_learn_at_twice_the_rate(finished):
+def test_biases_have_twice_the_learning_rate_and_no_weight_decay(finished):
     weights, biases = read_checkpoint(finished.out / "last.pt")["optimizer"]["param_groups"]
     assert biases["lr"] == 2 * weights["lr"] > 0
     assert (weights["weight_decay"], biases["weight_decay"]) == (5e-4, 0)
@@ -115,10 +115,10 @@ def test_weights_are_decayed_and_biases_learn_at_twice_the_rate(finished):
     assert (len(weights["params"]), len(biases["params"])) == (18, 18)
 
 
-def test_class_weights_reach_both_losses(scenes, tmp_path):
+def test_class_weights_apply_to_both_losses(scenes, tmp_path):
     losses = {}
     for weights in ("none", "sqrt"):
-        # Scores that stay 0 cost log 2 in each pixel, times weights that have the mean 1.
+        # Scores that stay 0 cost log 2 per pixel, times weights with a mean of 1.
         options = f"--epochs 1 --lr 1e-30 --class-weights {weights}"
         run(scenes, tmp_path / weights, *options.split())
         row = log_of(tmp_path / weights)[0]
@@ -128,8 +128,10 @@ def test_class_weights_reach_both_losses(scenes, tmp_path):
         assert weighted != plain and weighted == pytest.approx(plain, rel=0.3)
 
 
-def test_a_step_of_the_summed_loss_is_one_at_rate_times_pixels(tmp_path, monkeypatch):
-    """The weight decay is divided by them. No clipping; momentum, hence several steps."""
+def test_the_summed_loss_matches_a_scaled_learning_rate(tmp_path, monkeypatch):
+    """A mean loss takes the same steps with the learning rate times the pixels, and the weight
+    decay divided by them. No clipping; several steps, because of momentum.
+    """
     data = own(tmp_path / "own")
     for i in range(5):
         mask = np.array(Image.open(data / f"masks/{i}.png"))
@@ -154,7 +156,7 @@ def test_a_step_of_the_summed_loss_is_one_at_rate_times_pixels(tmp_path, monkeyp
     assert {"score_fr.weight", "score_pool4.weight", "score_pool3.weight"} <= learnt
 
 
-# ---- what a run leaves ----
+# ---- the files of a run ----
 
 
 def test_a_run_leaves_its_files_and_no_others(finished):
@@ -172,20 +174,20 @@ def test_a_run_leaves_its_files_and_no_others(finished):
         assert word in finished.said
 
 
-def test_best_pt_is_the_network_of_the_best_row(finished, scenes):
+def test_best_pt_is_the_network_of_the_best_epoch(finished, scenes):
     rows, data = log_of(finished.out), find(scenes)
     best = read_checkpoint(finished.out / "best.pt")
     scores = [row["MaxF"] for row in rows]
     improved = [i + 1 for i, s in enumerate(scores) if s > max(scores[:i], default=-1)]
     assert [row["epoch"] for row in rows if row["is_best"]] == improved
     assert best["epoch"] == improved[-1] and best["best"] == max(scores)
-    assert f"best network, of epoch {best['epoch']}," in finished.said
+    assert f"best network (epoch {best['epoch']})," in finished.said
     for name, row in (("best.pt", rows[best["epoch"] - 1]), ("last.pt", rows[-1])):
         result = scored(data, data.val, finished.out / name)[0]
         assert (result["MaxF"], result["mean_iou"]) == (row["MaxF"], row["mean_iou"])
 
 
-def test_the_log_has_kittis_measures_of_each_road_in_both_spaces(finished):
+def test_the_log_has_kitti_scores_per_category_in_both_spaces(finished):
     rows = log_of(finished.out)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     for category in ("um_road", "umm_road", "uu_road", "URBAN"):
@@ -195,7 +197,7 @@ def test_the_log_has_kittis_measures_of_each_road_in_both_spaces(finished):
 
 
 @pytest.mark.parametrize("kept, monitor", [("all", "mean_iou"), ("car", "MaxF")])
-def test_several_classes_are_judged_by_mean_iou_one_by_maxf(tmp_path, kept, monitor):
+def test_mean_iou_ranks_several_classes_and_maxf_a_single_one(tmp_path, kept, monitor):
     data = own(tmp_path / "own", classes="sky\ncar\nhouse\n")
     picture(data / "calib/0.png", [[0]]).rename(data / "calib/0.txt")  # only KITTI's are read
     assert run(data, tmp_path / "run", "--classes", kept, "--lr", 0.05) == 0
@@ -235,7 +237,7 @@ def test_an_evaluation_converts_the_weights_once(scenes, tmp_path):
     assert len({id(net) for net, _ in evaluated}) == 4 < len(evaluated) - 10
 
 
-def test_scores_that_are_not_finite_are_said_of_their_image(scenes):
+def test_non_finite_scores_are_reported_with_their_image(scenes):
     data, ranks = find(scenes), Ranks()
     net = FCN8s(2, width=1 / 32, fc_channels=4)
     net.classes = data.classes
@@ -282,7 +284,7 @@ def test_the_curves_mark_the_epoch_of_best_pt(tmp_path):
         assert abs(columns.mean() - (70 + 640 * (best - 1) / 10)) < 2
 
 
-def test_the_seconds_of_an_interrupted_epoch_count_both_parts(scenes, tmp_path, monkeypatch):
+def test_the_time_of_an_interrupted_epoch_counts_both_parts(scenes, tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
@@ -299,7 +301,7 @@ def test_the_seconds_of_an_interrupted_epoch_count_both_parts(scenes, tmp_path, 
     assert seconds("whole", *argv) == "50.0"
     with pytest.raises(SystemExit):
         seconds("cut", *argv, kill=True)
-    now[0] += 1000  # the night between
+    now[0] += 1000  # the break in between
     assert seconds("cut", "--resume") == "50.0"
 
 
@@ -341,7 +343,7 @@ def test_no_more_than_the_crop_reaches_the_network(scenes, tmp_path, seen, resiz
     assert np.max([size for training, size in seen if training], 0).tolist() == list(largest)
 
 
-def test_a_network_trained_at_a_factor_is_scored_and_used_at_it(scenes, tmp_path, seen):
+def test_training_scoring_and_prediction_use_the_resize_factor(scenes, tmp_path, seen):
     assert run(scenes, tmp_path, "--resize", 2, "--lr", 0.05) == 0
     assert {size for training, size in seen if not training} == {(64, 128)}
     views = np.array([size for training, size in seen if training]) / (32, 64)
@@ -351,7 +353,7 @@ def test_a_network_trained_at_a_factor_is_scored_and_used_at_it(scenes, tmp_path
     assert scored(data, data.val, tmp_path / "best.pt")[0]["MaxF"] == best["result"]["MaxF"]
 
 
-def test_the_authors_recipe_is_theirs_and_options_still_count(scenes, tmp_path):
+def test_the_paper_recipe_applies_and_options_override_it(scenes, tmp_path):
     assert run(scenes, tmp_path, *"--recipe paper --epochs 1 --pad 1".split()) == 0
     saved = read_checkpoint(tmp_path / "last.pt")
     for name, value in train.PAPER.items():
@@ -365,7 +367,7 @@ def test_the_authors_recipe_is_theirs_and_options_still_count(scenes, tmp_path):
 
 def test_real_kitti_lanes_train(kitti_sample, tmp_path):
     assert run(kitti_sample, tmp_path, "--task", "lane", "--epochs", 1, "--crop", "64x128") == 0
-    # At scores of zero, everything is "not lane".
+    # With scores of zero, every pixel is "not lane".
     assert log_of(tmp_path)[0]["pixel_acc"] > 0.5
 
 

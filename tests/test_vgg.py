@@ -1,6 +1,4 @@
-"""VGG16: the same function as the classification network, its grids, and the weights that it begins
-with.
-"""
+"""VGG16: the outputs of the classification network, the grids, and the initial weights."""
 
 import pytest
 import torch
@@ -36,8 +34,8 @@ LAYERS = [
 
 
 def reference(state, x, stop=None):
-    """VGG16 up to layer `stop` as the table of the paper says it, on a plain dict of weights. Even
-    sizes only.
+    """VGG16 up to layer `stop` by the table of the paper, from a plain dict of weights. Even sizes
+    only.
     """
     for name in LAYERS[:-2]:
         if name.startswith("pool"):
@@ -49,7 +47,7 @@ def reference(state, x, stop=None):
     return x
 
 
-def test_full_network_computes_what_the_dense_layers_of_the_classifier_compute():
+def test_the_full_network_matches_the_dense_classifier():
     # At 224 x 224 pool5 is 7 x 7, and the 7 x 7 window of fc6 fits once: at the centre of our
     # padded map.
     net = VGG16().eval()
@@ -94,7 +92,7 @@ def test_every_pool_keeps_the_last_row(height, width, pad):
     assert fc7.shape[2:] == (halved(height, 5) - lost, halved(width, 5) - lost)
 
 
-def test_grids_are_those_of_the_reference_arithmetic():
+def test_grids_match_reference_values():
     border = VGG16(pad=100, width=1 / 64, fc_channels=1).grid
     assert border["conv1_2"] == Grid(1, -99, 2)
     assert [border[f"pool{i}"][:2] for i in (3, 4, 5)] == [(8, -95.5), (16, -91.5), (32, -83.5)]
@@ -112,9 +110,9 @@ def test_grids_are_those_of_the_reference_arithmetic():
 
 @pytest.mark.parametrize("pad", [1, 100])
 @pytest.mark.parametrize("name, index", [("pool3", 0), ("pool4", 1), ("fc7", 2)])
-def test_a_cell_sees_the_image_around_the_pixel_that_its_grid_names(pad, name, index):
-    """The pixels that move one cell are a square; its centre is the pixel stride * i + offset, its
-    half side the reach.
+def test_a_cell_sees_the_square_that_its_grid_describes(pad, name, index):
+    """The pixels that affect a cell form a square. Its centre is pixel stride * i + offset, and
+    half its side is the reach.
     """
     net = VGG16(pad, width=1 / 64, fc_channels=1).double()
     for p in net.parameters():
@@ -128,8 +126,8 @@ def test_a_cell_sees_the_image_around_the_pixel_that_its_grid_names(pad, name, i
     net.eval()
     cells = net(x)[index]
     row, column = cells.shape[2] // 2, cells.shape[3] // 2 + 1
-    # A max pool passes one of its inputs on; all of them in turn are what the cell can see. Average
-    # pools see at once.
+    # A max pool passes on one of its inputs; the cell can see each of them. An average pool passes
+    # on all of them at once.
     for i in range(1, 6):
         setattr(net, f"pool{i}", torch.nn.AvgPool2d(2, 2, ceil_mode=True))
     net(x)[index][0, 0, row, column].backward()
@@ -143,7 +141,7 @@ def test_a_cell_sees_the_image_around_the_pixel_that_its_grid_names(pad, name, i
     assert (columns[0] + columns[-1]).item() / 2 == stride * column + offset
 
 
-def test_fresh_weights_keep_the_size_of_the_signal_and_none_is_zero():
+def test_initial_weights_keep_the_scale_of_the_signal():
     net = VGG16(width=0.25, fc_channels=256).eval()
     for name, p in net.named_parameters():
         if name.endswith("weight"):
@@ -158,7 +156,7 @@ def test_fresh_weights_keep_the_size_of_the_signal_and_none_is_zero():
     "wrong",
     [{"pad": 0}, {"pad": 2}, {"pad": 96}, {"width": 0}, {"fc_channels": 0}, {"dropout": -1}],
 )
-def test_settings_that_make_no_network_are_refused(wrong):
+def test_invalid_settings_are_refused(wrong):
     with pytest.raises(ValueError):
         VGG16(**{"width": 1 / 64, "fc_channels": 1, **wrong})
 
@@ -172,7 +170,7 @@ def test_settings_that_make_no_network_are_refused(wrong):
     width=st.integers(1, 12),
     kernel=st.sampled_from([(1, 0), (7, 3)]),
 )
-def test_in_evaluation_in_fp32_too(n, height, width, kernel):
+def test_a_dense_layer_matches_a_convolution_in_evaluation(n, height, width, kernel):
     layer, x = (
         DenseConv2d(5, 6, kernel[0], padding=kernel[1]).eval(),
         torch.randn(n, 5, height, width),
@@ -190,10 +188,10 @@ def test_in_evaluation_in_fp32_too(n, height, width, kernel):
     bf16=st.booleans(),
 )
 @settings(max_examples=40)
-def test_a_dense_layer_computes_the_convolution_of_its_weights_and_its_gradients(
+def test_a_dense_layer_matches_a_convolution_and_its_gradients(
     n, height, width, kernel, outputs, bf16
 ):
-    """In fp64; in bf16 as near as that is: three digits."""
+    """In fp64, and in bf16 up to its three digits."""
     size, padding = kernel
     if min(height, width) + 2 * padding < size:
         height = width = size
@@ -219,6 +217,6 @@ def test_a_dense_layer_computes_the_convolution_of_its_weights_and_its_gradients
         (layer.weight.grad, conv.weight.grad),
     ):
         assert (got.double() - exact).norm() <= tolerance * exact.norm()
-    # The gradient of a bias is the sum of all of `wanted`, which may cancel: it is as near as its
-    # terms are.
+    # The gradient of the bias is the sum of `wanted`, whose terms may cancel. So the error is
+    # measured against the terms.
     assert (layer.bias.grad.double() - conv.bias.grad).norm() <= tolerance * wanted.norm()

@@ -1,4 +1,4 @@
-"""The walkthrough and the exercises say what the code says."""
+"""The walkthrough and the exercises match the code."""
 
 import re
 
@@ -28,7 +28,7 @@ def test_the_page_has_the_numbers_that_the_command_computes():
     assert walkthrough.filled_in(PAGE, exact) == PAGE
 
 
-def test_the_losses_of_the_page_are_those_of_a_training():
+def test_the_losses_on_the_page_match_a_training_run():
     steps, losses = (numbers(line) for line in block("losses"))
     assert steps == list(walkthrough.STEPS)
     computed = numbers(walkthrough.losses((1, 2, 10)).splitlines()[1])
@@ -36,7 +36,7 @@ def test_the_losses_of_the_page_are_those_of_a_training():
     assert losses[2] > losses[3] > losses[4]
 
 
-def test_the_numbers_by_hand_are_pytorchs():
+def test_the_numbers_by_hand_match_pytorch():
     inputs = torch.from_numpy(walkthrough.FIVE).float()[None, None]
     kernel = torch.tensor([[[0.25, 0.75, 0.75, 0.25]]])
     for line, padding in (("sum", 0), ("padding 1", 1)):
@@ -45,7 +45,7 @@ def test_the_numbers_by_hand_are_pytorchs():
         assert numbers(printed.removeprefix(line)) == wanted.flatten().tolist()
 
 
-def test_the_cells_of_a_crop_meet_where_the_network_crops():
+def test_the_crop_example_matches_the_network():
     for pad in (100, 1):
         _, fine, _, coarse = (numbers(line) for line in block(f"crop, pad {pad}"))
         assert fine.index(coarse[0]) == FCN8s(2, pad, width=1 / 64, fc_channels=1).crop["pool4"]
@@ -60,7 +60,7 @@ def test_pictures_are_drawn_at_the_size_that_the_page_shows(tmp_path):
 
 
 @pytest.mark.parametrize("patch", re.findall(r"```diff\n(.*?)```", EXERCISES, re.DOTALL))
-def test_each_change_of_an_exercise_fits_the_code(patch):
+def test_each_exercise_patch_fits_the_code(patch):
     name, *lines = patch.splitlines()
     code = (ROOT / name.removeprefix("--- ")).read_text(encoding="utf-8")
     kept = [line[1:] for line in lines if line[0] in " -"]

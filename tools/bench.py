@@ -1,22 +1,22 @@
-"""How fast this project predicts and trains on this machine, beside the network as published.
+"""Time prediction and training on this machine, and compare with the network as published.
 
     python tools/bench.py [--device cuda] [--peers]
 
-The image is 375 x 1242, as KITTI's, with two classes. On a GPU, a training step takes 8 images of
-352 x 1216. The weights are fresh; the time does not depend on them.
+The image is 375 x 1242, like KITTI's, with two classes. On a GPU, a training step takes 8 images of
+352 x 1216. The weights are random; the time does not depend on them.
 
     published          the authors' network: a border of 100, fp32, a plain convolution for fc6, and
-                       PyTorch's defaults for the rest. All layers learn; in ours two blocks are
-                       frozen, as train.py does for a road
-    from files         a step with all that train.py does for it: PNGs are read, decoded and
-                       augmented in threads, and copied while the step before is computed
-    ONNX Runtime,      our network as export.py writes it; with --peers, which takes the packages
+                       otherwise PyTorch's defaults. All layers learn; ours has two frozen blocks,
+                       as train.py does for a road
+    from files         a step as in train.py: threads read, decode and augment PNGs, and copy them
+                       during the previous step
+    ONNX Runtime,      our network as written by export.py; with --peers, which needs the packages
     OpenVINO           onnx, onnxscript, onnxruntime and openvino
-    ceiling            the speed of the work that the network mostly consists of: on a CPU its
-                       conv3_2, on a GPU a matrix product of 8192 x 8192
+    ceiling            the speed of the dominant operation: conv3_2 on a CPU, a matrix product of
+                       8192 x 8192 on a GPU
 
-Machines differ, and the same machine differs from minute to minute; the ratios count. So all cases
-take turns, round by round, each in a process of its own, which tells its memory. Shares and ratios
+Speed varies between machines and from minute to minute, so compare the ratios. All cases take
+turns, round by round, each in its own process, which also measures its memory. Shares and ratios
 are medians over the rounds.
 """
 
@@ -66,8 +66,8 @@ from train import Config
 from vgg import normalise
 
 ROOT = Path(__file__).resolve().parents[1]
-ROUNDS = 7  # that count; in one more before them memory is allocated and algorithms are chosen
-STEP = {"cpu": (1, 375, 1242), "cuda": (8, 352, 1216)}  # of training: images, height and width
+ROUNDS = 7  # after a warm-up round that allocates memory and chooses algorithms
+STEP = {"cpu": (1, 375, 1242), "cuda": (8, 352, 1216)}  # of training: images, height, width
 PEERS = ["ONNX Runtime fp32", "OpenVINO fp32", "OpenVINO bf16"]
 TRAINING = ["published", "fp32", "bf16", "bf16 --recompute", "bf16 from files"]
 
@@ -75,7 +75,7 @@ TRAINING = ["published", "fp32", "bf16", "bf16 --recompute", "bf16 from files"]
 def main():
     parser = Parser("bench.py", description=__doc__)
     parser.add_argument("--device", default="cpu", choices=STEP, help="default %(default)s")
-    parser.add_argument("--peers", action="store_true", help="ONNX Runtime and OpenVINO too")
+    parser.add_argument("--peers", action="store_true", help="also ONNX Runtime and OpenVINO")
     options = parser.parse_args()
     try:
         device = pick_device(options.device)
@@ -88,7 +88,7 @@ def main():
             if options.peers:
                 write_network(Path(folder))
                 prediction += PEERS
-            with suppress(InputError):  # without the instructions there is no such row
+            with suppress(InputError):  # no int8 row without the CPU instructions
                 require_int8(device)
                 prediction.append("int8")
             for task, cases in (("prediction", prediction), ("training", TRAINING)):
@@ -98,7 +98,7 @@ def main():
 
 
 def measure(task: str, cases: list[str], device: torch.device, folder: Path) -> str:
-    """The table of some cases. All of them hold their memory at the same time."""
+    """Time the cases, and return their table. All cases hold their memory at the same time."""
     pools = {case: ProcessPoolExecutor(1, get_context("spawn")) for case in cases}
     rounds = []
     for i in range(ROUNDS + 1):
@@ -116,11 +116,11 @@ def measure(task: str, cases: list[str], device: torch.device, folder: Path) -> 
 
 
 def table(flops: dict[tuple[str, str], int], images: int, rounds: list[dict]) -> str:
-    """The table that is printed.
+    """The results as a text table.
 
-    flops     of each (task, case) the operations; `images` are in all of them
-    rounds    for each round and (task, case) its (seconds, memory in bytes), and the ceilings
-              "fp32" and "bf16" in operations a second
+    flops     operations of each (task, case), for `images` images
+    rounds    for each round, (seconds, memory in bytes) of each (task, case), and the ceilings
+              "fp32" and "bf16" in operations per second
     """
     ceilings = [
         f"{kind} {median(row[kind] for row in rounds) / 1e9:,.0f} GFLOP/s"
@@ -146,7 +146,7 @@ def table(flops: dict[tuple[str, str], int], images: int, rounds: list[dict]) ->
 
 
 def ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second, see above."""
+    """The ceiling in operations per second, see above."""
     if device.type == "cuda":
         a = torch.randn(8192, 8192, device=device, dtype=dtype)
         return 2 * 8192**3 / timed(lambda: a @ a, device)
@@ -159,8 +159,8 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def timed(do, device: torch.device) -> float:
-    """Seconds that `do` takes; on a GPU the mean of ten in a row, as they come in a loop, after
-    twenty that use up the images loaded while the other cases took their turns.
+    """Seconds that `do` takes; on a GPU the mean of ten calls in a row, after twenty that use up
+    the images loaded during the turns of the other cases.
     """
     before, times = (20, 10) if device.type == "cuda" else (0, 1)
     wait = torch.get_device_module(device).synchronize
@@ -175,7 +175,7 @@ def timed(do, device: torch.device) -> float:
 
 
 def network(case: str) -> FCN8s:
-    """The network with two classes: ours as train.py trains it for a road, or as published."""
+    """The network with two classes, as train.py trains it for a road or as published."""
     net = FCN8s(2, pad=100 if case == "published" else 1, dropout=0.1)
     if case == "published":
         net.vgg.fc6 = nn.Conv2d(512, 4096, kernel_size=7)
@@ -186,8 +186,8 @@ def network(case: str) -> FCN8s:
 
 
 def operations(task: str, case: str, images: int, height: int, width: int) -> int:
-    """Floating point operations of a prediction, or of the forward and backward pass of a step;
-    counted on the meta device.
+    """Floating point operations of a prediction, or of a step's forward and backward pass, counted
+    on the meta device.
     """
     with torch.device("meta"):
         net, image = network(case), torch.empty(images, 3, height, width)
@@ -207,18 +207,18 @@ def one_round(task, case, device, folder) -> tuple[float, int]:
     """
     seconds = timed(begin(task, case, device, folder), device)
     if device.type == "cpu":
-        import resource  # Windows has none
+        import resource  # not on Windows
 
         return seconds, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = torch.cuda.max_memory_allocated()
     torch.cuda.empty_cache()  # room for the other cases
-    torch.cuda.reset_peak_memory_stats()  # in the first round, algorithms were tried
+    torch.cuda.reset_peak_memory_stats()  # the first round tried algorithms
     return seconds, peak
 
 
 @cache
 def begin(task, case, device, folder):
-    """The function that does a case once; made in the first round."""
+    """The function that runs a case once, made in the first round."""
     pick_device(str(device))
     torch.backends.cudnn.benchmark = task == "training"  # as in train.py and predict.py
     if case == "published":
@@ -227,7 +227,7 @@ def begin(task, case, device, folder):
 
 
 def prediction(case, device, folder):
-    """From a picture as bytes to its labels and probabilities as bytes, in the host's memory."""
+    """A function that predicts a uint8 picture: uint8 labels and probabilities, on the host."""
     picture = np.random.default_rng(0).integers(0, 256, (375, 1242, 3), np.uint8)
     if case == "published":
         net = network(case).to(device).eval()
@@ -244,7 +244,7 @@ def prediction(case, device, folder):
 
 
 def as_published(compute, picture, device):
-    """A prediction in PyTorch's plainest way; `compute` goes from uint8 [N, 3, H, W] to scores."""
+    """A prediction in plain PyTorch; `compute` goes from uint8 [N, 3, H, W] to scores."""
 
     @torch.no_grad()
     def predict():
@@ -256,7 +256,7 @@ def as_published(compute, picture, device):
 
 
 def training(case, device, folder):
-    """A step from bytes to new weights."""
+    """A function that does a step, from uint8 images to updated weights."""
     n, height, width = STEP[device.type]
     images = torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.randint(0, 2, (n, height, width), dtype=torch.uint8)
@@ -298,12 +298,12 @@ def training(case, device, folder):
 
 
 def file_batches(device, folder):
-    """Batches as train.py makes them, from pictures of 375 x 1242 that are drawn for it."""
+    """Batches as in train.py, from synthetic pictures of 375 x 1242."""
     n, *crop = STEP[device.type]
     config = Config(batch_size=n, crop=crop, resize=1.0, flip="yes")
     synthetic.write(folder / "roads", train=24, test=0, height=375, width=1242)
     data = find(folder / "roads")
-    samples = 1000 * (data.train + data.val)  # an epoch that does not end
+    samples = 1000 * (data.train + data.val)  # an epoch that never ends
     reader, sizes = Reader(data.read_label, cache_bytes=0), [(375, 1242)] * len(samples)
     workers = default_workers(config.workers, device)
     return Batches(reader, samples, sizes, 1, config, Ranks(), workers, device)
@@ -313,17 +313,17 @@ def file_batches(device, folder):
 
 
 def write_network(folder: Path):
-    """Export our network, as a user does it; export.py says what is missing."""
+    """Export our network with export.py."""
     net = network("fp32")
     net.classes = ["background", "road"]
     net.save(folder / "best.pt")
     command = [sys.executable, ROOT / "export.py", folder / "best.pt", folder / "network.onnx"]
-    if subprocess.run(command).returncode:  # export.py has said why
+    if subprocess.run(command).returncode:  # export.py has printed the reason
         sys.exit(2)
 
 
 def peer(case: str, folder: Path):
-    """From uint8 [N, 3, H, W] to scores, with as many threads as PyTorch has."""
+    """A function from uint8 [N, 3, H, W] to scores, with as many threads as PyTorch."""
     file, threads = folder / "network.onnx", torch.get_num_threads()
     if "OpenVINO" in case:
         import openvino

@@ -1,4 +1,4 @@
-"""Draw the figures of the README, from the network itself.
+"""Draw the README's figures from the network itself.
 
 python tools/figures.py [DIR]              write architecture.png and border.png (default: assets)
 python tools/figures.py [DIR] --strides    write strides.png too: the paper's figure 4, on synthetic
@@ -28,9 +28,9 @@ from support.draw import draw_sheet, painted, palette_mask
 from support.inference.predictor import Predictor
 from vgg import IMAGE, geometry
 
-FINE = 2  # everything is drawn at twice its size and scaled down, against jagged edges
+FINE = 2  # anti-aliasing: draw at twice the size, then scale down
 INK, GREY, RED = (40, 40, 40), (110, 110, 110), (200, 30, 30)
-# Features, scores, and the part of a map that a crop cuts off.
+# Colours of features, of scores, and of cells that a crop cuts off.
 MAPS, SCORES, CUT = (206, 222, 242), (250, 226, 180), (240, 190, 190)
 
 
@@ -66,9 +66,7 @@ class Sheet:
         self.text(x, y - 1, text, 18)
 
     def arrow(self, *points):
-        """A line through the points with a head at its end; its last part is horizontal or
-        vertical.
-        """
+        """An arrow through the points; its last part is horizontal or vertical."""
         self.line(*points)
         (x0, y0), (x, y) = points[-2:]
         dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
@@ -83,7 +81,7 @@ class Sheet:
 
 
 def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Sheet:
-    """FCN-8s as its maps: the encoder above, below it the scores, and the way back to the image."""
+    """Draw the maps of FCN-8s: the encoder, below it the scores, and the way back to the image."""
     sheet, found = Sheet(1200, 595), maps(net, height, width)
     top, middle, bottom = 80, 270, 440
     x_of = {
@@ -138,7 +136,7 @@ def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Sheet:
     x = (edges["upscore8"][0] + edges["scores"][2]) / 2
     sheet.text(x, bottom - 14, f"crop at {net.crop['image']}", fill=RED)
 
-    # For each map that is cropped: its crop, and the map that has the size of what is kept.
+    # For each cropped map: its crop, and the map that has the cropped size.
     cropped = {
         f"score_{skip}": (net.crop[skip], f"sum_{skip}") for skip in net.crop if skip != "image"
     }
@@ -172,9 +170,9 @@ def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Sheet:
 
 
 def border(net: FCN8s) -> Sheet:
-    """Where the cells lie at the image's first row or column, and how the crops follow from it."""
+    """Draw where the cells lie at the image's first row or column, and the crops that follow."""
     sheet = Sheet(1200, 640)
-    # The first pixel shown, pixels of the drawing for one of the image, and the left margin.
+    # The first pixel shown, drawing pixels per image pixel, and the left margin.
     first, scale, left = -102, 7, 20
 
     def at(pixel):
@@ -195,7 +193,7 @@ def border(net: FCN8s) -> Sheet:
         while at(edge := grid.stride * (cell - 0.5) + grid.offset) < 1200:
             fill = CUT if cell < crop else SCORES if "upscore" in name else MAPS
             sheet.box(at(edge), y, at(edge + grid.stride), y + 34, fill)
-            if grid.stride > 1:  # else there is no room
+            if grid.stride > 1:  # otherwise there is no room
                 number = f"{letter}={cell}" if cell == 0 or grid.stride > 8 else str(cell)
                 sheet.text(at(edge + grid.stride / 2), y + 17, number, 14)
             cell += 1
@@ -230,21 +228,21 @@ def border(net: FCN8s) -> Sheet:
 
 
 def strides(runs: Path, file: Path):
-    """The paper's figure 4: pictures, what FCN-32s, FCN-16s and FCN-8s make of them, and the truth.
+    """Draw the paper's figure 4: pictures, masks of FCN-32s, FCN-16s and FCN-8s, ground truth.
 
-    Each network starts from the one before (section 4.2); those that are in `runs` already are not
-    trained again. Of the validation set's scenes, the figure shows those of each category that
-    gain most from the skips.
+    Each network starts from the one before (section 4.2); networks already in `runs` are not
+    trained again. The figure shows the validation scene of each category that gains most from the
+    skips.
     """
     before, networks = "none", {}
     for stride in FCN8s.STRIDES[::-1]:
         out = runs / f"FCN-{stride}s"
         if not (out / "best.pt").is_file():
-            # The second and the third one start from a trained network.
+            # The second and third network start from a trained one.
             epochs = "22" if before == "none" else "8"
             options = "--stride", str(stride), "--weights", before, "--epochs", epochs
             if train.main([*options, "--class-weights", "sqrt", "--out", str(out)]):
-                sys.exit(f"{out}: the training has failed")
+                sys.exit(f"{out}: the training failed")
         before = str(out / "best.pt")
         networks[out.name] = Predictor(FCN8s.load(before))
     data = find(synthetic_roads())
@@ -273,7 +271,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "folder", metavar="DIR", nargs="?", type=Path, default="assets", help="default %(default)s"
     )
-    parser.add_argument("--strides", action="store_true", help="draw strides.png too")
+    parser.add_argument("--strides", action="store_true", help="also draw strides.png")
     options = parser.parse_args()
     with torch.device("meta"):
         net = FCN8s(2, pad=100)

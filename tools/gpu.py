@@ -1,10 +1,10 @@
-"""What one GPU can show, in one report:
+"""Test and time the project on one GPU, in one report:
 
-    python tools/gpu.py > report.txt 2>&1    ten minutes at most
+    python tools/gpu.py > report.txt 2>&1    15 minutes at most
 
-The parts are the tests that need CUDA, the benchmark, a training on synthetic roads at full width,
-and the same run resumed for one more epoch. If a part fails, the others still run; the last line
-and the exit status say so.
+It runs the tests that need CUDA, the benchmark, a training on synthetic roads at full width, and
+the same run resumed for one more epoch. If a part fails, the others still run; the last line and
+exit status report it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from support.console import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = "train.py --device cuda --out runs/gpu"
-# Each is a Python command of at most so many seconds.
+# The time limit in seconds, and the arguments of python.
 PARTS = {
     "tests": (240, "-m pytest -q -rs tests/test_cuda.py"),
     "benchmark": (300, "tools/bench.py --device cuda"),

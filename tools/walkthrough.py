@@ -2,7 +2,7 @@
 
     python tools/walkthrough.py runs/synthetic/best.pt
 
-The network is that of `make demo`. The numbers do not depend on it. They are written into the page,
+The network is that of `make demo`; the numbers do not depend on it. They are written into the page,
 the pictures into assets.
 """
 
@@ -30,15 +30,15 @@ from vgg import normalise
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/walkthrough.md"
 SCENE = 13, "um"  # testing/image_2/um_000002.png: training never reads it
-FIVE = np.array([4.0, 8.0, 8.0, 0.0, 4.0])  # what the transposed convolution enlarges
-WIDE, SHOWN = 70, 9  # pixels of the row whose cells are cropped, and how many cells are printed
+FIVE = np.array([4.0, 8.0, 8.0, 0.0, 4.0])  # input of the transposed convolution
+WIDE, SHOWN = 70, 9  # pixels of the row in the crop example, and the most cells to print
 STEPS = (1, 2, 10, 100, 500)
 TERMS = ("score_fr", "score_pool4", "score_pool3")
 RED, WHITE, BLUE = np.array([(214, 39, 40), (255, 255, 255), (31, 119, 180)], np.float32)
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
-    """The picture uint8 [96, 320, 3] and its labels uint8 [96, 320]: 1 is road, 0 is all else."""
+    """The picture uint8 [96, 320, 3] and its labels uint8 [96, 320]: 1 road, 0 not road, IGNORE."""
     drawn = synthetic.draw(*SCENE)
     label = (drawn.road == synthetic.ROAD).all(-1).astype(np.uint8)
     label[(drawn.road == synthetic.NOT_VALID).all(-1)] = IGNORE
@@ -61,7 +61,7 @@ def small_network() -> FCN8s:
 
 
 def sizes() -> str:
-    """Every map from the picture to the scores and back."""
+    """Table of the maps from the picture to the scores and back."""
     height, width = scene()[1].shape
     lines = ["map              channels  rows x columns  cell i lies on pixel"]
     for name, (_, shape, grid) in maps(small_network(), height, width).items():
@@ -90,7 +90,7 @@ def transposed_convolution() -> str:
 
 
 def crop(pad: int) -> str:
-    """The cells of upscore2 and of pool4 for a row of WIDE pixels, each under its pixel."""
+    """The cells of score_pool4 and upscore2 for a row of WIDE pixels, and their pixels."""
     with torch.device("meta"):
         net = FCN8s(2, pad=pad)
     found = maps(net, 1, WIDE)
@@ -131,7 +131,7 @@ def first_steps() -> str:
 
 
 def losses(steps: tuple[int, ...] = STEPS) -> str:
-    """The loss of these steps, of a training on one picture."""
+    """The loss at these steps of a training on one picture."""
     found = list(training(small_network(), *tensors(*scene()), max(steps)))
     row = "".join(f"{step:9}" for step in steps)
     return f"step{row}\nloss" + "".join(f"{found[step - 1]:9.4f}" for step in steps)
@@ -159,7 +159,7 @@ BLOCKS = {
 
 
 def filled_in(page: str, names=BLOCKS) -> str:
-    """The page with the blocks of these names computed anew. A block follows <!-- its name -->."""
+    """The page with the named blocks computed again. A block follows <!-- its name -->."""
     for name in names:
         before, mark, rest = page.partition(f"<!-- {name} -->\n```text\n")
         page = before + mark + BLOCKS[name]() + rest[rest.index("\n```") :]
@@ -171,7 +171,7 @@ def filled_in(page: str, names=BLOCKS) -> str:
 
 @torch.no_grad()
 def way_in(net: FCN8s, path: Path):
-    """Draw the pools: two channels of each at the picture's size, one also at its own."""
+    """Draw the pools: two channels of each at the picture's size, one also at its own size."""
     picture, label = scene()
     height, width = label.shape
     found = {}
@@ -185,11 +185,11 @@ def way_in(net: FCN8s, path: Path):
         hook.remove()
     road = Image.fromarray(np.float32(label == 1))
     blank = np.full_like(picture, 255)
-    rows = [[("the picture", picture), ("where the road is", grey(np.asarray(road))), ("", blank)]]
+    rows = [[("image", picture), ("ground truth", grey(np.asarray(road))), ("", blank)]]
     for name, channels in found.items():
         _, h, w = channels.shape
         where = np.asarray(road.resize((w, h), Image.Resampling.BOX))
-        # the correlation of each channel with the road; 0 for a silent one
+        # the correlation of each channel with the road; 0 if the channel is constant
         apart = where - where.mean(), channels.numpy() - channels.mean((1, 2), True).numpy()
         likeness = (apart[0] * apart[1]).mean((1, 2)) / (where.std() * apart[1].std((1, 2)) + 1e-9)
         most, least = (grey(channels[i].numpy()) for i in (likeness.argmax(), likeness.argmin()))
@@ -206,14 +206,14 @@ def way_in(net: FCN8s, path: Path):
 
 
 def grey(values: np.ndarray) -> np.ndarray:
-    """Numbers [H, W] from 0 up as grey uint8 [H, W, 3]."""
+    """Non-negative numbers [H, W] as grey uint8 [H, W, 3]."""
     levels = 255 * values / max(values.max(), 1e-6)
     return np.repeat(levels.astype(np.uint8)[..., None], 3, axis=2)
 
 
 @torch.no_grad()
 def way_back(net: FCN8s, path: Path):
-    """Draw the score maps, each alone and added up, brought to the picture's size."""
+    """Draw the score maps at the picture's size, each alone and added up."""
     picture, label = scene()
     image, _ = tensors(picture, label)
 
@@ -245,8 +245,8 @@ def way_back(net: FCN8s, path: Path):
         panels = (name, coloured(margin(name))), (added, coloured(total)), ("", answer)
         rows.append(list(panels))
     truth = np.where(label[..., None] == 1, RED, BLUE) * (label[..., None] != IGNORE)
-    rows.append([("the picture", picture), ("", np.full_like(picture, 255))])
-    rows[-1].append(("the truth", truth.astype(np.uint8)))
+    rows.append([("image", picture), ("", np.full_like(picture, 255))])
+    rows[-1].append(("ground truth", truth.astype(np.uint8)))
     titles = "one score map alone", "added up", "the larger score"
     draw_sheet(path, rows, picture.shape[1], titles, [("road", RED), ("not road", BLUE)])
 

@@ -1,29 +1,30 @@
-"""Turn public weights into this project's.
+"""Convert public weights to this project's.
 
     python weights/convert.py [FILE] [--out PATH] [--features-only] [--caffe] [--at-once]
 
-FILE is one of these, told apart by the names of its tensors (README.md beside this script says
+FILE has one of these formats, recognised by its tensor names (README.md beside this script says
 where to get them):
 
     torchvision VGG16      features.N, classifier.0 (fc6), classifier.3 (fc7)
     timm VGG16             features.N, pre_logits.fc1 (fc6), pre_logits.fc2 (fc7)
-    VGG16 convolutions     features.N alone
+    VGG16 convolutions     features.N only
     pytorch-fcn's FCN-8s   conv1_1 ... fc7, score_*, upscore*: the authors' complete network
 
-Without FILE, torchvision's is downloaded (528 MiB). VGG16 becomes weights/vgg16.pth, which train.py
-begins with. FCN-8s becomes weights/fcn8s.pth, a checkpoint for predict.py and train.py --weights.
-Both take RGB images normalised as vgg.py says.
+Without FILE, torchvision's VGG16 is downloaded (528 MiB). VGG16 becomes weights/vgg16.pth, from
+which train.py starts. FCN-8s becomes weights/fcn8s.pth, a checkpoint for predict.py and train.py
+--weights. Both take RGB images normalised as in vgg.py.
 
-The authors' FCN-8s takes Caffe's input instead, BGR in 0..255 minus a mean; so does a VGG16 from
-Caffe, which takes --caffe, since no name tells. `fold_caffe_input` puts that into conv1_1. The fold
-is exact wherever conv1_1 sees image alone. It cannot be exact at the padding: a zero there stands
-for Caffe's mean in their network and for IMAGE_MEAN in this one, which differ by up to one level of
-255. Measured at full width with pad=100 (the VGG group's convolutions, He-normal fc and score
-layers, seven crops of road photos), the scores differ by ||ours - theirs|| / ||theirs|| =
+The authors' FCN-8s takes Caffe's input: BGR in 0..255 minus a mean. So does a VGG16 from Caffe; its
+tensor names do not show this, so it needs --caffe. `fold_caffe_input` folds the difference into
+conv1_1. The fold is exact where the window of conv1_1 lies inside the image. It cannot be exact at
+the padding: a zero there stands for Caffe's mean in their network and for IMAGE_MEAN in ours, and
+the two differ by up to one level of 255. Measured at full width with pad=100 (the VGG group's
+convolutions, He-normal fc and score layers, seven crops of road photos), the scores differ by
+||ours - theirs|| / ||theirs|| =
 
     4e-3 ... 8e-3    from 224 x 224 to 375 x 500
     1e-4 ... 3e-4    32 pixels and more from the image's edge
-    under 5e-7       if the border is painted in Caffe's mean: the padding explains all but rounding
+    under 5e-7       with a border painted in Caffe's mean: apart from the padding, only rounding
 """
 
 from __future__ import annotations
@@ -47,15 +48,15 @@ from vgg import IMAGE_MEAN, IMAGE_STD, VGG16
 
 HERE = Path(__file__).resolve().parent
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
-# The start of the SHA-256 of torchvision's other VGG16 (IMAGENET1K_FEATURES). Its names are the
-# same, but it takes 0..255: normalised images would be nearly uniform grey to it.
+# The start of the SHA-256 of torchvision's other VGG16 (IMAGENET1K_FEATURES). Its tensor names are
+# the same, but it takes 0..255, where normalised images are nearly uniform grey.
 OTHER_INPUT = "88682ab5"
 
 AT_ONCE = {"pool4": 0.01, "pool3": 0.0001}  # skip_gain of the authors' at-once network
 CAFFE_MEAN = (104.00699, 116.66877, 122.67892)  # blue, green, red in 0..255
 
-# Their layer -> our layer, None where it is dropped. The gaps in torchvision's numbers are its
-# ReLUs and pools.
+# Their layer -> our layer, or None if dropped. The gaps in torchvision's numbers are its ReLUs and
+# pools.
 CONVOLUTIONS = {
     "features.0": "conv1_1",
     "features.2": "conv1_2",
@@ -86,19 +87,19 @@ FORMATS = {
 
 
 def download() -> Path:
-    """The path of torchvision's VGG16 beside this script, downloaded unless it is there.
+    """Download torchvision's VGG16 beside this script, unless it is there. Returns its path.
 
-    Raises InputError if it cannot be downloaded, or is damaged on the way.
+    Raises InputError if the download fails or is damaged.
     """
     path = HERE / URL.rpartition("/")[2]
-    if path.exists():  # whole, since a download gets its name at its end
+    if path.exists():  # complete: a download gets its name at the end
         print(f"using {path}, downloaded before", flush=True)
         return path
     print(f"downloading {URL} (528 MiB) to {path}", flush=True)
     try:
         torch.hub.download_url_to_file(URL, str(path), hash_prefix=hash_in_name(path.name))
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        # RuntimeError: the hash is another.
+        # RuntimeError: wrong hash.
         raise InputError(
             f"{URL} cannot be downloaded ({one_line(error, 200)}): fetch it by hand, put it into "
             f"{HERE} and run python weights/convert.py, or train with --weights none"
@@ -114,17 +115,17 @@ def convert(
     at_once: bool = False,
     network: nn.Module | None = None,
 ) -> str:
-    """Convert the weights in file `source` into file `out`; returns a report, a line on each.
+    """Convert the weights file `source` to `out`. Returns a report, one line for each file.
 
     out              by default vgg16.pth, or fcn8s.pth for a complete FCN-8s, beside this script
     features_only    leave out fc6 and fc7, for a network with another fc_channels
     caffe            the VGG16 takes Caffe's input, BGR in 0..255 minus a mean
     at_once          the FCN-8s is the authors' at-once network, which scales its skips
-    network          what the weights must fit; by default VGG16(), or FCN8s(classes, pad=100) for a
-                     complete FCN-8s
+    network          the network that the weights must fit; by default VGG16(), or
+                     FCN8s(classes, pad=100) for a complete FCN-8s
 
-    Raises InputError, and leaves `out` as it was, if `source` is none of the formats above or `out`
-    cannot be written.
+    Raises InputError, and leaves `out` as it was, if `source` has none of the formats above or
+    `out` cannot be written.
     """
     source = Path(source)
     tensors = read(source)
@@ -133,7 +134,7 @@ def convert(
         if features_only and kind == FCN:
             raise InputError(f"--features-only is for VGG16, this is {FCN}")
         if network is None:
-            with torch.device("meta"):  # for its shapes alone
+            with torch.device("meta"):  # only for its shapes
                 classes = len(tensors["score_fr.weight"]) if kind == FCN else 0
                 network = FCN8s(classes, pad=100) if kind == FCN else VGG16()
         state = translate(tensors, kind, network, features_only or kind == FEATURES)
@@ -147,7 +148,7 @@ def convert(
     if out.exists() and out.samefile(source):
         raise InputError(f"{out} is the file to convert: give another --out, or rename it")
     if out.suffix != ".pth":
-        raise InputError(f"--out {out}: name a file that ends in .pth")
+        raise InputError(f"--out {out}: must end in .pth")
     if kind == FCN:
         network.load_state_dict(state, strict=False, assign=True)  # all but the extra state
         network.set_skip_gain(AT_ONCE if at_once else {})
@@ -166,9 +167,9 @@ def convert(
 
 
 def read(path: Path) -> dict:
-    """The tensors by name in a safetensors file or a file of torch.save. Raises InputError.
+    """The tensors by name in a safetensors or torch.save file. Raises InputError.
 
-    If the file's name carries the start of its SHA-256, the file must have it.
+    If the file's name contains the start of a SHA-256, the file must match it.
     """
     try:
         digest = sha256(path)
@@ -184,7 +185,7 @@ def read(path: Path) -> dict:
         )
     if digest.startswith(OTHER_INPUT):
         raise InputError(f"{path}: this VGG16 takes images in 0..255; use {URL}")
-    # A safetensors file is told by its ninth byte, the first one of its header.
+    # The ninth byte of a safetensors file is the first one of its header.
     return read_safetensors(path) if start[8:] == b"{" else read_tensors(path)
 
 
@@ -199,7 +200,7 @@ def read_safetensors(path: Path) -> dict:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise InputError(f"{path}: is a safetensors file; first: pip install safetensors") from None
+        raise InputError(f"{path}: is a safetensors file; first pip install safetensors") from None
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -207,7 +208,7 @@ def read_safetensors(path: Path) -> dict:
 
 
 def recognise(tensors: dict) -> str:
-    """Which of FORMATS these are, by their names alone. Raises InputError if none."""
+    """Which of FORMATS the tensors have, by their names. Raises InputError if none fits."""
     if "conv1_1.weight" in tensors and "score_fr.weight" in tensors:
         return FCN
     if "features.0.weight" in tensors:
@@ -225,9 +226,9 @@ def recognise(tensors: dict) -> str:
 def translate(tensors: dict, kind: str, network: nn.Module, features_only: bool = False) -> dict:
     """The parameters of `network` by name, in its order, from tensors in one of FORMATS.
 
-    Each is float32, contiguous, and in memory of its own. Dense layers become convolutions: fc6
-    [out, C*7*7] -> [out, C, 7, 7] (both count channel by channel, then row by row), fc7 [out, in]
-    -> [out, in, 1, 1]. With `features_only`, fc6 and fc7 are left out.
+    Each is float32, contiguous, and has its own memory. Dense layers become convolutions: fc6
+    [out, C*7*7] -> [out, C, 7, 7] (both ordered by channel, row, column), fc7 [out, in] -> [out,
+    in, 1, 1]. `features_only` leaves out fc6 and fc7.
 
     Raises InputError for the first tensor that is missing, unexpected, misshaped, or not finite.
     """
@@ -252,16 +253,16 @@ def translate(tensors: dict, kind: str, network: nn.Module, features_only: bool 
         if tensor.shape not in (shape, (shape[0], shape[1:].numel())):
             hint = "; --features-only leaves out fc6 and fc7" if name.startswith("fc") else ""
             raise InputError(f"{their} is {list(tensor.shape)}, but {name} is {list(shape)}{hint}")
-        # A copy, even of float32: torch.save would write all the memory that a view is part of.
+        # A copy, even of float32: torch.save would write the whole storage of a view.
         state[name] = tensor.detach().reshape(shape).to(torch.float32, copy=True).contiguous()
     return state
 
 
 def fold_caffe_input(weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """conv1_1 for our input from conv1_1 for Caffe's: weight [C, 3, 3, 3], bias [C], both float32.
+    """Convert conv1_1 from Caffe's input to ours: weight [C, 3, 3, 3] and bias [C], both float32.
 
     Caffe's network computes y = bias + sum of weight[k] * v[k], where k runs over the blue, green
-    and red of each pixel of the window, and v = 255 rgb - CAFFE_MEAN. We give it x = (rgb -
+    and red of each pixel in the window, and v = 255 rgb - CAFFE_MEAN. Our input is x = (rgb -
     IMAGE_MEAN) / IMAGE_STD. Hence
 
         v = 255 (IMAGE_STD x + IMAGE_MEAN) - CAFFE_MEAN
@@ -294,14 +295,14 @@ def main():
     )
     options = parser.parse_args()
     if options.caffe and not options.file:
-        parser.error("--caffe: needs FILE; the one that is downloaded takes normalised images")
+        parser.error("--caffe: needs FILE; the downloaded weights take normalised images")
     try:
         source = options.file or download()
         print(convert(source, options.out, options.features_only, options.caffe, options.at_once))
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        parser.exit(130, "stopped; nothing is written\n")
+        parser.exit(130, "stopped; nothing was written\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """Augmentation: random views of the training images.
 
-A view has another scale, shows another part, is mirrored or not, and lies in another light. Image
-and label go through one and the same window. The image is interpolated, labels are picked and never
-blended.
+A view is scaled, cropped, mirrored half of the time, and changed in colour. Image and label get the
+same crop. The image is resized bilinearly, the label by nearest neighbour.
 """
 
 from __future__ import annotations
@@ -10,21 +9,21 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageEnhance
 
-SCALE_RANGE = (0.75, 1.35)  # each car is met nearer and farther than it was
-# Height and width of a view are multiples of this: some ten sizes instead of hundreds. The
-# libraries prepare kernels and memory for every new size, which made a step a tenth slower.
+SCALE_RANGE = (0.75, 1.35)  # as if each car were farther away or nearer
+# Height and width of a view are multiples of this: some ten sizes instead of hundreds. Preparing
+# kernels and memory for every new size made a step a tenth slower.
 STEP = 32
-# Another street lies in another light, and has cars and houses of other colours. On a street that
-# no training image shows, these changes of colour were worth three points of mean IoU.
-SATURATION = 0.5  # the distance of colours from grey, times 0.5 ... 1.5
+# A new street has other light, and cars and houses of other colours. On a street outside the
+# training set, the colour augmentation gained three points of mean IoU.
+SATURATION = 0.5  # saturation times 0.5 ... 1.5
 LIGHT = 0.15  # red, green and blue, each times 0.85 ... 1.15
-GAMMA = 0.4  # exponent of e**-0.4 ... e**0.4: dark parts lighter or darker
+GAMMA = 0.4  # exponent of e**-0.4 ... e**0.4: lightens or darkens dark parts
 CONTRAST = 0.3  # contrast times 0.7 ... 1.3, around mid-grey
 BRIGHTNESS = 40  # plus or minus this many of 255 levels
 
 
 def view_size(height: int, width: int, factor: float) -> tuple[int, int]:
-    """Height and width of a view of a whole image at `factor` times its size."""
+    """(height, width) of the view of a whole image at scale `factor`."""
     h, w = (max(STEP, STEP * round(side * factor / STEP)) for side in (height, width))
     return h, w
 
@@ -36,11 +35,11 @@ def draw_size(
     crop: tuple[int, int] | None = None,
     scale_range: tuple[float, float] = SCALE_RANGE,
 ) -> tuple[float, int, int]:
-    """The scale, height and width of the view that `augment` makes of an image of this size.
+    """(scale, height, width) of the view that `augment` makes of an image of this size.
 
-    rng    in the state that `augment` gets it in: this is the first thing that is drawn
+    rng    in the state in which `augment` gets it: the scale is drawn first
     """
-    # Even in the logarithm: as often larger as smaller.
+    # Log-uniform: enlarges as often as it shrinks.
     factor = np.exp(rng.uniform(*np.log(scale_range)))
     h, w = view_size(height, width, factor)
     return (factor, min(h, crop[0]), min(w, crop[1])) if crop else (factor, h, w)
@@ -55,19 +54,19 @@ def augment(
     colours: bool = True,
     flip: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random view of image uint8 [H, W, 3] and label uint8 [H, W], in the same types at [h, w].
+    """A random view of image uint8 [H, W, 3] and label uint8 [H, W], of size [h, w].
 
-    crop           (height, width): the view is at most this large
-    scale_range    the smallest and the largest scale
-    colours        without it, only contrast and brightness change
-    flip           whether half the views are mirrored; without it, left stays left
+    crop           maximum (height, width) of the view
+    scale_range    smallest and largest scale
+    colours        False: change only contrast and brightness
+    flip           mirror half of the views
     """
     height, width = label.shape
     factor, h, w = draw_size(height, width, rng, crop, scale_range)
-    # The window of the original that becomes h x w: crop and scale are one resampling.
+    # The window of the original that becomes h x w: one resampling crops and scales.
     window_h, window_w = min(height, h / factor), min(width, w / factor)
-    # A quarter of the windows lies at each edge. An even draw would show the outermost rows, where
-    # the nearest road is, far less often than the network meets them later.
+    # A quarter of the windows lie at each edge. A uniform draw would show the outermost rows (the
+    # nearest road) far less often in training than in prediction.
     down, across = np.clip(rng.uniform(-0.5, 1.5, 2), 0, 1)
     top, left = down * (height - window_h), across * (width - window_w)
     window = (left, top, left + window_w, top + window_h)
@@ -80,7 +79,7 @@ def augment(
         light, gamma = rng.uniform(1 - LIGHT, 1 + LIGHT, (3, 1)), np.exp(rng.uniform(-GAMMA, GAMMA))
     contrast = rng.uniform(1 - CONTRAST, 1 + CONTRAST)
     brightness = rng.uniform(-BRIGHTNESS, BRIGHTNESS)
-    # [3, 256]: the new level of each of 256 levels of red, green and blue
+    # [3, 256]: lookup tables for red, green and blue
     levels = 255 * np.minimum(light * np.arange(256) / 255, 1) ** gamma
     levels = np.clip((levels - 127.5) * contrast + 127.5 + brightness, 0, 255).astype(np.uint8)
     image = np.asarray(picture.point(levels.ravel().tolist()))

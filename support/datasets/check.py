@@ -1,7 +1,7 @@
-"""Before the first step: every file is read once, and the pixels of each class are counted.
+"""Checks before the first step: read every file once and count the pixels of each class.
 
-A run must not fail after hours because of a file that cannot be read. The counts tell whether there
-is anything to learn, what is ignored, and which classes are rare. `python data.py` shows the same.
+A run must not fail after hours because of an unreadable file. The counts show whether there is
+anything to learn, what is ignored, and which classes are rare. `python data.py` does the same.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from support.datasets.images import Reader
 from support.labels import IGNORE, DataSet, Sample
 from support.prefetch import prefetch
 
-MIN_FREQUENCY = 1e-4  # classes with a smaller share of the pixels weigh no more (weigh_classes)
+MIN_FREQUENCY = 1e-4  # share of the pixels below which a class weight stops growing (weigh_classes)
 
 
 class Counts(NamedTuple):
-    """What the files of N samples hold.
+    """Counts over the files of N samples.
 
-    pixels      int64 [N, C], how many pixels of each sample show each class
-    sizes       int64 [N, 2], height and width of each sample; zeros for one that cannot be read
-    unmapped    pixels of each id (int) or colour (tuple) that belongs to no class, and of id 0
-    looks       uint8 [N, 16, 16], each picture in grey, made very small
+    pixels      int64 [N, C], pixels of each class in each sample
+    sizes       int64 [N, 2], height and width of each sample; zeros if it cannot be read
+    unmapped    pixels of each id (int) or colour (tuple) without a class, and of id 0
+    looks       uint8 [N, 16, 16], a tiny grey copy of each picture
     """
 
     pixels: np.ndarray
@@ -42,8 +42,8 @@ def read_everything(
 ) -> Counts:
     """Read every picture, label and calibration once, and count.
 
-    Raises InputError for the first file that cannot be used; with `faults`, the messages of all
-    such files are added there.
+    Raises InputError for the first file that cannot be used. With `faults`, appends the messages of
+    all such files to it instead.
     """
     progress = Progress(len(samples))
     pixels = np.zeros((len(samples), len(data.classes)), np.int64)
@@ -82,8 +82,8 @@ def read_everything(
 
 
 def describe(counts: Counts, data: DataSet) -> str:
-    """A table of id, name, share of the pixels and images of each class, and what is ignored, over
-    all samples.
+    """A table with id, name, share of the pixels and number of images of each class, and the
+    ignored pixels.
     """
     total = max(int(counts.sizes.prod(1).sum()), 1)
     width = max(map(len, [*data.classes, "ignored"]))
@@ -103,37 +103,36 @@ def describe(counts: Counts, data: DataSet) -> str:
         )
         if noun == "colour" and len(kinds) > max(16, 2 * len(data.classes)):
             lines.append(
-                f"warning: {len(kinds)} colours are none of classes.txt: edges that were "
-                "smoothed (anti-aliasing)? Save the masks with hard edges"
+                f"warning: {len(kinds)} colours are not in classes.txt, perhaps from smoothed "
+                "edges (anti-aliasing); save the masks with hard edges"
             )
         if 2 * sum(pixels for _, pixels in kinds) > total:
             lines.append(
-                "warning: most pixels have no class: they neither train nor count; compare the "
-                "masks with classes.txt"
+                "warning: most pixels have no class and are ignored; compare the masks with "
+                "classes.txt"
             )
     return "\n".join(lines)
 
 
 def per_cent(share: float) -> str:
-    """A share from 0 to 1 in per cent."""
+    """A share from 0 to 1 as a percentage."""
     return "<0.01 %" if 0 < share < 5e-5 else f"{100 * share:.2f} %"
 
 
 def extent(sizes: np.ndarray) -> dict[str, tuple[int, int]]:
-    """The smallest, median and largest of some sizes [N, 2], by the longer side: (height, width)
-    each.
-    """
+    """The smallest, median and largest (height, width) of sizes [N, 2], by the longer side."""
     ordered = sizes[np.argsort(sizes.max(1), kind="stable")]
     places = {"smallest": 0, "median": len(ordered) // 2, "largest": -1}
     return {name: tuple(ordered[i].tolist()) for name, i in places.items()}
 
 
 def check_counts(counts: Counts, data: DataSet):
-    """Raise InputError if there is nothing to learn or to score, or if the ids count from 1. Print
-    which classes no image of a part shows, and whether images of the validation set are in the
-    training set too, or look like some there.
+    """Raise InputError if there is nothing to learn or to score, or if the ids count from 1.
 
     counts    of the training set, the validation set and perhaps the test set, in this order
+
+    Prints the classes without pixels in the training or validation set, and warns of validation
+    images that are in the training set or look like training images.
     """
     masks, first_val = data.train[0].label.parent, len(data.train)
     check_first_id(counts, data)
@@ -143,15 +142,15 @@ def check_counts(counts: Counts, data: DataSet):
     for part, pixels in parts.items():
         if not pixels.any():
             raise InputError(
-                f"{masks}: no pixel of a {part} image has a class; compare the masks with "
-                "classes.txt; if they hold ids, write names without colours there"
+                f"{masks}: no pixel of the {part} images has a class; compare the masks with "
+                "classes.txt; for masks of ids, write names without colours there"
             )
     if (training > 0).sum() == 1:
         raise InputError(
-            f"{masks}: every training pixel with a class is {data.classes[training.argmax()]}, so "
-            f"there is nothing to tell apart; {IGNORE} is ignored, and so is every id or colour "
-            "that classes.txt does not name. For black-and-white masks write there 'background 0 0 "
-            "0' and 'road 255 255 255'; for masks of ids, write names without colours"
+            f"{masks}: every labelled training pixel is {data.classes[training.argmax()]}, so "
+            f"there is nothing to learn; id {IGNORE} and every id or colour that is not in "
+            "classes.txt are ignored. For black-and-white masks, write 'background 0 0 0' and "
+            "'road 255 255 255' there; for masks of ids, write names without colours"
         )
     for part, pixels in parts.items():
         if unseen := [name for name, count in zip(data.classes, pixels, strict=True) if not count]:
@@ -162,23 +161,23 @@ def check_counts(counts: Counts, data: DataSet):
     twice = [(sample.image, known[look].image) for sample, look in held_out if look in known]
     if twice:
         print(
-            f"warning: {counted(len(twice), 'validation image')} in the training set too, as "
-            f"{twice[0][0]} and {twice[0][1]}: their scores are too good",
+            f"warning: {counted(len(twice), 'validation image')} also in the training set, such as "
+            f"{twice[0][0]}, a copy of {twice[0][1]}; the scores are too good",
             flush=True,
         )
     alike = 0 if data.kitti else count_alike(counts, data)
     if alike > len(data.val) / 4:
         print(
-            "warning: much like the training image before or after them, as frames of a video are: "
-            f"{alike} of {counted(len(data.val), 'validation image')}; their scores are too good, "
-            "so name whole scenes or folders in val.txt",
+            f"warning: {alike} of {counted(len(data.val), 'validation image')} may be video frames "
+            "next to a training image; their scores are too good, so name whole scenes or folders "
+            "in val.txt",
             flush=True,
         )
 
 
 def check_first_id(counts: Counts, data: DataSet):
-    """Raise InputError, or print a line, if the ids seem to count from 1: each would get the name
-    of the next.
+    """Raise InputError, or print a warning, if the ids seem to count from 1: all class names would
+    be shifted.
     """
     first, after_last = counts.unmapped[0], counts.unmapped[data.ids]
     if not data.ids or not after_last:
@@ -186,20 +185,20 @@ def check_first_id(counts: Counts, data: DataSet):
     share = first / counts.sizes.prod(1).sum()
     text = (
         f"{data.train[0].label.parent}: the masks hold id {data.ids}, classes.txt names ids 0 to "
-        f"{data.ids - 1}, and id 0 ({data.classes[0]}) shows on {per_cent(share)} of the pixels; "
-        "if the ids count from 1, write a line for id 0 before the others"
+        f"{data.ids - 1}, and id 0 ({data.classes[0]}) covers {per_cent(share)} of the pixels; "
+        "if the ids count from 1, insert a line for id 0 at the top"
     )
     if not first:
         raise InputError(
-            f"{text}; if they count from 0, name id {data.ids} too, or save it as {IGNORE}"
+            f"{text}; if they count from 0, name id {data.ids} too, or replace it by {IGNORE}"
         )
     if after_last > first:
         print(f"warning: {text}", flush=True)
 
 
 def count_alike(counts: Counts, data: DataSet) -> int:
-    """How many validation images look like a training image beside them, in the order of the paths:
-    they differ less than half as much as any two images of the data set do.
+    """The number of validation images that look like the training image before or after them, in
+    the order of the paths: they differ less than half as much as a typical pair of images.
     """
     samples = [*data.train, *data.val]
     order = sorted(range(len(samples)), key=lambda i: samples[i].image)
@@ -211,15 +210,14 @@ def count_alike(counts: Counts, data: DataSet) -> int:
 
 
 def weigh_classes(pixels: np.ndarray) -> np.ndarray:
-    """float32 [C]: the weight of a pixel of each class in the loss, so that rare classes are not
-    lost among the others.
+    """The weight of each class in the loss, float32 [C], larger for rare classes.
 
-    pixels    [C], the pixels of each class in all training images
+    pixels    [C], pixels of each class in the training set
 
-    A class of frequency f has weight 1 / sqrt(f), times a factor that makes the mean over all
-    pixels 1. That lies between equal weights of all pixels (1) and of all classes (1 / f). Below
-    MIN_FREQUENCY the weight grows no more, or a few wrong pixels would outweigh all others. A class
-    that no image shows has weight 1.
+    A class of frequency f has weight 1 / sqrt(f), scaled to a mean of 1 over all pixels. This lies
+    between equal weights for all pixels (1) and for all classes (1 / f). Below MIN_FREQUENCY the
+    weight stops growing; otherwise a few wrong pixels would outweigh all others. A class without
+    pixels has weight 1.
     """
     frequency = pixels / max(pixels.sum(), 1)
     weights = 1 / np.sqrt(np.maximum(frequency, MIN_FREQUENCY))

@@ -1,8 +1,9 @@
-"""What the numbers or colours in masks mean: classes.txt, or the ids that the masks hold.
+"""The class of each id or colour in a mask, from classes.txt or from the ids themselves.
 
-Each line of classes.txt is a class. NAME: the line's number, from 0 on, is the id in the masks.
-NAME R G B: the masks show the class by this colour; lines of one name are one class of several
-colours.
+Each line of classes.txt is a class:
+
+    NAME          the number of the line, from 0 up, is the id in the masks
+    NAME R G B    this is the colour in the masks; a class may have several lines
 """
 
 from __future__ import annotations
@@ -22,22 +23,21 @@ from support.prefetch import prefetch
 
 COLOURED = re.compile(r"(.*?\S)[\s,;:]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
 NO_NAME = re.compile(r"$|#|\d+([\s,;:.)=]|$)")  # an empty line, a comment, a number
-MAX_LINE = 200  # letters; a line of 100,000 commas would take COLOURED minutes
-MAX_UNNAMED = 40  # classes without classes.txt; photos in the place of masks have more shades
-MAX_UNMAPPED = 64  # ids or colours without a class that are told apart in a mask
+MAX_LINE = 200  # characters; COLOURED would take minutes for a line of 100,000 commas
+MAX_UNNAMED = 40  # classes without classes.txt; photos instead of masks have more shades
+MAX_UNMAPPED = 64  # ids or colours without a class that are counted in a mask
 
 
 def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
-    """(names, colours): the names of classes 0 ... C-1, and the class of each colour 65536 R + 256
-    G + B.
+    """(names, colours): names of classes 0 ... C-1, class of each colour 65536 R + 256 G + B.
 
-    `colours` is empty where masks hold ids. Raises InputError naming the line: a line counted
-    wrongly would give all classes after it other ids.
+    `colours` is empty if masks hold ids. Raises InputError naming the line: a stray line would
+    shift the ids of all classes after it.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as text in UTF-8 ({error})") from None
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     entries = []
     for number, line in enumerate(map(str.strip, lines), 1):
         match = COLOURED.fullmatch(line[:MAX_LINE])
@@ -45,43 +45,43 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
         unreadable = len(line) > MAX_LINE or CONTROL.search(name)
         if NO_NAME.match(line) or max(rgb, default=0) > 255 or unreadable:
             raise InputError(
-                f"{path}: line {number} is {line[:40]!r}, and must be NAME or NAME R G B, of at "
-                f"most {MAX_LINE} letters: line 1 is class 0, line 2 is class 1, without empty "
-                "lines, comments and numbers between"
+                f"{path}: line {number} is {line[:40]!r}, but must be NAME or NAME R G B, with at "
+                f"most {MAX_LINE} characters; line 1 is class 0, line 2 is class 1: remove empty "
+                "lines, comments and numbers before names"
             )
         entries.append((name, rgb))
     names = list(dict.fromkeys(name for name, _ in entries))
     plain = [i for i, (_, rgb) in enumerate(entries, 1) if not rgb]
     if plain and len(plain) < len(entries):
         raise InputError(
-            f"{path}: line {plain[0]} has no colour, others have; write NAME R G B in every line, "
-            "or in none"
+            f"{path}: line {plain[0]} has no colour, but others do; write NAME R G B on every line "
+            "or on none"
         )
     if plain and len(names) < len(entries):
         name = Counter(name for name, _ in entries).most_common(1)[0][0]
-        raise InputError(f"{path}: a class is named twice, {name[:40]!r}")
+        raise InputError(f"{path}: more than one line names class {name[:40]!r}")
     if not 1 <= len(names) <= IGNORE:
         raise InputError(f"{path}: names {len(names)} classes; 1 to {IGNORE} are possible")
     colours = {}
     for name, rgb in () if plain else entries:
         class_id = names.index(name)
         if colours.setdefault(int.from_bytes(rgb), class_id) != class_id:
-            raise InputError(f"{path}: gives the colour {rgb} to two classes, one is {name[:40]!r}")
+            raise InputError(f"{path}: colour {rgb} has two classes, one of them {name[:40]!r}")
     return names, colours
 
 
 def mask_reader(
     names: list[str], colours: dict[int, int]
 ) -> Callable[[Path, Counter | None], np.ndarray]:
-    """read(path, unmapped=None): the class ids uint8 [H, W] in a mask, IGNORE where it shows none
-    of the classes.
+    """A function read(path, unmapped=None) that gives the class ids uint8 [H, W] of a mask. Pixels
+    without a class are IGNORE.
 
-    The pixels of each id (int) or colour (tuple, or "transparent") without a class are added to
-    the Counter `unmapped`; of one mask the MAX_UNMAPPED most frequent ones. 255, which marks
-    ignored pixels, is not among them; those of id 0 are added in any case. read raises InputError,
-    with `unmapped` also for a photo in the place of a mask.
+    read adds to the Counter `unmapped` the pixels of id 0, and of each id (int) or colour (tuple,
+    or "transparent") without a class: per mask, the MAX_UNMAPPED most frequent ones. Id 255 does
+    not count, since it marks ignored pixels. Raises InputError; with `unmapped`, also for a photo
+    instead of a mask.
     """
-    palette = {}  # the colour of each id in the palettes of all masks
+    palette = {}  # colour of each id in the palettes so far
 
     def read_ids(path, unmapped=None):
         ids = read_mask(path, palette)
@@ -113,25 +113,28 @@ def mask_reader(
 
 
 def count_unmapped(path: Path, found, pixels: np.ndarray, size: int, unmapped: Counter):
-    """Add to `unmapped` the pixels of the MAX_UNMAPPED most frequent ids or colours `found` in a
-    mask of `size` pixels. Raises InputError if there are more, and they fill most of the mask.
+    """Add the pixels of the MAX_UNMAPPED most frequent ids or colours `found` to `unmapped`.
+
+    size    pixels of the mask
+
+    Raises InputError if there are more, and they fill most of the mask.
     """
     if len(found) > MAX_UNMAPPED and 2 * pixels.sum() > size:
         raise InputError(
-            f"{path}: looks like a photo, not like a mask: {len(found):,} ids or colours in it are "
-            "none of classes.txt; look whether photos lie in the place of masks, or --images and "
-            "--masks are swapped"
+            f"{path}: looks like a photo, not a mask: {len(found):,} of its ids or colours are not "
+            "in classes.txt; check that no photos lie among the masks, and that --images and "
+            "--masks are not swapped"
         )
     for i in np.argsort(-pixels, kind="stable")[:MAX_UNMAPPED]:
         unmapped[int(found[i])] += int(pixels[i])
 
 
 def count_classes(samples: list[Sample], file: Path) -> list[str]:
-    """Names for as many classes as the ids in all masks call for, from 0 to the largest.
+    """Class names for the ids from 0 to the largest in all masks: "class 0", "class 1", ...
 
-    file    where the names could stand, for the message of the InputError
+    file    classes.txt, for the InputError message
 
-    Masks that cannot be read are left out: `read_everything` (check.py) names them.
+    Skips masks that cannot be read: `read_everything` (check.py) names them.
     """
 
     def largest_id(sample):
@@ -144,8 +147,8 @@ def count_classes(samples: list[Sample], file: Path) -> list[str]:
     largest = max(prefetch(samples, largest_id, os.cpu_count() or 1))
     if largest >= MAX_UNNAMED:
         raise InputError(
-            f"{file.parent}: the masks hold ids up to {largest}, as photos in their place would; "
+            f"{file.parent}: the masks hold ids up to {largest}, as photos would; "
             f"if these are classes, name them in {file}, one a line, or by their shades of grey, "
-            f"as NAME {largest} {largest} {largest}"
+            f"such as NAME {largest} {largest} {largest}"
         )
     return [f"class {i}" for i in range(largest + 1)]

@@ -1,4 +1,4 @@
-"""Own pictures and masks: which mask belongs to which picture, and which part each pair is in."""
+"""Your own pictures and masks: pairing, and the split into training, validation and test set."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from support.datasets.images import IMAGE_ENDINGS, files_below
 from support.labels import DataSet, Sample
 
 PARTS = ("train", "val", "test")
-OTHER_NAMES = {"training", "valid", "validation", "testing"}  # of these parts, elsewhere
-BETWEEN = "\0"  # joins what the wildcards of a pattern stand for
+OTHER_NAMES = {"training", "valid", "validation", "testing"}  # names of the parts in other projects
+BETWEEN = "\0"  # joins the texts that the wildcards of a pattern match
 WILDCARDS = "the wildcards are *, ?, **/ and {split}"
 
 
 def find(root: Path, options) -> DataSet:
-    """Pictures and masks below `root`, in folders or by patterns of their paths.
+    """The data set of pictures and masks below `root`, found in folders or by path patterns.
 
     options    of data.py: `images` and `masks` are "auto" or a pattern each, see `fitting`
 
-    "auto" are folders images and masks with anything in them. The parts are folders train, val and
-    test above or below these, or what {split} stands for in a pattern. Lists train.txt, val.txt and
-    test.txt name the images of each part where there are no such folders; where there are, those of
-    its folder that are used. Raises InputError.
+    "auto" reads everything in folders images and masks. The parts are folders train, val and test,
+    above or below these folders or at {split} in a pattern. Without such folders, the lists
+    train.txt, val.txt and test.txt name the images of each part. With them, a list selects images
+    of its folder. Raises InputError.
     """
     patterns = options.images, options.masks
     if options.images == "auto":
@@ -52,19 +52,19 @@ def find(root: Path, options) -> DataSet:
 
 
 def parts_by_folder(root: Path, images: str, masks: str) -> tuple[dict[str, list[Sample]], str]:
-    """The samples of each part, for patterns with {split}, and words on that for the summary."""
+    """The samples of each part for patterns with {split}, and a phrase for the summary."""
     for other in sorted(OTHER_NAMES):
         if wrong := fitting(root, images.replace("{split}", other)):
             raise InputError(
                 f"{min(wrong.values())}: is not read; {{split}} stands for train, val and test: "
-                f"rename the folder {other}, and that of its masks"
+                f"rename the folder {other} and the folder of its masks"
             )
     parts, how = {}, ", by folders"
     for part in PARTS:
         pairs = find_pairs(root, images.replace("{split}", part), masks.replace("{split}", part))
         file, pictures = root / f"{part}.txt", len(pairs.images)
         parts[part] = []
-        if part == "test" and pictures and not pairs.masks:  # they are often not published
+        if part == "test" and pictures and not pairs.masks:  # test masks are often not published
             how += f" ({counted(pictures, 'test picture')} without masks left out)"
         elif file.is_file():
             parts[part] = matched(pairs, chosen(pairs, file, root))
@@ -75,13 +75,13 @@ def parts_by_folder(root: Path, images: str, masks: str) -> tuple[dict[str, list
 
 
 def parts_by_list(root: Path, images: str, masks: str) -> tuple[dict[str, list[Sample]], str]:
-    """The samples of each part as lists name them, and words on that for the summary.
+    """The samples of each part by lists, and a phrase for the summary.
 
-    Without a list of the training set, all images that are in no list belong to it.
+    Without train.txt, the training set is all images that are in no list.
     """
     pairs = find_pairs(root, images, masks)
     if not pairs.images:
-        matched(pairs)  # says so; a list would be blamed for it
+        matched(pairs)  # raises InputError for this, before a list is blamed
     lists = [root / f"{part}.txt" for part in PARTS if (root / f"{part}.txt").is_file()]
     if not lists:
         return {"train": matched(pairs), "val": [], "test": []}, ""
@@ -96,10 +96,11 @@ def parts_by_list(root: Path, images: str, masks: str) -> tuple[dict[str, list[S
 
 
 def require_names_of_parts(root: Path, auto: bool, by_folder: bool):
-    """Raise InputError for a folder or list that is a part of the data set under another name.
+    """Raise InputError for a folder or list with another name for a part, such as validation.
 
-    Taken for any other folder, it would be left out or, below images, mixed into the training set.
-    auto    whether the folders are images and masks; patterns say themselves what is read
+    It would be left out or, below images, mixed into the training set.
+
+    auto    whether the folders are images and masks; a pattern already names the folders to read
     """
     places = [*root.glob("*.txt")]
     if auto:
@@ -108,14 +109,14 @@ def require_names_of_parts(root: Path, auto: bool, by_folder: bool):
         known = path.stem in PARTS and (by_folder or path.suffix == ".txt")
         if path.stem.casefold() in OTHER_NAMES.union(PARTS) and not known:
             raise InputError(
-                f"{path}: is not read; the parts of a data set are called train, val and test "
-                "here, and lie beside each other: rename or move it, and the folder of its masks"
+                f"{path}: is not read; the parts must be called train, val and test, and be in the "
+                "same place: rename or move it and the folder of its masks"
             )
 
 
 class Pairs(NamedTuple):
-    """Files by key, and the folders or patterns that found them, for messages. A mask has its
-    image's key.
+    """Files by key, and their folders or patterns for messages. An image and its mask have the same
+    key.
     """
 
     images: dict[str, Path]
@@ -125,8 +126,8 @@ class Pairs(NamedTuple):
 
 
 def find_pairs(root: Path, images: str, masks: str) -> Pairs:
-    """Pictures and masks whose paths below `root` fit a pattern each. A file that fits `masks` is
-    no picture, even if it fits `images` too. Raises InputError.
+    """Pictures and masks whose paths below `root` match the patterns. A file that matches both is a
+    mask. Raises InputError.
     """
     pictures, labels = fitting(root, images), fitting(root, masks)
     taken = set(labels.values())
@@ -136,16 +137,16 @@ def find_pairs(root: Path, images: str, masks: str) -> Pairs:
 
 
 def fitting(root: Path, pattern: str) -> dict[str, Path]:
-    """The pictures below `root` whose paths fit a pattern, by key.
+    """The pictures below `root` whose paths match a pattern, by key.
 
-    * stands for any part of a name, **/ for any number of folders, and ? for one letter. A pattern
-    without an ending fits pictures of every ending. The key is what the wildcards stand for, each
-    by itself. Raises InputError.
+    * matches any part of a name, **/ any number of folders, and ? one character. A pattern without
+    an extension matches pictures of every format. The key joins the texts that the wildcards match.
+    Raises InputError.
     """
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise InputError(f"{pattern}: give a pattern of paths below {root}")
     pattern = pattern.removeprefix("./")
-    pieces = re.split(r"(\*\*/|\*|\?)", pattern)  # every second one is a wildcard
+    pieces = re.split(r"(\*\*/|\*|\?)", pattern)  # every second piece is a wildcard
     stands_for = {"**/": "((?:[^/]+/)*)", "*": "([^/]*)", "?": "([^/])"}
     fits = re.compile("".join(stands_for.get(piece) or re.escape(piece) for piece in pieces))
     folder, any_ending = root / pieces[0].rpartition("/")[0], "." not in PurePosixPath(pattern).name
@@ -154,23 +155,23 @@ def fitting(root: Path, pattern: str) -> dict[str, Path]:
         path = file.relative_to(root)
         match = fits.fullmatch((path.with_suffix("") if any_ending else path).as_posix())
         if match:
-            key = normalize("NFC", BETWEEN.join(match.groups()))  # macOS writes ü as two letters
+            key = normalize("NFC", BETWEEN.join(match.groups()))  # macOS writes ü as two characters
             if key in files:
                 raise InputError(
-                    f"{file}: has the same stem as {files[key].name}; one of them must go"
+                    f"{file}: has the same stem as {files[key].name}; remove one of them"
                 )
             files[key] = file
     if {"train", "val"} <= {name for key in files for name in re.split(f"[/{BETWEEN}]", key)}:
         raise InputError(
-            f"{root / pattern}: mixes the folders train and val; write {{split}} in their place, "
-            "with --images and --masks"
+            f"{root / pattern}: mixes the folders train and val; write {{split}} in their place in "
+            "--images and --masks"
         )
     return files
 
 
 def matched(pairs: Pairs, keys: set[str] | None = None) -> list[Sample]:
-    """The samples of these keys, or of all, sorted by path. Raises InputError naming the files that
-    have no partner.
+    """The samples of these keys, or of all, sorted by path. Raises InputError naming the files
+    without a partner.
     """
     images, masks = pairs.images, pairs.masks
     keys = images.keys() | masks.keys() if keys is None else keys
@@ -178,23 +179,23 @@ def matched(pairs: Pairs, keys: set[str] | None = None) -> list[Sample]:
     if not images:
         raise InputError(
             f"{pairs.images_in}: "
-            + (f"no picture has such a path; {WILDCARDS}" if by_pattern else "holds no pictures")
-            + f"; pictures are {', '.join(sorted(IMAGE_ENDINGS))}"
+            + (f"no picture matches; {WILDCARDS}" if by_pattern else "holds no pictures")
+            + f"; the extensions are {', '.join(sorted(IMAGE_ENDINGS))}"
         )
     if lone := sorted(keys - (images.keys() & masks.keys())):
         files = [images.get(key) or masks[key] for key in lone]
         missing = "mask" if lone[0] in images else "image"
-        others = f"; without a partner, too: {shortened([f.name for f in files[1:]])}"
-        cure = "; or name those with a mask in train.txt" if missing == "mask" else ""
+        others = f"; also without a partner: {shortened([f.name for f in files[1:]])}"
+        cure = "; or list the images with a mask in train.txt" if missing == "mask" else ""
         raise InputError(
             f"{files[0]}: there is no {missing} named {lone[0].replace(BETWEEN, '')} in "
             f"{pairs.masks_in if missing == 'mask' else pairs.images_in}"
             + (others if len(files) > 1 else "")
             + (
-                f"; * and **/ must stand for the same in both paths; {WILDCARDS}"
+                f"; * and **/ must match the same text in both paths; {WILDCARDS}"
                 if by_pattern
-                else "; if the names differ by more than their endings, say --images and --masks, "
-                "such as 'a/*_cam.jpg' and 'b/*_ids.png'"
+                else "; if the names differ in more than the extension, give patterns, such as "
+                "--images 'a/*_cam.jpg' --masks 'b/*_ids.png'"
             )
             + cure
         )
@@ -203,11 +204,11 @@ def matched(pairs: Pairs, keys: set[str] | None = None) -> list[Sample]:
 
 
 def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
-    """The keys of the images that a list names. Raises InputError for a name of none or several.
+    """The keys of the images in a list. Raises InputError for a name of no image or of several.
 
-    A name may be the image's path below the data set or below its folder images, or its file name
-    alone if no other image has it, with or without the ending. Only the file name counts in the
-    path of another machine. The path of a folder names all images below it.
+    A name is a path below the data set or its folder images, or a unique file name, with or without
+    the extension. Of a path from another machine, only the file name counts. A folder stands for
+    all images below it.
     """
     by_name, by_path, below = {}, {}, {}
     above = os.path.commonpath([image.parent for image in pairs.images.values()] or [root])
@@ -224,22 +225,22 @@ def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
     for line in read_list(file):
         name = line.replace("\\", "/").removeprefix("./")
         fits = by_name.get(PurePosixPath(name).name, set())
-        # The folders of another machine do not count, but those of the data set do.
+        # Folders of another machine do not count, folders of the data set do.
         if len(fits) > 1 or str(PurePosixPath(name).parent) in below:
             fits = fits & by_path.get(name, set())
         if len(fits) != 1 or name.endswith("/"):
             fits = below.get(name.rstrip("/"))
         if not fits:
             raise InputError(
-                f"{file}: names {line[:60]!r}, and one image must have this name in "
-                f"{pairs.images_in}; write the path there, or that of a folder, one a line"
+                f"{file}: names {line[:60]!r}, which must match exactly one image in "
+                f"{pairs.images_in}; write its path there, or the path of a folder, one a line"
             )
         keys |= fits
     return keys
 
 
 def read_list(file: Path) -> list[str]:
-    """The lines of a list of images, such as train.txt, each once. Raises InputError."""
+    """The distinct lines of a list of images, such as train.txt. Raises InputError."""
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Reading picture files: photos of the common formats as RGB, upright; masks as they are stored."""
+"""Reading picture files: photos as upright RGB, masks as the stored numbers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from support.console import InputError, shown
 from support.labels import Sample
 
 IMAGE_ENDINGS = set(".png .jpg .jpeg .jfif .bmp .gif .pgm .ppm .tif .tiff .webp".split())
-# Videos, and pictures that are not read.
+# Videos and unsupported picture formats.
 OTHER_ENDINGS = set(".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .heic .heif .avif".split())
-# The contents of a file count, not its name. Pillow knows some forty formats more, whose decoders
-# are rarely used and rarely checked. JPEG covers the MPO of phones, PPM covers PGM.
+# By content, not by file name. Pillow has some forty other formats, but their decoders are rarely
+# used and rarely checked. JPEG covers the MPO of phones, PPM covers PGM.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-HIDDEN = (".", "@eaDir", "__MACOSX")  # names of thumbnails and of other systems' files begin so
-TRANSPARENT = 2**24  # stands for all colours that are not opaque
-ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held: 1 upright, 2 to 8 as below
+HIDDEN = (".", "@eaDir", "__MACOSX")  # prefixes of thumbnails and of other systems' files
+TRANSPARENT = 2**24  # stands for every colour that is not opaque
+ORIENTATION = 0x0112  # EXIF tag for the orientation: 1 is upright, 2 to 8 need the turns below
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,7 +35,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Phones reach 200 million pixels. A larger file is assumed to be an attack on the memory.
+# Phones reach 200 million pixels. A larger picture is taken for a decompression bomb.
 MAX_PIXELS = 2**28
 CACHE_BYTES = 2 * 2**30  # KITTI Road takes 0.5 GB, CamVid 0.3 GB
 
@@ -43,17 +43,17 @@ CACHE_BYTES = 2 * 2**30  # KITTI Road takes 0.5 GB, CamVid 0.3 GB
 def allow_large_pictures():
     """Let Pillow open pictures of up to MAX_PIXELS without a warning.
 
-    Scripts call this. The limit holds for the whole process, so a program that only imports this
-    file keeps Pillow's own, 179 million.
+    The limit holds for the whole process, so only scripts call this. A program that imports this
+    file keeps Pillow's limit, 179 million.
     """
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it, and refuses above twice it
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it, refuses above its double
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class Room:
-    """Bounds the memory of threads that decode: `total` pixels at once, the other threads wait.
+    """Limits the memory of decoding threads to `total` pixels at once; other threads wait.
 
-    A picture of more pixels than that waits until it is alone.
+    A larger picture waits until it is the only one.
     """
 
     def __init__(self, total: int = MAX_PIXELS):
@@ -78,15 +78,15 @@ ROOM = Room()
 
 
 def files_below(folder: Path, endings: set[str] = IMAGE_ENDINGS) -> list[Path]:
-    """The files of these endings in a folder and in all folders below it, sorted by path.
+    """The files with these extensions in a folder and its subfolders, sorted by path.
 
-    Links to folders are followed, since data sets often lie on another disk. Hidden files and
-    folders are left out. Raises InputError if there is no such folder.
+    Follows links to folders, since data sets often lie on another disk. Skips hidden files and
+    folders. Raises InputError if there is no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     found, visited, waiting = [], set(), [str(folder)]
-    while waiting:  # os.walk calls itself, and fails for folders a thousand deep
+    while waiting:  # os.walk is recursive, and fails for folders a thousand deep
         place = waiting.pop()
         try:
             status, entries = os.stat(place), list(os.scandir(place))
@@ -105,9 +105,9 @@ def files_below(folder: Path, endings: set[str] = IMAGE_ENDINGS) -> list[Path]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
-    """Within it, the Pillow image of a file, still to be decoded, and room in memory for it.
+    """Context manager that yields the Pillow image of a file, not yet decoded, and reserves memory.
 
-    Raises InputError naming the file, also for what goes wrong while it is decoded.
+    Raises InputError naming the file, also for errors while the block decodes it.
     """
     try:
         with Image.open(path, formats=FORMATS) as image, ROOM.take(image.width * image.height):
@@ -119,16 +119,16 @@ def opened(path: Path) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise many kinds of errors on damaged files
         reason = str(error) or type(error).__name__
         if isinstance(error, Image.UnidentifiedImageError):
-            reason = f"it is damaged, or none of {', '.join(FORMATS)} inside"
+            reason = f"it is damaged, or not a {', '.join(FORMATS)} file"
         raise InputError(f"{path}: cannot be read as a picture ({reason})") from None
 
 
 class Picture(NamedTuple):
-    """A photo, turned upright.
+    """An upright photo.
 
     pixels         uint8 [H, W, 3]
-    orientation    the EXIF orientation, 1 to 8, that it was stored with
-    frames         frames or pages in its file, of which this is the first
+    orientation    EXIF orientation in the file, 1 to 8
+    frames         frames or pages in the file; this is the first
     """
 
     pixels: np.ndarray
@@ -137,21 +137,21 @@ class Picture(NamedTuple):
 
 
 def read_picture(path: Path) -> Picture:
-    """A photo of any mode as RGB, upright. Raises InputError naming the file."""
+    """Read a photo of any mode as upright RGB. Raises InputError naming the file."""
     with opened(path) as image:
         deep = image.format in ("PNG", "TIFF") and any(";16" in str(tile) for tile in image.tile)
-        # The second picture in a phone's JPEG (MPO) is a preview, no frame.
+        # The second picture in a phone's JPEG (MPO) is a preview, not a frame.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         orientation = orientation_of(image)
         image.load()
-        left_to_do = orientation_of(image)  # Pillow turns TIFFs itself while it loads them
+        left_to_do = orientation_of(image)  # Pillow itself turns TIFFs while loading
         if left_to_do != 1:
             image = image.transpose(TURNS[left_to_do])
         pixels = as_rgb(image)
         if deep and image.mode[0] != "I" and 0 < pixels.max() < 16:
             raise InputError(
-                f"{path}: is nearly black, since of its 16 bits a channel the upper 8 are read; if "
-                "the camera stores 12 bits, multiply the values by 16"
+                f"{path}: is nearly black, since only the upper 8 of 16 bits per channel are read; "
+                "if the camera stores 12 bits, multiply the values by 16"
             )
         return Picture(pixels, orientation, frames)
 
@@ -160,14 +160,14 @@ def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation of a picture, 1 to 8; 1 without the tag."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged tag; the picture itself is whole
+    except Exception:  # the tag is damaged, the picture itself is intact
         return 1
     return value if value in range(1, 9) else 1
 
 
 def as_rgb(image: Image.Image) -> np.ndarray:
     """A decoded picture of any mode as uint8 [H, W, 3]."""
-    if image.mode[0] in "IF":  # 16 or 32 bits, or floats: Pillow would clip them at 255, not scale
+    if image.mode[0] in "IF":  # 16 or 32 bits, or floats: Pillow would clip at 255, not scale
         image = scaled(image)
     if "transparency" in image.info:  # otherwise Pillow warns about colours that it cannot keep
         image = image.convert("RGBA")
@@ -175,72 +175,70 @@ def as_rgb(image: Image.Image) -> np.ndarray:
 
 
 def scaled(image: Image.Image) -> Image.Image:
-    """Numbers of 16 or 32 bits, or floats, as 8 bits; those that are negative or nan are black."""
+    """Scale 16-bit, 32-bit or float values to 8 bits. Negative values and nan become black."""
     values = np.asarray(image)
     largest = np.max(values, where=np.isfinite(values), initial=0)
-    # Cameras store 12 bits in 16. A picture of 16 bits that is as dark throughout is rare.
+    # Cameras store 12 bits in 16. A real 16-bit picture is rarely that dark throughout.
     tops = (4095, 65535) if values.itemsize == 2 else (1, 255, 4095, 65535)
     scale = 255 / float(next((top for top in tops if largest <= top), largest))
     return image.convert("F").point(lambda value: value * scale + 0.5).convert("L")
 
 
 def open_mask(path: Path) -> Image.Image:
-    """A decoded Pillow image whose numbers mean something, as they are stored.
+    """Open and decode a PNG whose stored numbers matter, such as a mask.
 
-    Raises InputError naming the file if it is no PNG inside, or if Pillow would stretch its
+    Raises InputError naming the file if its content is not PNG, or if Pillow would scale its
     numbers.
     """
     with opened(path) as image:
         if image.format != "PNG":
             raise InputError(
-                f"{path}: is {image.format} inside, and must be PNG; export it again, since JPEG "
-                "blends the class ids"
+                f"{path}: contains {image.format} data, but must be PNG; export the mask again, "
+                "since JPEG blends class ids"
             )
         if image.tile and image.tile[0][3] in ("L;2", "L;4"):
-            raise InputError(f"{path}: is grey of {image.tile[0][3][2]} bits a pixel; save 8 bits")
+            raise InputError(f"{path}: has {image.tile[0][3][2]} bits per pixel; save it with 8")
         image.load()
     return image
 
 
 def read_mask(path: Path, palette: dict[int, tuple] | None = None) -> np.ndarray:
-    """Class ids uint8 [H, W] of a grey or palette PNG: the stored numbers, not the colours.
+    """Read the class ids uint8 [H, W] stored in a grey or palette PNG.
 
-    palette    colour of each id in the masks read before; those of this mask are added. Programs
-               that make a palette for each picture number the colours anew in each, and then the
-               ids mean nothing
+    palette    colour of each id in earlier masks; those of this mask are added. The ids mean
+               nothing if a program makes a new palette, with new numbers, for each mask
 
     Raises InputError naming the file.
     """
     image = open_mask(path)
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise InputError(
-            f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, this one is "
-            f"{image.mode}; if it shows classes by colours, name these in classes.txt, in lines "
-            "NAME R G B"
+            f"{path}: a mask must be an 8-bit grey or palette PNG of class ids, but this one is "
+            f"{image.mode}; if its colours are the classes, list them in classes.txt as NAME R G B"
         )
     ids = np.asarray(image)
     if ids.max(initial=0) > 255:
-        raise InputError(f"{path}: has the id {ids.max()}; the largest id possible is 254")
+        raise InputError(f"{path}: has the id {ids.max()}; the largest possible id is 254")
     if image.mode == "P" and palette is not None:
         colours = image.getpalette("RGB")
         for i in np.unique(ids).tolist():
             colour = tuple(colours[3 * i : 3 * i + 3])
             if palette.setdefault(i, colour) != colour:
                 raise InputError(
-                    f"{path}: its palette shows id {i} as {colour}, that of another mask as "
-                    f"{palette[i]}; if colours mean the classes, list them in classes.txt, NAME R "
-                    "G B; if ids do, save the masks as grey"
+                    f"{path}: its palette shows id {i} as {colour}, but that of another mask as "
+                    f"{palette[i]}; if the colours are the classes, list them in classes.txt as "
+                    "NAME R G B; if the ids are, save the masks as grey"
                 )
     return ids.astype(np.uint8)
 
 
 def read_colours(path: Path) -> np.ndarray:
-    """The colours of a mask: uint32 [H, W], 65536 R + 256 G + B, or TRANSPARENT. Raises InputError
-    naming the file.
+    """Read the colours of a mask as uint32 [H, W]: 65536 R + 256 G + B, or TRANSPARENT. Raises
+    InputError naming the file.
     """
     image = open_mask(path)
     if image.mode.startswith("I"):
-        raise InputError(f"{path}: a mask of colours must have 8 bits a channel, this one has 16")
+        raise InputError(f"{path}: a colour mask must have 8 bits per channel, but this one has 16")
     rgba = np.asarray(image.convert("RGBA")).view(">u4")[..., 0]
     colours = rgba >> 8
     colours[(rgba & 255) != 255] = TRANSPARENT
@@ -248,13 +246,13 @@ def read_colours(path: Path) -> np.ndarray:
 
 
 class Reader:
-    """reader(sample) gives image and label of a sample, and keeps decoded pairs in RAM.
+    """reader(sample) gives the image and label of a sample, and caches decoded pairs in RAM.
 
-    read_label     that of the DataSet
-    cache_bytes    how much to keep; what does not fit is decoded again each time
+    read_label     of the DataSet
+    cache_bytes    size of the cache; pairs that do not fit are decoded again each time
 
     Nothing is evicted: each image is used once per epoch in random order, so any cached image is as
-    useful as any other. May be called from several threads.
+    useful as any other. Several threads may call a reader.
     """
 
     def __init__(
@@ -272,8 +270,8 @@ class Reader:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The image uint8 [H, W, 3] and the label map uint8 [H, W] of a sample.
 
-        The pixels of ids or colours without a class are added to `unmapped`, unless the sample is
-        in the cache. Raises InputError naming the file.
+        Adds the pixels of ids or colours without a class to `unmapped`, unless the sample is
+        cached. Raises InputError naming the file.
         """
         if sample in self.cache:
             return self.cache[sample]
@@ -282,8 +280,8 @@ class Reader:
         label = same_way_up(sample, picture, self.read_label(sample.label, unmapped))
         if image.shape[:2] != label.shape:
             raise InputError(
-                f"{sample.label}: is {shown(label.shape)} (height x width), its image "
-                f"{sample.image} is {shown(image.shape[:2])}; they must be of one size"
+                f"{sample.label}: is {shown(label.shape)} (height x width), but its image "
+                f"{sample.image} is {shown(image.shape[:2])}; they must have the same size"
             )
         with self.lock:
             if image.nbytes + label.nbytes <= self.bytes_left and sample not in self.cache:
@@ -293,12 +291,12 @@ class Reader:
 
 
 def same_way_up(sample: Sample, picture: Picture, label: np.ndarray) -> np.ndarray:
-    """The label map uint8 [H, W] of a sample, turned with its picture if it was drawn unturned.
+    """The label map uint8 [H, W] of a sample, turned like its picture if it was drawn unturned.
 
-    Cameras store the picture of the sensor, and note in an EXIF tag how they were held. Pictures
-    are turned by it, masks have no such tag. Some labelling tools show the picture turned, others
-    as it is stored. Where the turn swaps height and width, the mask's size tells which. Raises
-    InputError where it does not.
+    Cameras store a picture as the sensor saw it, with the orientation in an EXIF tag. Pictures are
+    turned by the tag, but masks have none. Some labelling tools show the picture turned, others as
+    stored. If the turn swaps height and width, the size of the mask tells which. Raises InputError
+    if it does not.
     """
     if picture.orientation == 1:
         return label
@@ -306,7 +304,7 @@ def same_way_up(sample: Sample, picture: Picture, label: np.ndarray) -> np.ndarr
     stored = upright[::-1] if picture.orientation >= 5 else upright
     if label.shape == stored == upright:
         raise InputError(
-            f"{sample.image}: its EXIF tag turns it (orientation {picture.orientation}), and the "
+            f"{sample.image}: its EXIF tag turns it (orientation {picture.orientation}), but the "
             f"size of its mask {sample.label} does not show whether it was drawn before or after "
             "the turn; save the picture as it was labelled, without the tag"
         )

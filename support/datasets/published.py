@@ -1,4 +1,4 @@
-"""Data sets as they are published: PASCAL VOC and Cityscapes."""
+"""Data sets in their published layout: PASCAL VOC and Cityscapes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.datasets.folders import find_pairs, matched, read_list
 from support.datasets.images import read_mask
 from support.labels import IGNORE, VOC_CLASSES, DataSet, Sample
 
-# The classes of Cityscapes' benchmark and their ids in *_labelIds.png; all other ids are ignored.
+# The benchmark's classes and their ids in *_labelIds.png. All other ids are ignored.
 CITYSCAPES = {
     "road": 7,
     "sidewalk": 8,
@@ -37,16 +37,16 @@ CITYSCAPES = {
 
 
 def find_cityscapes(root: Path, options) -> DataSet:
-    """Cityscapes (Cordts et al. 2016): leftImg8bit and gtFine beside each other, 19 classes.
+    """Cityscapes (Cordts et al. 2016): folders leftImg8bit and gtFine in `root`, 19 classes.
 
     The masks are *_labelTrainIds.png if the benchmark's scripts have made them, otherwise
-    *_labelIds.png, which say the same in other numbers. The published masks of its test images are
-    empty; those images are left out. Raises InputError.
+    *_labelIds.png, the same classes with other ids. The test images are left out, since their
+    published masks are empty. Raises InputError.
     """
     masks, kinds = root / "gtFine" / "train", ("labelTrainIds", "labelIds")
     kind = next((k for k in kinds if any(masks.glob(f"*/*_gtFine_{k}.png"))), None)
     if not kind:
-        # From "_gtFine_" on, as in IDD's *_gtFine_labellevel3Ids.png.
+        # From "_gtFine_" on, such as IDD's *_gtFine_labellevel3Ids.png.
         names = {
             file.name[file.name.rfind("_gtFine_") :] for file in masks.glob("*/*_gtFine_*.png")
         }
@@ -54,7 +54,7 @@ def find_cityscapes(root: Path, options) -> DataSet:
         raise InputError(
             f"{masks}: holds no masks named *_gtFine_labelTrainIds.png or *_gtFine_labelIds.png"
             + (f", but *{', *'.join(others[:5])}" if others else "")
-            + "; for others say --images 'leftImg8bit/{split}/**/*_leftImg8bit' --masks "
+            + "; for other masks give --images 'leftImg8bit/{split}/**/*_leftImg8bit' --masks "
             f"'gtFine/{{split}}/**/*{others[0] if others else '_gtFine_NAME.png'}'"
         )
     images, labels = "leftImg8bit/{}/**/*_leftImg8bit.png", f"gtFine/{{}}/**/*_gtFine_{kind}.png"
@@ -74,13 +74,13 @@ def find_cityscapes(root: Path, options) -> DataSet:
 
 
 def find_voc(root: Path, options) -> DataSet:
-    """PASCAL VOC 2012 (a folder VOCdevkit/VOC2012), and with it the masks of SBD (Hariharan et al.
-    2011) as PNGs; or own data in this layout, with a classes.txt.
+    """PASCAL VOC 2012 (the folder VOCdevkit/VOC2012), optionally with the masks of SBD (Hariharan
+    et al. 2011) as PNGs; or your own data in this layout, with a classes.txt.
 
-    val.txt is the validation set. trainaug.txt (or train_aug.txt) is the training set if it is
-    there: the 10,582 images of both collections, without val's, that most results are given for.
-    Otherwise train.txt is: 1,464 images. Images without a mask in SegmentationClass take it from
-    SegmentationClassAug. Raises InputError.
+    val.txt lists the validation set. trainaug.txt (or train_aug.txt) lists the training set if it
+    exists: 10,582 images of both collections, without those in val.txt, as in most published
+    results. Otherwise train.txt does: 1,464 images. Masks that are not in SegmentationClass come
+    from SegmentationClassAug. Raises InputError.
     """
     lists = root / "ImageSets" / "Segmentation"
     names = ("trainaug", "train_aug")

@@ -1,12 +1,11 @@
 """Synthetic road scenes in the folder layout of KITTI Road, see `write`.
 
-A scene is a flat ground plane with things on it, seen by a pinhole camera. The road is a function
-of ground metres, so perspective, ground truth and calibration come from one geometry and cannot
-disagree. Neither colour alone nor position alone tells road from not road: a network has to learn
-to see. All chance comes from np.random.default_rng: the same seed gives the same scene, with the
-same numpy and Pillow.
+A scene is a flat ground plane with things on it, seen by a pinhole camera. The road is defined in
+metres on the ground, so perspective, ground truth and calibration come from one geometry and always
+agree. Neither colour alone nor position alone tells road from not road. The same seed gives the
+same scene, with the same versions of numpy and Pillow.
 
-Lengths are in metres, colours are 0 ... 255. On the ground x points right and z ahead.
+Lengths are in metres, colours are 0 ... 255. On the ground, x points right and z ahead.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-HEIGHT, WIDTH = 96, 320  # a quarter of KITTI's 375 x 1242: trains on a laptop, roads are readable
-TRAIN, TEST = 300, 12  # KITTI Road has 289 and 290; testing has no ground truth, 12 are to look at
-FINE = 2  # each pixel is drawn as FINE x FINE ones and averaged, against jagged edges
-MAX_DISTANCE = 60.0  # beyond, the road is a few flat pixels that cannot be marked: not valid
-MIN_DISTANCE = 3.0  # a thing that comes nearer is out of view, except for its shadow
+HEIGHT, WIDTH = 96, 320  # a quarter of KITTI's 375 x 1242: fast on a laptop, roads still visible
+TRAIN, TEST = 300, 12  # KITTI Road has 289 and 290; the 12, without ground truth, are to look at
+FINE = 2  # supersampling: a pixel is the mean of FINE x FINE, against jagged edges
+MAX_DISTANCE = 60.0  # beyond this, the road is too few pixels to label: not valid
+MIN_DISTANCE = 3.0  # of nearer things, only the shadow is drawn
 
 CATEGORIES = ("um", "umm", "uu")  # marked two-way, multiple marked lanes, unmarked (KITTI's names)
 ROAD, NOT_ROAD, NOT_VALID = (255, 0, 255), (255, 0, 0), (0, 0, 0)  # KITTI's ground truth
@@ -42,16 +41,16 @@ CARS = [(34, 34, 38), (200, 202, 206), (120, 124, 130), (150, 24, 26), (30, 52, 
 
 
 class Plan(NamedTuple):
-    """One road seen from above. Its methods take arrays x and z that broadcast.
+    """A road seen from above. Its methods take arrays x and z that broadcast.
 
-    offset    x of the centre line abreast of the camera
-    slope     dx/dz there: the camera's yaw against the road
+    offset    x of the centre line at z = 0, beside the camera
+    slope     dx/dz there: the yaw of the camera relative to the road
     bend      curvature, 1/m
-    twist     change of curvature, 1/m^2: makes an S
+    twist     change of curvature, 1/m^2: makes S-bends
     half      half the road's width
-    lanes     0: unmarked
-    side      +1: traffic keeps right of the centre line, -1: left
-    cross     a crossing road: (z, half its width, skew dz/dx); where there is none, too far to see
+    lanes     number of lanes; 0: unmarked
+    side      +1: traffic keeps to the right of the centre line, -1: to the left
+    cross     a crossing road: (z, half its width, skew dz/dx); z is too far to see if there is none
     """
 
     offset: float
@@ -64,46 +63,42 @@ class Plan(NamedTuple):
     cross: tuple
 
     def centre(self, z):
-        """x and slope of the centre line at z. Beyond 50 m it goes on straight."""
+        """x and slope of the centre line at z. Beyond 50 m it is straight."""
         near = np.clip(z, -10, 50)
         x = self.offset + near * (self.slope + near * (self.bend / 2 + near * (self.twist / 6)))
         slope = self.slope + near * (self.bend + near * (self.twist / 2))
         return x + slope * (z - near), slope
 
     def across(self, x, z):
-        """Signed metres right of the centre line, square to it."""
+        """Signed distance to the right of the centre line, perpendicular to it."""
         centre, slope = self.centre(z)
         return (x - centre) / np.sqrt(1 + slope * slope)
 
     def inside(self, x, z):
-        """Metres inside the edge of any road, negative outside."""
+        """Distance from the edge of the nearest road, negative outside."""
         main = self.half - np.abs(self.across(x, z))
         at, half, skew = self.cross
         other = half - np.abs(z - at - skew * x)
         near = np.maximum(4.0 - np.abs(main - other), 0)
-        # A smooth maximum rounds the corners, as kerbs do.
+        # A smooth maximum rounds the corners, like kerbs.
         return np.maximum(main, other) + near * near / 16
 
     def beside(self, z, across, way=1):
-        """A place on the ground, `across` metres off the centre line: (x, z, unit vector along the
-        road).
-        """
+        """The place `across` metres off the centre line: (x, z, unit vector along the road)."""
         x, slope = self.centre(z)
         length = math.sqrt(1 + slope * slope)
         return x + across / length, z - across * slope / length, way * slope / length, way / length
 
 
 def survey(seed: int, category: str) -> Plan:
-    """The ground plan of scene (seed, category). It has a random stream of its own, so looks cannot
-    move the road.
-    """
+    """The plan of scene (seed, category). Its own random stream makes it independent of drawing."""
     rng = np.random.default_rng([seed, CATEGORIES.index(category), 0])
     side, width = int(rng.choice([-1, 1], p=[0.3, 0.7])), rng.uniform(2.8, 3.7)
     lanes = {"um": 2, "umm": int(rng.integers(3, 5)), "uu": 0}[category]
-    if lanes:  # near the middle of a lane; of two, the own one
+    if lanes:  # near the middle of a lane; of two, the ego lane
         half, lane = width * lanes / 2, (1 + side) // 2 if lanes == 2 else int(rng.integers(lanes))
         stand = width * (lane + 0.5) - half + rng.uniform(-0.7, 0.7)
-    else:  # wide enough for one car to two and a half; the camera may stand beside it
+    else:  # 1 to 2.5 cars wide; the camera may stand beside the road
         half = rng.uniform(1.5, 4.2)
         stand = rng.uniform(-1, 1) * (half + (-0.8 if rng.random() < 0.8 else 2.5))
     often_straight = np.where(rng.random(3) < 0.5, (0.08, 0.003, 0), (0.4, 0.022, 0.0006))
@@ -114,18 +109,18 @@ def survey(seed: int, category: str) -> Plan:
 
 
 def calibration(focal: float, centre: tuple[float, float], height: float) -> str:
-    """The text of KITTI's calibration file for a camera that looks level.
+    """The text of KITTI's calibration file for a level camera.
 
     focal, centre    focal length and principal point (x, y) in pixels; pixel 0 covers [0, 1)
     height           metres above the ground
 
-    A bird's-eye view takes floor(P2 . R0 . inverse(Tr_cam_to_road) . point) for a 1-based pixel:
-    hence the + 1 on the principal point.
+    The principal point gets + 1, since a bird's-eye view counts pixels from 1: the pixel is
+    floor(P2 . R0 . inverse(Tr_cam_to_road) . point).
     """
     lens = [focal, 0, centre[0] + 1, 0, 0, focal, centre[1] + 1, 0, 0, 0, 1, 0]
     rows = {f"P{i}": lens for i in range(4)}  # one camera stands in for KITTI's four
     rows["R0_rect"] = [1, 0, 0, 0, 1, 0, 0, 0, 1]
-    rows["Tr_velo_to_cam"] = [0, -1, 0, 0, 0, 0, -1, 0, 1, 0, 0, 0]  # no laser: only its usual axes
+    rows["Tr_velo_to_cam"] = [0, -1, 0, 0, 0, 0, -1, 0, 1, 0, 0, 0]  # no laser, only its axes
     rows["Tr_imu_to_velo"] = [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
     rows["Tr_cam_to_road"] = [1, 0, 0, 0, 0, 1, 0, -height, 0, 0, 1, 0]
     return "".join(f"{key}: {' '.join(f'{v:.12e}' for v in row)}\n" for key, row in rows.items())
@@ -135,7 +130,7 @@ def calibration(focal: float, centre: tuple[float, float], height: float) -> str
 
 
 def shade(rng, colours, spread=14):
-    """A colour, float32 [3], near one of the given: brightness varies more than hue."""
+    """A random colour, float32 [3], near one of `colours`. Brightness varies more than hue."""
     shift = rng.uniform(-spread, spread) + rng.uniform(-spread, spread, 3) / 3
     return (shift + colours[rng.integers(len(colours))]).astype(np.float32)
 
@@ -143,9 +138,9 @@ def shade(rng, colours, spread=14):
 class Weather(NamedTuple):
     """Light and noise of a scene.
 
-    sun      metres (x, z) that a shadow moves for each metre of height
+    sun      shift (x, z) of a shadow per metre of height
     haze     float32 [3], colour of the far distance
-    noise    float32 [256, 256], smooth, about -1 ... 1; tiles without a seam
+    noise    float32 [256, 256], smooth and seamless, about -1 ... 1
     """
 
     sun: np.ndarray
@@ -153,18 +148,18 @@ class Weather(NamedTuple):
     noise: np.ndarray
 
     def grain(self, a, b):
-        """Noise at coordinates (a, b), which broadcast: one cell of the tile per unit."""
+        """Noise at coordinates (a, b), one cell of the tile per unit. Both arrays broadcast."""
         return self.noise[b.astype(np.int32) & 255, a.astype(np.int32) & 255]
 
     def veil(self, colours, distance):
-        """Colours as they look through metres of haze."""
+        """Colours seen through `distance` metres of haze."""
         return colours + (self.haze - colours) * (distance / (distance + 600))
 
 
 def forecast(rng) -> Weather:
-    """The weather of a scene. A third of the days are overcast, with shadows right below things."""
+    """Random weather. A third of the scenes are overcast, with shadows right below things."""
     noise = np.zeros((256, 256), np.float32)
-    for step, weight in ((16, 0.5), (4, 0.4), (1, 0.35)):  # each octave wraps round before it grows
+    for step, weight in ((16, 0.5), (4, 0.4), (1, 0.35)):  # wrap each octave before enlarging it
         rough = np.pad(rng.integers(0, 256, (256 // step, 256 // step), np.uint8), 2, mode="wrap")
         grown = Image.fromarray(rough).resize([len(rough) * step] * 2, Image.Resampling.BICUBIC)
         inner = slice(2 * step, -2 * step)
@@ -176,15 +171,14 @@ def forecast(rng) -> Weather:
 
 
 def ground_colour(rng, plan, weather, x, z, inside, across):
-    """Colours, float32 [rows, W, 3], of ground points: road, kerb, a strip to each side, open land.
+    """Colours, float32 [rows, W, 3], of ground points: road, kerb, a strip on each side, open land.
 
     x, z              [rows, W] and [rows, 1]
     inside, across    plan.inside(x, z) and plan.across(x, z)
     """
     road, paved = shade(rng, ASPHALT, 10), rng.random(2) < 0.4
     edge = road + (45 if road[0] < 125 else rng.choice([-50, 40]))
-    # A pavement may be almost as grey as the road. Then it gets a kerb, by which it can be told
-    # from the road.
+    # A pavement may be almost as grey as the road. Then a kerb separates them.
     strips = [
         shade(rng, [road + rng.choice([-20, 20])] + SLABS if slabs else LAND) for slabs in paved
     ]
@@ -194,18 +188,18 @@ def ground_colour(rng, plan, weather, x, z, inside, across):
     right = (across > 0).astype(np.int8)
     strip = -inside < rng.uniform(1.5, 4.5, 2).astype(np.float32)[right]
     kerb = rng.uniform(0.16, 0.3) if min(np.abs(tone - road).max() for tone in strips) < 40 else 0
-    # The row of the palette:
+    # Rows of the palette.
     kind = np.select([inside > 0, inside > -kerb, strip], [0, 1, 3 + right], 5 + right)
     fine, wide = weather.grain(x * 22, z * 22), weather.grain(x * 3, z * 1.5)
     if plan.lanes:
         lane, dash, thick = 2 * plan.half / plan.lanes, rng.uniform(2, 6), rng.uniform(0.06, 0.1)
-        # Dashes between the lanes, often lines along the edges, worn off here and there.
+        # Dashes between the lanes, often lines along the edges, partly worn off.
         painted = (z + dash * rng.random()) % (dash * rng.uniform(2, 3)) < dash
         painted = painted & (np.abs(across) < plan.half - lane / 2)
         painted &= np.abs((across + plan.half + lane / 2) % lane - lane / 2) < thick
         painted |= np.abs(np.abs(across) - plan.half + 0.3) < thick * (rng.random() < 0.7)
         kind[painted & (fine + wide > rng.uniform(-1, -0.3))] = 2
-    fade = 20 / (20 + z)  # far off, one pixel averages many grains
+    fade = 20 / (20 + z)  # far away, a pixel averages many grains
     joints = ((inside % 0.6 < 0.04) | (z % 0.6 < 0.04)) & paved[right] & strip & (kind > 2)
     return palette[kind] + (rough[kind] * (fine * fade + wide) - joints * (26 * fade))[..., None]
 
@@ -234,7 +228,7 @@ DISC = np.array([(x, y, 0) for x, y in OCTAGON])[[[0, 1, 2, 3], [0, 3, 4, 7], [4
 def block(place, low, high):
     """Five faces [5, 4, 3] of a block at a place: rear, right, front, left, top.
 
-    low, high    (rear, front, half width, height) of its lower and its upper end
+    low, high    (rear, front, half width, height) of the lower and the upper end
     """
     x, z, tx, tz = place
     return np.array(
@@ -247,8 +241,9 @@ def block(place, low, high):
 
 
 def on_faces(faces, *boxes):
-    """Rectangles [., 4, 3] on each of the faces [k, 4, 3]: (left, right, low, high) as fractions of
-    it.
+    """Rectangles [n, 4, 3] on each of the faces [k, 4, 3].
+
+    boxes    (left, right, low, high) each, as fractions of a face
     """
     a, b = np.array(boxes)[:, [0, 1, 1, 0], None], np.array(boxes)[:, [2, 2, 3, 3], None]
     p, q, r, s = np.moveaxis(faces[:, None, None], 3, 0)
@@ -256,7 +251,7 @@ def on_faces(faces, *boxes):
 
 
 def building(rng, place):
-    """A house or a block of flats; its long side lies along the road."""
+    """A house or a block of flats, its long side along the road."""
     half, deep = rng.uniform(4, 7), rng.uniform(4, 6)
     storeys, columns = rng.integers(1, 5), rng.integers(3, 6)
     high = 3.1 * storeys
@@ -273,7 +268,7 @@ def building(rng, place):
 
 
 def car(rng, place):
-    """A saloon, an estate or a van, seen from anywhere."""
+    """A saloon, an estate or a van."""
     kinds = [(2.2, 1.45, 1.2, 0.5), (2.1, 1.5, 1.1, 0.05), (2.5, 2.2, 0.7, 0.0)]
     long, top, bonnet, boot = rng.choice(kinds)
     body = block(place, (-long, long, 0.88, 0.3), (0.08 - long, long - 0.15, 0.84, 0.88))
@@ -292,7 +287,7 @@ def car(rng, place):
 
 
 def tree(rng, place):
-    """A trunk and a crown of leafy discs turned to the camera, darker below."""
+    """A trunk and a crown of discs that face the camera, darker at the bottom."""
     (x, z), size = place[:2], rng.uniform(1.4, 2.8)
     trunk, thick = rng.uniform(1.8, 3.5), rng.uniform(0.08, 0.18)
     where = rng.uniform(-size, size, (14, 3)) * (0.7, 0.8, 0.7) + (x, -trunk - size, z)
@@ -304,8 +299,8 @@ def tree(rng, place):
 
 
 def furnish(rng, plan):
-    """Everything standing in the scene, the farthest first."""
-    spots = []  # (maker, place, metres that it must be away from any road)
+    """All things in the scene, the farthest first."""
+    spots = []  # (maker, place, minimum distance from any road)
     town, green, busy = rng.random(3) * (1.0, 0.7, 0.4)
     for side in (-1, 1):
         rows = (
@@ -319,7 +314,7 @@ def furnish(rng, plan):
                     across = side * (away + rng.uniform(0, 0.8))
                     spots.append((maker, plan.beside(z, across, rng.choice([-1, 1])), room))
     lanes = max(plan.lanes, 2 if plan.half > 2.3 else 1)
-    for middle in (np.arange(lanes) + 0.5) * 2 * plan.half / lanes - plan.half:  # traffic by lanes
+    for middle in (np.arange(lanes) + 0.5) * 2 * plan.half / lanes - plan.half:  # traffic by lane
         way = np.sign(middle) * plan.side or 1
         for z in np.cumsum(rng.uniform(9, 36, 4))[rng.random(4) < busy]:
             spots.append((car, plan.beside(z, middle + rng.uniform(-0.3, 0.3), way), -9))
@@ -335,7 +330,7 @@ class Scene(NamedTuple):
 
     image    uint8 [H, W, 3]
     road     uint8 [H, W, 3], ROAD, NOT_ROAD and NOT_VALID
-    lane     the same for the lane that the camera drives in, None without marked lanes (um only)
+    lane     the same for the ego lane, only for um, otherwise None
     calib    the text of KITTI's calibration file
     """
 
@@ -346,15 +341,15 @@ class Scene(NamedTuple):
 
 
 def shadows(sun, things, x, z):
-    """How much of the sun is missing at ground points, float32 0 ... 1.
+    """The share of sunlight missing at ground points, float32 0 ... 1.
 
-    Drawn as a map seen from above: 8 cells a metre, x from -32 m, z from 0, 64 m square. Points
-    outside take the nearest edge.
+    Drawn as a map from above: 8 cells a metre, x from -32 m, z from 0, 64 m square. Points outside
+    take the value of the nearest edge.
     """
     chart = Image.new("L", (512, 512))
     pen = ImageDraw.Draw(chart)
     for quads, _ in (patch for thing in things for patch in thing):
-        flat = quads[..., (0, 2)] - quads[..., 1:2] * sun  # down the sun's ray until it meets y = 0
+        flat = quads[..., (0, 2)] - quads[..., 1:2] * sun  # along the sun's ray to y = 0
         for outline in ((flat + (32, 0)) * 8).reshape(-1, 8).tolist():
             pen.polygon(outline, fill=255)
     chart = np.asarray(chart.filter(ImageFilter.GaussianBlur(1.2)), np.float32) / 255
@@ -363,7 +358,7 @@ def shadows(sun, things, x, z):
 
 
 def draw_things(size, focal, centre, height, things, weather):
-    """uint8 [H, W, 4]: all things on a clear ground; alpha 255 marks what hides the ground."""
+    """All things on a transparent layer, uint8 [H, W, 4]; alpha is 255 where there is a thing."""
     nearest = [min(quads[..., 2].min() for quads, _ in thing) for thing in things]
     patches = [
         patch
@@ -380,7 +375,7 @@ def draw_things(size, focal, centre, height, things, weather):
     light = np.array([-weather.sun[0], -1, -weather.sun[1]])  # towards the sun
     lit = (normal * light).sum(1) / np.sqrt((normal**2).sum(1) * (light**2).sum())
     colours = weather.veil(colours * (0.8 + 0.3 * np.maximum(lit, -0.4))[:, None], corner[:, 2:])
-    # ImageDraw counts pixels at their middle.
+    # ImageDraw's coordinates are those of pixel centres.
     outlines = quads[..., :2] / quads[..., 2:] * focal + centre - 0.5
     layer = Image.new("RGBA", size)
     fills, pen = np.clip(colours, 0, 255).astype(int).tolist(), ImageDraw.Draw(layer)
@@ -396,9 +391,7 @@ def shrink(fine):
 
 
 def expose(rng, image):
-    """From light to the camera's picture, blurred and noisy: float32 [H, W, 3] about 0 ... 255 to
-    uint8.
-    """
+    """Simulate the camera: float32 [H, W, 3], about 0 ... 255, to blurred and noisy uint8."""
     image = image * (rng.uniform(0.75, 1.15) * rng.uniform(0.96, 1.04, 3)).astype(np.float32)
     image = np.clip((image - 110) * rng.uniform(0.75, 1.15) + 110, 0, 255).astype(np.uint8)
     blur = ImageFilter.GaussianBlur(rng.uniform(0, 0.6))
@@ -408,19 +401,19 @@ def expose(rng, image):
 
 
 def draw(seed: int, category: str = "uu", height: int = HEIGHT, width: int = WIDTH) -> Scene:
-    """One scene of height x width pixels. The same arguments always give the same scene."""
+    """Draw a scene of height x width pixels."""
     rng = np.random.default_rng([seed, CATEGORIES.index(category), 1])
     h, w = height * FINE, width * FINE
     plan, weather = survey(seed, category), forecast(rng)
     things = furnish(rng, plan)
-    focal = max(w, 2 * h) * rng.uniform(0.5, 0.68)  # tall pictures: a narrow view, no fish-eye
+    focal = max(w, 2 * h) * rng.uniform(0.5, 0.68)  # a narrow view for tall pictures, no fish-eye
     centre = w * rng.uniform(0.47, 0.53), h * rng.uniform(0.26, 0.56)  # the view is level
     tall = rng.uniform(1.2, 2.3)
     a, down = [
         (np.arange(n, dtype=np.float32) + 0.5 - middle) / focal
         for n, middle in zip((w, h), centre, strict=True)
     ]
-    # The first ground row; just below the horizon is kilometres off.
+    # The first ground row. Rows nearer to the horizon are kilometres away.
     top = int((down <= 1e-3).sum())
     z, x = tall / down[top:, None], a * tall / down[top:, None]
     inside, across = plan.inside(x, z), plan.across(x, z)
@@ -431,14 +424,14 @@ def draw(seed: int, category: str = "uu", height: int = HEIGHT, width: int = WID
     picture = np.concatenate([sky, weather.veil(ground, z[..., None])])
     layer = draw_things((w, h), focal, centre, tall, things, weather)
     hides = layer[..., 3:] > 0
-    # Flat fills would give things away as painted: they get a little grain too.
+    # Flat colours would give things away, so they get a little grain too.
     grain = 7 * weather.grain(np.arange(w) * 2, np.arange(h)[:, None] * 2)
     picture = np.where(hides, layer[..., :3] + grain[..., None], picture)
     road, lane, far = np.zeros((3, h, w), bool)
     road[top:] = (inside > 0) & ~hides[top:, :, 0]
     lane[top:] = road[top:] & (across * plan.side > 0) & (np.abs(across) < plan.half)
     far[top:] = (z >= MAX_DISTANCE) & (inside > -1) & ~hides[top:, :, 0]
-    # A pixel is whatever most of its area is.
+    # A pixel gets the label of most of its area.
     colours, not_valid = np.array([NOT_ROAD, ROAD, NOT_VALID], np.uint8), shrink(far) >= 0.5
     road, lane = [colours[np.where(not_valid, 2, shrink(mask) >= 0.5)] for mask in (road, lane)]
     calib = calibration(focal / FINE, (centre[0] / FINE, centre[1] / FINE), tall)
@@ -458,19 +451,19 @@ def write(
 ):
     """Write `train` scenes with ground truth and `test` without into the new folder `root`.
 
-    All goes to a temporary folder beside it first, and gets its name when complete. Raises OSError
-    if the folder is there.
+    The files go to a temporary folder beside it, which is renamed when it is complete. Raises
+    OSError if `root` exists.
     """
     root = Path(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as beside:
-        whole_set = Path(beside) / "whole"  # a folder of its own has ordinary permissions
+        whole_set = Path(beside) / "whole"  # a new folder in it has ordinary permissions
         for part, (split, total) in enumerate({"training": train, "testing": test}.items()):
             for folder in ("image_2", "calib", "gt_image_2")[: 3 - part]:
                 (whole_set / split / folder).mkdir(parents=True)
             for i in range(total):
                 category, number = CATEGORIES[i % len(CATEGORIES)], f"{i // len(CATEGORIES):06d}"
-                scene_seed = 2 * (seed * 10**6 + i) + part  # none is in both splits
+                scene_seed = 2 * (seed * 10**6 + i) + part  # no scene is in both splits
                 scene = draw(scene_seed, category, height, width)
                 pictures = {f"image_2/{category}_{number}.png": scene.image}
                 if split == "training":

@@ -1,30 +1,30 @@
-"""VGG16 in 8-bit integers: for prediction on a processor, twice as fast as in bf16, with weights of
-half the size.
+"""VGG16 in 8-bit integers for prediction on a CPU: twice as fast as bf16, weights of half the size.
 
     to_int8(net, calibrate(net, pictures))
 
-A map after a ReLU holds numbers from 0 to its activation range, amax. Quantisation divides the
-range into 255 steps, and a byte says how many steps a number has:
+The activations of a feature map after a ReLU lie between 0 and amax, its activation range.
+Quantisation divides this range into 255 steps and stores an activation x as a byte q, and a weight
+W as a signed byte w:
 
-    q = round(x / s),  s = amax / 255,     q in 0 ... 255        one scale s for each map
-    w = round(W / t),  t = max |W| / 127,  w in -127 ... 127     one scale t for each output channel
+    q = round(x / s),  s = amax / 255,     q in 0 ... 255        one scale s per map
+    w = round(W / t),  t = max |W| / 127,  w in -127 ... 127     one scale t per output channel
 
-A convolution of the bytes is exact, since it adds up whole numbers in 32 bits. Times s * t it is
-the convolution of the numbers that the bytes stand for. Bias, ReLU and the division by the next
-map's scale follow in the same pass, and one rounding. So each map is rounded once, by half a step
-at most, and each weight once and for all. Pools need no arithmetic: the largest of four bytes is
-one of them.
+The convolution of the bytes is exact, since it accumulates in 32 bits. Multiplied by s * t, it
+equals the convolution of the numbers that the bytes represent. The same pass adds the bias, applies
+the ReLU, divides by the scale of the next map and rounds. So each activation is rounded once, by at
+most half a step, and each weight once in advance. Pools need no arithmetic: they pick one of four
+bytes.
 
-The first and the last layers differ. The image has numbers of both signs, so its zero point is 114:
-byte 114 stands for 0, also in the padding. The score layers and the upsampling compute in floating
-point: they decide between classes, where a step would show, and they are small.
+The first and last layers differ. The image has values of both signs, so its zero point is 114: byte
+114 represents 0, also in the padding. The score layers and the upsampling compute in floating
+point: they are small, and rounding there could change the class.
 
-Calibration measures the activation ranges on some images. Larger numbers are cut off at 255.
+Calibration measures the activation ranges on some images. Larger activations are clipped to 255.
 
-The operators are those into which PyTorch's own compiler translates quantised networks for x86.
-They have no documented interface; the documented ones (torch.ao) are to be deleted, and their
-successor is another package. So `require_int8` asks whether they are there, and the tests whether
-they compute what is said here.
+PyTorch's compiler uses the same operators for quantised networks on x86. They are undocumented. The
+documented interface (torch.ao) is to be deleted, and its successor is another package. So
+`require_int8` checks that the operators exist, and tests check that they compute what is described
+here.
 """
 
 from __future__ import annotations
@@ -47,35 +47,35 @@ OPERATORS = ("qconv2d_pointwise", "qlinear_pointwise")
 
 
 def require_int8(device: torch.device = CPU):
-    """Raise InputError where int8 would not be faster, or is not there: without an x86 processor
-    with VNNI instructions, or in a PyTorch without these operators.
+    """Raise InputError unless the device is an x86 CPU with VNNI instructions and this PyTorch has
+    the operators.
 
-    Some operators have a fallback that is 70 times as slow, and says nothing.
+    Some operators have a silent fallback that is 70 times as slow.
     """
     if device.type != "cpu":
-        problem = f"is for processors, not for {device}: add --device cpu"
+        problem = f"needs --device cpu, not {device}"
     elif not cpu_has("avx512_vnni", "avx_vnni", "amx_int8"):
-        problem = "this processor has no instructions for it (VNNI)"
+        problem = "this CPU has no VNNI instructions"
     elif not all(hasattr(torch.ops.onednn, name) for name in OPERATORS):
-        problem = f"PyTorch {torch.__version__} has no operators for it"
+        problem = f"PyTorch {torch.__version__} lacks the operators for it"
     else:
         return
     raise InputError(f"--amp int8: {problem}; leave out --amp")
 
 
 def calibrate(net: FCN8s, pictures: Iterable[np.ndarray], **how) -> dict[str, float]:
-    """The activation ranges of a network: the largest number in the map of each convolution of
-    VGG16, after its ReLU, by the layer's name.
+    """The activation range of each convolution of VGG16, its largest output after the ReLU, by the
+    layer's name.
 
     net         in evaluation mode
-    pictures    uint8 [H, W, 3] RGB, like those that it will predict; eight are enough
-    how         `resize`, `size` and `tile` of Predictor, as it will predict
+    pictures    uint8 [H, W, 3] RGB, like those to be predicted; eight are enough
+    how         `resize`, `size` and `tile` of Predictor, as for prediction
     """
     amax = {}
 
     def measure(name):
         def hook(layer, inputs, output):
-            amax[name] = max(amax.get(name, 0.0), output.max().item())  # from 0: after the ReLU
+            amax[name] = max(amax.get(name, 0.0), output.max().item())  # at least 0: after the ReLU
 
         return hook
 
@@ -86,7 +86,7 @@ def calibrate(net: FCN8s, pictures: Iterable[np.ndarray], **how) -> dict[str, fl
     ]
     predictor = Predictor(net, **how)
     for picture in pictures:
-        with suppress(ValueError):  # too large; the caller says so when it predicts it
+        with suppress(ValueError):  # too large; the caller reports it when predicting
             predictor(picture)
     for hook in hooks:
         hook.remove()
@@ -94,20 +94,20 @@ def calibrate(net: FCN8s, pictures: Iterable[np.ndarray], **how) -> dict[str, fl
 
 
 def to_int8(net: FCN8s, amax: dict[str, float]) -> FCN8s:
-    """Replace the VGG16 of a network on the CPU by one in 8 bits, in place; the rest stays in the
-    type of its weights. Returns the network in evaluation mode: it cannot be trained any more.
+    """Quantise the VGG16 of a network on the CPU, in place. The other layers keep their type.
+    Returns the network in evaluation mode; it can no longer be trained.
 
     amax    the activation ranges, see `calibrate`
 
-    Raises InputError where int8 would not be faster, or is not there.
+    Raises InputError, see `require_int8`.
     """
     require_int8()
     net.vgg = Int8VGG16(net.vgg, amax)
     return net.eval()
 
 
-# An image after vgg.normalise: bytes 0 ... 255 stand for the darkest to the brightest number of any
-# channel.
+# For an image after vgg.normalise, bytes 0 ... 255 represent the darkest to the brightest value of
+# any channel.
 DARKEST = min(-mean / std for mean, std in zip(IMAGE_MEAN, IMAGE_STD, strict=True))
 BRIGHTEST = max((1 - mean) / std for mean, std in zip(IMAGE_MEAN, IMAGE_STD, strict=True))
 IMAGE_SCALE = (BRIGHTEST - DARKEST) / 255
@@ -115,10 +115,10 @@ IMAGE_ZERO_POINT = round(-DARKEST / IMAGE_SCALE)  # 114
 
 
 class Int8VGG16(nn.Module):
-    """What VGG16 computes, up to the rounding described above: normalised images [N, 3, H, W] float
-    to the maps VGG16.OUTPUTS, of the same type.
+    """VGG16 up to the rounding described above: normalised images [N, 3, H, W] float to the maps
+    VGG16.OUTPUTS, of the same type.
 
-    vgg     its weights are copied
+    vgg     the network to quantise; its weights are copied
     amax    the activation ranges, see `calibrate`
     """
 
@@ -156,7 +156,7 @@ class Int8Conv2d:
     def __init__(self, layer: nn.Conv2d, scale: float, zero_point: int, out_scale: float):
         weight = torch.empty(layer.weight.shape, dtype=torch.int8)
         self.weight_scales = torch.empty(layer.out_channels)  # t, float [O]
-        for o, channel in enumerate(layer.weight.detach()):  # all of fc6 as floats takes 0.4 GB
+        for o, channel in enumerate(layer.weight.detach()):  # all of fc6 in fp32 takes 0.4 GB
             t = channel.float().abs().max().clamp(min=1e-12) / 127
             self.weight_scales[o], weight[o] = t, (channel.float() / t).round()
         self.weight_zero_points = torch.zeros(layer.out_channels, dtype=torch.int32)
@@ -182,8 +182,8 @@ class Int8Conv2d:
 
 
 class Int8Dense(Int8Conv2d):
-    """The same for a kernel of 1 x 1, as a matrix product: for fc7 with 4096 channels 40 times as
-    fast as the convolution.
+    """The same for a 1 x 1 kernel, as a matrix product: 40 times as fast as the convolution for fc7
+    with 4096 channels.
     """
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
@@ -196,5 +196,5 @@ class Int8Dense(Int8Conv2d):
 
 
 def pool(x: torch.Tensor) -> torch.Tensor:
-    """VGG16's pools, which round up, for bytes."""
+    """VGG16's pools, which round sizes up, for bytes."""
     return torch.ops.quantized.max_pool2d(x, [2, 2], [2, 2], [0, 0], [1, 1], True)

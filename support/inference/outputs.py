@@ -1,6 +1,6 @@
-"""The pictures that predict.py predicts, the names of their results, and the results as files.
+"""The pictures that predict.py predicts, and the names and files of their results.
 
-Results lie in folders below --out: overlay/, mask/, confidence/ and bev/, each with the same names.
+Results go to overlay/, mask/, confidence/ and bev/ below --out, under the same names in each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from support.labels import DataSet, Sample, only_road, paths_below
 
 FOLDERS = ("overlay", "mask", "confidence", "bev")  # below --out
 
-# Folders of masks, and the folder of images that they lie beside: these are no pictures to predict.
+# Each mask folder and the image folder beside it. Masks are not predicted.
 MASKS = {
     "masks": "images",
     "gt_image_2": "image_2",
@@ -44,8 +44,8 @@ MASKS = {
 class Job(NamedTuple):
     """A picture to predict.
 
-    name      path of its results below each folder of results, without .png
-    sample    the picture as a labelled sample, if it is one
+    name      path of its results in each folder, without .png
+    sample    the sample of the picture, if it has ground truth
     """
 
     picture: Path
@@ -54,13 +54,12 @@ class Job(NamedTuple):
 
 
 def picture_jobs(inputs: list[Path]) -> list[Job]:
-    """Jobs for pictures and for folders with all pictures in them, each picture once.
+    """Jobs for pictures and for all pictures in folders, each picture once.
 
-    Results of predict.py are left out of a folder, and so are the masks of a data set. Of a KITTI
-    Road folder the test images are meant. Raises InputError if an input is not there or holds no
-    pictures.
+    In a folder, results of predict.py and the masks of a data set are skipped. A KITTI Road folder
+    stands for its test images. Raises InputError if an input does not exist or holds no pictures.
     """
-    folder_of = {}  # of each picture the folder that was given, or in which it lies
+    folder_of = {}  # by picture: the given folder that holds it, or its parent
     for given in (Path(os.path.abspath(path)) for path in inputs):
         if given.is_dir():
             for picture in pictures_in(given):
@@ -73,8 +72,8 @@ def picture_jobs(inputs: list[Path]) -> list[Job]:
 
 
 def pictures_in(given: Path) -> list[Path]:
-    """The pictures to predict in a folder, see `picture_jobs`; warns of pictures and videos of
-    other formats. Raises InputError if there are none.
+    """The pictures to predict in a folder, see `picture_jobs`. Raises InputError if there are none;
+    warns of pictures and videos in other formats.
     """
     kitti_test = given / "testing" / "image_2"
     folder = kitti_test if kitti_test.is_dir() else given
@@ -99,11 +98,11 @@ def pictures_in(given: Path) -> list[Path]:
 
 
 def unique_names(folder_of: dict[Path, Path]) -> list[Path]:
-    """A name for each picture, all different, also where capitals do not count: its path below the
-    folder of `folder_of`, without the ending.
+    """A name for each picture, unique even if case is ignored: its path below its folder in
+    `folder_of`, without the suffix.
 
-    If two were the same, all names are paths below the deepest common folder, or have their
-    endings, or both.
+    If two names were the same, all become paths below the deepest common folder, or keep their
+    suffixes, or both.
     """
     short = [picture.relative_to(folder) for picture, folder in folder_of.items()]
     drives = {folder.anchor for folder in folder_of.values()}  # Windows has several
@@ -119,15 +118,15 @@ def unique_names(folder_of: dict[Path, Path]) -> list[Path]:
 def labelled_jobs(
     root: Path, split: str, saved: dict, patterns: dict[str, str | None]
 ) -> tuple[list[Job], DataSet]:
-    """Jobs for a part of a data set, "train", "val" or "test", and the data set as train.py read
-    it: with the same options.
+    """Jobs for a split of a data set, "train", "val" or "test", and the data set, read with the
+    options of the training.
 
     saved       the checkpoint
-    patterns    "images" and "masks" of a data set that lies otherwise than that of the training
+    patterns    "images" and "masks", if the layout differs from that in training
 
-    KITTI's results are named as the ground truth, so that kitti.py can score them; others as the
-    images. Warns of images that the network was trained on. Raises InputError for a data set of
-    other classes, and for a part that is empty.
+    KITTI's results are named after the ground truth, so that kitti.py can score them; others after
+    the images. Warns of images that the network was trained on. Raises InputError if the classes
+    differ or the split is empty.
     """
     settings = saved.get("settings", {})
     names = {field.name for field in fields(DataOptions)} & settings.keys()
@@ -140,12 +139,12 @@ def labelled_jobs(
     data = find(root, DataOptions(**settings))
     if data.classes != saved["classes"]:
         raise InputError(
-            f"{root}: has the classes {', '.join(data.classes)}; the network knows "
-            f"{', '.join(saved['classes'])}: classes.txt must name the same"
+            f"{root}: has the classes {', '.join(data.classes)}; the network has "
+            f"{', '.join(saved['classes'])}; classes.txt must name the same"
         )
     samples = getattr(data, split)
     if not samples:
-        hint = "--kitti predicts KITTI Road's" if data.kitti else data.summary
+        hint = "for KITTI Road's test images, use --kitti" if data.kitti else data.summary
         raise InputError(f"--split {split}: has no images with ground truth in {root}; {hint}")
     paths = paths_below(root, samples)
     for sample in samples if data.kitti else ():
@@ -156,7 +155,7 @@ def labelled_jobs(
         warn(
             "predict.py",
             f"{root}: the network was trained on {len(trained)} of these "
-            f"{counted(len(samples), 'image')}, as {min(trained)}; their scores are too good",
+            f"{counted(len(samples), 'image')}, such as {min(trained)}; the scores are too good",
         )
     names = [Path((sample.label if data.kitti else sample.image).stem) for sample in samples]
     if len({str(name).casefold() for name in names}) < len(names):
@@ -166,10 +165,9 @@ def labelled_jobs(
 
 
 def kitti_jobs(root: Path, task: str, split: str) -> list[Job]:
-    """Jobs for KITTI Road's "training" or "testing" images, named as the benchmark wants it.
+    """Jobs for KITTI Road's "training" or "testing" images, named as the benchmark requires.
 
-    Raises InputError if there are none, or if a calibration cannot be used: better now than after
-    an hour.
+    Raises InputError if there are none or a calibration file cannot be used.
     """
     folder, jobs = root / split / "image_2", []
     for picture in sorted(folder.glob("*.png")):
@@ -178,17 +176,17 @@ def kitti_jobs(root: Path, task: str, split: str) -> list[Job]:
             homography(calibration_of(picture))
             jobs.append(Job(picture, Path(f"{category}_{task}_{number}")))
     if not jobs:
-        raise InputError(f"{folder}: no picture is named {TASKS[task][0]}_000000.png or the like")
+        raise InputError(f"{folder}: no picture is named like {TASKS[task][0]}_000000.png")
     return jobs
 
 
 def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]:
-    """The class whose confidence goes into each folder, by the folder's path below --out.
+    """The class id for each confidence folder, by the folder's path below --out.
 
-    wanted    --confidence: the name of a class, or "all": a folder for each; if a road is the only
-              class sought, the road alone
+    wanted    --confidence: the name of a class, or "all": a folder for each class, or for the road
+              alone if it is the only class sought
 
-    Raises InputError for a name that is no class.
+    Raises InputError for an unknown class.
     """
     if wanted is None:
         return {}
@@ -196,8 +194,8 @@ def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]
         return {"confidence": classes.index(wanted)}
     if wanted != "all":
         raise InputError(
-            f"--confidence {wanted}: is no class; the classes are {', '.join(classes)}; a picture "
-            "goes before --confidence"
+            f"--confidence {wanted}: is no class; the classes are {', '.join(classes)}; put "
+            "pictures before --confidence"
         )
     if only_road(classes):
         return {"confidence": 1}
@@ -208,9 +206,7 @@ def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]
 
 
 def megapixels(jobs: list[Job]) -> list[float]:
-    """The size of each picture, from the first bytes of its file; next to nothing for a file that
-    cannot be read.
-    """
+    """The size of each picture, from the header of its file; almost 0 if it cannot be read."""
 
     def area(picture):
         with suppress(Exception), Image.open(picture, formats=FORMATS) as image:
@@ -228,12 +224,12 @@ def result_path(out: Path, folder: str, job: Job) -> Path:
 
 
 def require_results(out: Path, folders: list[str], jobs: list[Job]):
-    """Raise InputError if a result would lie outside `out`, or over a file that is no result of
-    predict.py.
+    """Raise InputError if a result would lie outside `out` or replace a file that predict.py did
+    not write.
     """
     for file in (result_path(out, folder, job) for job in jobs for folder in folders):
-        if ".." in file.relative_to(out).parts:  # a list of a data set may name such pictures
-            raise InputError(f"{file}: would lie outside {out}; name the pictures otherwise")
+        if ".." in file.relative_to(out).parts:  # from a list file of a data set
+            raise InputError(f"{file}: would lie outside {out}; give the pictures other paths")
         require_ours(file, "result", is_result)
 
 
@@ -241,12 +237,12 @@ def is_result(file: Path) -> bool:
     try:
         with Image.open(file, formats=["PNG"]) as picture:
             return picture.info.get("Software") == SIGNATURE
-    except Exception:  # whatever Pillow raises on a file of somebody else
+    except Exception:  # whatever Pillow raises on an unknown file
         return False
 
 
 def write_result(picture: Image.Image, path: Path):
-    """Write a picture as a PNG that a later run knows as a result. Raises InputError."""
+    """Write a picture as a PNG that `is_result` recognises. Raises InputError."""
     fields = PngInfo()
     fields.add_text("Software", SIGNATURE)
     save_png(picture, path, pnginfo=fields)

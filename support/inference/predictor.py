@@ -1,19 +1,19 @@
 """From a picture of any size to labels and probabilities, in bounded memory.
 
-A large picture is computed in tiles. Each tile is computed with a halo: pixels around it whose
-scores are then cut off. The halo is 256 pixels wide. A score of FCN-8s depends on pixels up to 245
-away (`reach` of FCN8s), so with its halo a tile has all that its scores depend on. 256 is the next
-multiple of 32: every tile starts at a multiple of 32, so that the five pools pair the same rows and
-columns as in the whole picture.
+A large picture is computed in tiles, each with a halo: pixels around it whose scores are cut off
+afterwards. A score of FCN-8s depends on pixels up to 245 away (`reach` of FCN8s), so a halo of 256
+pixels holds everything that the scores of the tile depend on. 256 is the next multiple of 32: every
+tile starts at a multiple of 32, so that the five pools pair the same rows and columns as in the
+whole picture.
 
 FCN-8s computes one score for 8 x 8 pixels. In a small picture, poles and signs are thinner than
-that; in the enlarged picture they are thicker. So a network is trained and used at `resize_factor`
-times the size of its pictures, and its scores are interpolated back to their size.
+that; enlarging makes them thicker. So a network is trained and used on pictures resized by
+`resize_factor`, and the scores are interpolated back.
 
-Test-time augmentation (TTA) averages the probabilities of several views of one picture: enlarged,
-reduced, mirrored. The network errs differently on each view, and some of the errors cancel out. A
-view at factor F takes F x F times as long as one at 1. Published scores are often taken so; a
-comparison must say it.
+Test-time augmentation (TTA) averages the probabilities of several views of a picture: enlarged,
+reduced, mirrored. The network makes different errors on each view, and some cancel out. A view at
+factor F takes F x F times as long as one at 1. Many published scores use TTA, so a comparison must
+say whether it was used.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from support.device import DTYPES, as_batch, autocast_for
 from support.labels import IGNORE
 from vgg import normalise
 
-TILE = 1536  # pictures of more than TILE x TILE pixels are computed in tiles of at most as many
+TILE = 1536  # a tile has at most TILE x TILE pixels, with its halo
 HALO = 256  # pixels around a tile, a multiple of 32
 MIN_TILE = 2 * HALO + 32
-MAX_PIXELS = 2**28  # of a view: more would fill the memory
-MAX_MEAN = 2**30  # numbers in the mean of several views: 4 GiB
-STRIP_ROWS = 256  # rows that are interpolated or averaged at once
+MAX_PIXELS = 2**28  # in a view; more would not fit into memory
+MAX_MEAN = 2**30  # values in the mean of several views: 4 GiB
+STRIP_ROWS = 256  # rows interpolated or averaged at once
 
 
 class TTA(NamedTuple):
     """Test-time augmentation: the views whose probabilities are averaged.
 
-    factors    each view is this many times as large as the picture would be computed without TTA
+    factors    size of each view, as a multiple of the size without TTA
     flip       whether the mirror image of each view is averaged too
     """
 
@@ -56,11 +56,11 @@ NO_TTA = TTA()
 
 
 class Prediction(NamedTuple):
-    """The prediction for one picture, on the device that has computed it.
+    """The prediction for one picture, on the device that computed it.
 
-    maps    uint8 [1 + K, H, W]: `labels`, the most probable class of each pixel, [H, W], and
-            `probabilities`, 255 times the probability of each of the K classes that were asked for.
-            A pixel whose scores are not finite has the label IGNORE
+    maps    uint8 [1 + K, H, W]: `labels` [H, W], the most probable class of each pixel, and
+            `probabilities` [K, H, W], 255 times the probability of each requested class. A pixel
+            whose scores are not finite has the label IGNORE
     loss    float scalar, the mean over the valid pixels; None without a criterion
     """
 
@@ -89,8 +89,8 @@ class Prediction(NamedTuple):
 
 
 def prepare(net: nn.Module, amp: str, device: torch.device) -> nn.Module:
-    """The network in evaluation mode on the device, its weights in the type of `amp` ("bf16",
-    "fp16" or "off": float32). It is converted in place.
+    """The network, converted in place: in evaluation mode, on the device, with weights in the type
+    of `amp` ("bf16", "fp16" or "off": float32).
 
     Autocast alone would convert the weights again for each picture.
     """
@@ -100,17 +100,17 @@ def prepare(net: nn.Module, amp: str, device: torch.device) -> nn.Module:
 class Predictor:
     """Predicts pictures with a network, on the device and in the type of its weights.
 
-    net       an FCN8s. It is used as it is: evaluation mode is for the caller to set
-    amp       "off", or the type that the forward pass computes in: "bf16" or "fp16", by autocast
-    resize    pictures are computed at this many times their size, by default net.resize_factor
-    size      (height, width) at which they are computed instead
-    longer    or the length of their longer side
-    tile      bounds the memory: no more than tile x tile pixels are computed at a time, with the
-              same result up to rounding
+    net       an FCN8s; the caller sets evaluation mode
+    amp       "off", or the type of the forward pass under autocast: "bf16" or "fp16"
+    resize    size factor of pictures before the network, by default net.resize_factor
+    size      or the resized (height, width)
+    longer    or the resized length of the longer side
+    tile      at most tile x tile pixels are computed at a time. This bounds the memory; the result
+              is the same up to rounding
     tta       the views that are averaged
 
     Several threads may use one Predictor. Raises ValueError for a tile below MIN_TILE, and for a
-    network that sees farther than HALO.
+    network whose `reach` exceeds HALO.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Predictor:
         self.autocast = autocast_for(amp, self.device)
 
     def computed_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which a picture of this size is computed, apart from TTA."""
+        """(height, width) at which a picture of this size is computed without TTA."""
         if self.size:
             return self.size
         factor = self.longer / max(height, width) if self.longer else self.resize
@@ -144,11 +144,11 @@ class Predictor:
         return max(1, int(height * factor)), max(1, int(width * factor))
 
     def views(self, picture: np.ndarray) -> list[tuple[torch.Tensor, bool]]:
-        """The views of a picture uint8 [H, W, 3] RGB that are computed: uint8 [1, 3, h, w] on the
-        host, in pinned memory if the device is CUDA, and whether to mirror it first.
+        """The views of a picture uint8 [H, W, 3] RGB: each a tensor uint8 [1, 3, h, w] on the host,
+        in pinned memory if the device is CUDA, and whether to mirror it.
 
-        This is work for the processor, such as in a thread that reads pictures ahead. Raises
-        ValueError for more than MAX_PIXELS, and for a mean of more than MAX_MEAN numbers.
+        This runs on the CPU, for example in a thread that reads pictures ahead. Raises ValueError
+        for a view of more than MAX_PIXELS or a mean of more than MAX_MEAN values.
         """
         if len(self.tta.factors) > 1 or self.tta.flip:
             numbers = self.net.config["num_classes"] * picture.shape[0] * picture.shape[1]
@@ -161,7 +161,7 @@ class Predictor:
         if height * width * max(self.tta.factors) ** 2 > MAX_PIXELS:
             raise ValueError(
                 f"would be computed at {height}x{width}, times {max(self.tta.factors):g} on each "
-                f"side; at most {MAX_PIXELS:,} pixels are possible, take a smaller size"
+                f"side; at most {MAX_PIXELS:,} pixels are possible; choose a smaller size"
             )
         views = []
         for factor in self.tta.factors:
@@ -183,11 +183,11 @@ class Predictor:
         """The Prediction for a picture.
 
         picture          uint8 [H, W, 3] RGB, or (`views` of it, (H, W))
-        probabilities    the classes whose probabilities are wanted
-        truth            class ids or IGNORE [H, W], uint8, on the device, for the criterion
-        criterion        from scores [1, C, h, w] and labels int64 [1, h, w] to their mean loss over
-                         the valid pixels; it is called for parts of the picture
-        progress         is called before each tile, with the number of tiles done and of all tiles
+        probabilities    ids of the classes whose probabilities are returned
+        truth            class ids or IGNORE, uint8 [H, W] on the device, for the criterion
+        criterion        maps scores [1, C, h, w] and labels int64 [1, h, w] of a part of the
+                         picture to the mean loss over its valid pixels
+        progress         called before each tile with the number of tiles done and of all tiles
         """
         if isinstance(picture, np.ndarray):
             views, size = self.views(picture), picture.shape[:2]
@@ -205,7 +205,7 @@ class Predictor:
             maps[0, rows, columns] = scores[0].argmax(0).masked_fill(~finite, IGNORE).byte()
             if len(probabilities):
                 softmax = scores[0].float().softmax(0)
-                for number, c in enumerate(probabilities, 1):  # a list as index waits for the GPU
+                for number, c in enumerate(probabilities, 1):  # list indexing waits for the GPU
                     maps[number, rows, columns] = (255 * softmax[c]).round().byte()
             if criterion:
                 labels = truth[None, rows, columns].long()
@@ -215,7 +215,7 @@ class Predictor:
 
     def scores(self, view, flipped, size, number, count, progress) -> Iterator[tuple]:
         """The scores of view `number` of `count`, part by part (see `tiled`), at the picture's
-        size. Tiles of all views are counted as if each had as many as this one.
+        size. Progress is counted as if every view had as many tiles as this one.
         """
 
         def tile_done(done, tiles):
@@ -230,8 +230,8 @@ class Predictor:
         yield from parts if same else stretch(parts, height, width, size)
 
     def compute(self, images: torch.Tensor) -> torch.Tensor:
-        """From uint8 [N, 3, h, w] to scores [N, C, h, w]. Pictures are normalised tile by tile: as
-        floats they take four times their bytes.
+        """uint8 [N, 3, h, w] to scores [N, C, h, w]. Normalises tile by tile, since floats take
+        four times the memory of bytes.
         """
         with self.autocast():
             return self.net(normalise(images).to(self.dtype))
@@ -256,15 +256,14 @@ def tiled(
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """The scores of an image [1, 3, H, W] in parts, each computed with its halo.
 
-    compute     from a part [1, 3, h, w] of the image to its scores
-    progress    is called before each tile, with the number of tiles done and of all tiles
+    compute     maps a part [1, 3, h, w] of the image to its scores
+    progress    called before each tile with the number of tiles done and of all tiles
 
-    There is no halo where the image itself ends; there the network pads as usual.
+    At the border of the image there is no halo, and the network pads as usual.
     """
     height, width = image.shape[2:]
-    # An image that is narrow in one direction leaves the rest of its tile to the other. But it
-    # counts as no narrower than the halo, since the border of pad=100 and the windows of fc6 take
-    # memory however narrow it is.
+    # Tiles of a narrow image are longer, with the same area. But a side counts as at least HALO,
+    # since the border of pad=100 and the windows of fc6 take memory however narrow the image is.
     if max(height, HALO) * max(width, HALO) <= tile * tile:
         yield slice(0, height), slice(0, width), compute(image)
         return
@@ -279,8 +278,8 @@ def tiled(
 
 
 def spans(length: int, window: int) -> list[tuple[int, int, int, int]]:
-    """0 ... length in spans (start, stop, first, last): [start, stop) and, with its halo, [first,
-    last), which is at most `window` long.
+    """Split 0 ... length into spans (start, stop, first, last): [start, stop), or with its halo
+    [first, last), at most `window` long.
     """
     if length <= window:
         return [(0, length, 0, length)]
@@ -294,16 +293,15 @@ def spans(length: int, window: int) -> list[tuple[int, int, int, int]]:
 def stretch(
     parts: Iterable[tuple], height: int, width: int, size: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """The parts of an image [1, 3, height, width], interpolated bilinearly to `size`, strip by
-    strip.
+    """Interpolate the parts of an image [1, 3, height, width] bilinearly to `size`, strip by strip.
 
-    F.interpolate computes the same for the whole, which may be too large for the memory. Here no
-    more than a row of parts is kept.
+    F.interpolate computes the same, but needs all scores in memory. Here only one row of parts is
+    kept.
     """
-    done, last = 0, None  # rows of the result, and the last row of the scores above
+    done, last = 0, None  # finished rows of the result, and the last row of scores so far
     for rows, columns, scores in parts:
         if columns.start == 0:
-            # A row of the result may lie between that row and the first of these.
+            # A row of the result may lie between `last` and the first row of this part.
             top = rows.start if last is None else rows.start - 1
             band = scores.new_empty(*scores.shape[:2], rows.stop - top, width)
             if last is not None:
@@ -332,11 +330,11 @@ def stretch(
 def average(
     views: list[tuple[Iterable[tuple], bool]], size: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """The mean of several views, strip by strip.
+    """Average the probabilities of several views, strip by strip.
 
-    views    of each view its parts at `size`, and whether it is mirrored
+    views    for each view, its parts at `size` and whether it is mirrored
 
-    The scores are the logarithms of the mean probabilities, so their softmax gives these.
+    The scores are the logarithms of the mean probabilities, so their softmax restores the mean.
     """
     height, width = size
     mean = None
@@ -350,7 +348,7 @@ def average(
                 mean = probabilities.new_zeros(*probabilities.shape[:2], height, width)
             mean[:, :, rows, columns] += probabilities
     for strip in strips(0, height):
-        # A probability may be 0, and a score must be finite.
+        # A probability may be 0, but a score must be finite.
         yield strip, slice(0, width), mean[:, :, strip].clamp(min=1e-30).log()
 
 

@@ -1,4 +1,4 @@
-"""Training batches: read, augmented, padded to one size and copied while the network computes."""
+"""Training batches, read, augmented, padded and copied to the device while the network computes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from vgg import IMAGE_MEAN
 class Batches:
     """Iterates over this process's shard of every batch of an epoch, on the device.
 
-    reader     from a sample to its image and label map, see Reader
-    samples    the training set; each comes once, in a random order, in a random view
-    sizes      height and width of each sample, [N, 2]. Every process pads its shard to the largest
-               view of the whole batch, without having read the views of the other processes
-    skip       batches at the beginning of the epoch that are left out: a resumed run has had them
+    reader     maps a sample to its image and label map, see Reader
+    samples    the training set; each sample comes once, in random order and as a random view
+    sizes      height and width of each sample, [N, 2]. From them, every process computes the
+               size of the largest view in the whole batch, and pads its shard to it
+    skip       number of batches to skip at the start of the epoch, done before the run was resumed
     config     of train.py: seed, batch_size, resize, crop, augment, colours and flip
 
-    Yields images float32 [n, 3, h, w], normalised, and labels int64 [n, h, w]. All that is random
+    Yields images float32 [n, 3, h, w], normalised, and labels int64 [n, h, w]. All randomness
     follows from the seed, the epoch and the sample: there is no random state to save, and the views
     are the same for any number of workers and processes.
-    `waited` counts the seconds for which the loop has waited for batches.
+    `waited` counts the seconds that the loop has waited for batches.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Batches:
             shard = ranks.shard(group)
             if shard:
                 return collate([view(i) for i in shard], size, pin)
-            # The last batch has fewer images than there are processes, and all must take part.
+            # The last batch has no image for this process, but all processes must take part.
             image, label = view(group[0])
             return collate([(image, np.full_like(label, IGNORE))], size, pin)
 
@@ -92,13 +92,14 @@ class Batches:
 def collate(
     pairs: list[tuple[np.ndarray, np.ndarray]], size: Sequence[int], pin: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs of any sizes to one batch: images uint8 [N, 3, H, W] in channels_last, labels uint8.
+    """One batch of (image, label map) pairs: images uint8 [N, 3, H, W] in channels_last, labels
+    uint8 [N, H, W].
 
-    Smaller images are padded with the ImageNet mean, which normalisation turns into 0, and smaller
-    labels [N, H, W] with IGNORE.
+    Images are padded with the ImageNet mean, which normalisation turns into about 0; labels with
+    IGNORE.
 
-    size    (H, W), at least those of each image
-    pin     in pinned memory, from which a GPU can copy while the processor goes on
+    size    (H, W), at least the size of every image
+    pin     use pinned memory, from which a GPU can copy while the CPU goes on
     """
     mean = np.round(255 * np.array(IMAGE_MEAN))
     images = stack([image for image, _ in pairs], size, mean, pin)
@@ -106,7 +107,7 @@ def collate(
 
 
 def stack(arrays: list[np.ndarray], size: Sequence[int], fill, pin: bool) -> torch.Tensor:
-    """Arrays uint8 [h, w, ...] as one tensor [N, H, W, ...], padded below and to the right."""
+    """Stack uint8 arrays [h, w, ...] to a tensor [N, H, W, ...], padded below and on the right."""
     stacked = np.full((len(arrays), *size, *arrays[0].shape[2:]), fill, np.uint8)
     for array, place in zip(arrays, stacked, strict=True):
         place[: array.shape[0], : array.shape[1]] = array

@@ -1,4 +1,4 @@
-"""Scores of the network during training: whole images, the sample sheet, the final table."""
+"""Evaluation during training: scores on whole images, the sample sheet, the final table."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from support.training.signals import Stop, Stopped
 class Evaluation:
     """evaluation(samples) scores the network on whole images, one at a time.
 
-    reader       from a Sample to its image and label map, see Reader
-    criterion    from scores [1, C, H, W] and labels [1, H, W] to the mean loss over the pixels
+    reader       maps a Sample to its image and label map, see Reader
+    criterion    maps scores [1, C, H, W] and labels [1, H, W] to the mean loss over the pixels
     amp          number format of the forward pass
     workers      threads that read images
-    stop         once a signal has come, the remaining images are left out: the result is not used
+    stop         after a signal, the remaining images are skipped, and the result is not used
     """
 
     def __init__(
@@ -49,15 +49,16 @@ class Evaluation:
         self.iou_by_image: dict[Path, float] = {}  # of the last evaluation
 
     def predictor(self) -> Predictor:
-        """A Predictor of the current weights, converted to `amp` once: autocast would convert those
-        of fc6, fc7 and frozen layers for each image.
+        """A Predictor with the current weights, converted to `amp` once.
+
+        Autocast would convert the weights of fc6, fc7 and frozen layers for each image.
         """
-        net = FCN8s.from_checkpoint(self.net.to_checkpoint())  # shares what is not converted
+        net = FCN8s.from_checkpoint(self.net.to_checkpoint())  # shares unconverted weights
         return Predictor(prepare(net, self.amp, self.device), self.amp)
 
     @torch.no_grad()
     def __call__(self, samples: list[Sample]) -> dict:
-        """Scores.result, and `loss`, the mean over the images."""
+        """`Scores.result` and `loss`, the mean over the images."""
         torch.backends.cudnn.benchmark = False  # whole images may have many sizes
         predictor, road = self.predictor(), self.data.road
         scores = Scores(self.data.classes, road)
@@ -78,14 +79,14 @@ class Evaluation:
                 )
                 loss_sum.add_(prediction.loss)
                 try:
-                    labels, confidences = prediction.to_host()  # waits for a GPU, once an image
+                    labels, confidences = prediction.to_host()  # waits for a GPU, once per image
                 except ValueError as error:
                     raise InputError(f"{sample.image}: {error}") from None
                 yield sample, labels, truth.numpy(), *confidences
                 if self.stop.asked:
                     break
 
-        # An image is counted in a thread, while the next one is computed.
+        # A thread counts each image while the network computes the next one.
         for _ in prefetch(predicted(), lambda image: scores.update(*image), min(1, self.workers)):
             pass
         parts = self.ranks.gather((scores, loss_sum.item()))
@@ -95,9 +96,9 @@ class Evaluation:
 
     @torch.no_grad()
     def draw_samples(self, path: Path, epoch: int):
-        """Draw four images of the validation set, and the two of the lowest IoU, into a PNG.
+        """Draw four validation images and the two of lowest IoU into a PNG.
 
-        Called after an evaluation of the validation set.
+        Evaluate the validation set first.
         """
         samples, rows = self.data.val, []
         above = os.path.commonpath([sample.image.parent for sample in samples])
@@ -111,15 +112,15 @@ class Evaluation:
             iou = "" if math.isnan(ious[sample]) else f"   IoU {100 * ious[sample]:.1f}"
             if sample in worst and len(samples) > 2:
                 iou += ", one of the two lowest"
-            name = sample.image.relative_to(above).as_posix()  # images of two folders may share one
+            name = sample.image.relative_to(above).as_posix()  # with folders: names may repeat
             rows.append((f"{name}{iou}", image, truth, labels))
         draw_samples(path, rows, self.data.classes, f"validation, epoch {epoch}")
 
     def summarise(self, out: Path):
         """Print the scores of the best network on the validation set and on some training images.
 
-        The difference shows how much it has memorised. Loads the best network's weights. Raises
-        Stopped if a signal has come.
+        The difference between them shows overfitting. Loads the weights of the best network. Raises
+        Stopped after a signal.
         """
         train = self.data.train
         train_subset = train[:: math.ceil(len(train) / 100)]
@@ -130,14 +131,14 @@ class Evaluation:
         self.ranks.broadcast(self.net)
         training = self(train_subset)
         if number := self.stop.requested():
-            done = f"training is complete, {out / 'best.pt'} is the result; for the last scores"
+            done = f"training is complete, {out / 'best.pt'} is the result; for the final scores"
             raise Stopped(number, out, done)
         if not self.ranks.first:
             return
         classes = self.data.classes
         ious = (f"{name} {iou_cell(x)}" for name, x in zip(classes, last["iou"], strict=True))
         print(
-            f"\nbest network, of epoch {best['epoch']}, per cent:\n"
+            f"\nbest network (epoch {best['epoch']}), in per cent:\n"
             f"{report({'validation': best['result'], 'training': training}, classes)}\n"
             f"training: {len(train_subset)} of {counted(len(train), 'image')}\n\n"
             f"last network, IoU on training images: {', '.join(ious)}\n"

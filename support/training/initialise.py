@@ -1,8 +1,7 @@
-"""The weights that a network starts with: ImageNet's, those of another training, or random ones.
+"""The initial weights of a network: ImageNet's, another run's, or random.
 
-A few hundred images are enough to train the new layers because of two things done here. fc6 and fc7
-start by passing on what was learnt on ImageNet (`identity_init`). The maps that are scored are
-brought to comparable norms (`balance`).
+Two steps here let the new layers learn from a few hundred images. New fc6 and fc7 start by passing
+pool5 on (`identity_init`). The feature maps that are scored get comparable norms (`balance`).
 """
 
 from __future__ import annotations
@@ -25,24 +24,23 @@ SKIP_NORM = 2.0  # norm of a scored skip, as a multiple of fc7's, see `balance`
 
 
 def read_weights(name: str, width: float | str) -> tuple[dict | None, Path | None]:
-    """(content, path) of the file of weights that a network starts with.
+    """(content, path) of the weights file that a network starts from, or (None, None).
 
-    name     a path; "auto": weights/vgg16.pth, downloaded and converted if it is not there; or
-             "none": then (None, None) is returned
+    name     a path; "auto": weights/vgg16.pth, downloaded and converted if missing; "none": no file
     width    of the network, or "auto"; ImageNet's weights need 1
 
-    The content is a checkpoint if it has "model"; else tensors by name. Raises InputError.
+    The content is a checkpoint if it has "model", otherwise tensors by name. Raises InputError.
     """
     if name == "none":
         return None, None
     if name == "auto":
         if width not in (1, "auto"):
             raise InputError(
-                "--width: ImageNet's weights have the full width; add --weights none, or leave out "
+                "--width: ImageNet's weights need the full width; add --weights none, or leave out "
                 "--width"
             )
         if not WEIGHTS.is_file():
-            from weights.convert import convert, download  # once: the file stays
+            from weights.convert import convert, download  # runs once: the file stays
 
             print(convert(download(), WEIGHTS))
     path = WEIGHTS if name == "auto" else Path(name)
@@ -53,7 +51,7 @@ def read_weights(name: str, width: float | str) -> tuple[dict | None, Path | Non
 
 
 def new_network(config, classes: list[str]) -> FCN8s:
-    """A network with random weights. Raises InputError if the settings make none."""
+    """A network with random weights. Raises InputError for invalid settings."""
     torch.manual_seed(config.seed)
     names = ("pad", "stride", "width", "fc_channels", "learn_upsampling", "dropout")
     try:
@@ -65,7 +63,7 @@ def new_network(config, classes: list[str]) -> FCN8s:
 
 
 def initialise(net: FCN8s, config, weights: dict | None, path: Path, image: np.ndarray):
-    """Load the weights that the network starts with, and set the skip gains.
+    """Load the initial weights and set the skip gains.
 
     image    uint8 [H, W, 3], a training image
     """
@@ -80,36 +78,36 @@ def initialise(net: FCN8s, config, weights: dict | None, path: Path, image: np.n
     if config.skip_gain != "auto":  # typed, or measured by the first process
         net.set_skip_gain(config.skip_gain)
     elif not trained:
-        # Not the whole of a large photo, which would take gigabytes.
+        # Only a part: a whole large photo would take gigabytes.
         height, width = image.shape[:2] if config.crop == "none" else config.crop
         balance(net, image[-height:, :width], config.resize)
-    gains = ", ".join(f"{name} times {gain:.2g}" for name, gain in net.skip_gain.items())
-    print(f"skips: {gains}")
+    gains = ", ".join(f"{name} {gain:.2g}" for name, gain in net.skip_gain.items())
+    print(f"skip gains: {gains}")
     if config.freeze:
         print(f"blocks 1 to {config.freeze} of VGG16 are frozen (--freeze)")
 
 
 def load_imagenet(net: VGG16, weights: dict, path: Path) -> str:
-    """Load converted ImageNet weights into `net`. Returns one line on what was loaded.
+    """Load converted ImageNet weights into `net`. Returns one line that says what was loaded.
 
-    weights    tensors by name, as `python weights/convert.py` writes them; `path` is for messages
+    weights    tensors by name, from `python weights/convert.py`; `path` is for messages
 
-    Strict: a tensor that is missing, extra, of the wrong shape or not finite raises InputError with
-    its name and leaves `net` as it was. One exception: a file of the thirteen convolutions alone is
-    completed by `identity_init`.
+    A tensor that is missing, extra, of the wrong shape or not finite raises InputError with its
+    name and leaves `net` unchanged. One exception: if the file holds only the thirteen
+    convolutions, `identity_init` adds fc6 and fc7.
     """
     expected = net.state_dict()
     features_only = not any(name.startswith("fc") for name in weights)
     if features_only:
         expected = {name: t for name, t in expected.items() if not name.startswith("fc")}
     for name in expected.keys() ^ weights.keys():
-        what = "is missing" if name in expected else "is none of VGG16's"
+        what = "is missing" if name in expected else "is not part of VGG16"
         raise InputError(
-            f"{path}: tensor {name!r:.80} {what}; convert it: python weights/convert.py"
+            f"{path}: tensor {name!r:.80} {what}; make the file with python weights/convert.py"
         )
     for name, tensor in weights.items():
         require_fitting(tensor, expected[name], f"{path}: {name}")
-    net.load_state_dict(weights, strict=False)  # strict by the checks above, but for fc6 and fc7
+    net.load_state_dict(weights, strict=False)  # checked above; fc6 and fc7 may be missing
     if features_only:
         identity_init(net)
         return f"{path}: 13 convolutions from ImageNet; fc6 and fc7 are new and pass pool5 on"
@@ -121,20 +119,20 @@ def require_fitting(tensor, expected: torch.Tensor, where: str):
     require_numbers(tensor, where)
     if tensor.shape != expected.shape:
         raise InputError(
-            f"{where} is {list(tensor.shape)}, the network has {list(expected.shape)}; leave out "
-            "--width and --fc-channels, or train with --weights none"
+            f"{where}: shape {list(tensor.shape)}, but the network needs {list(expected.shape)}; "
+            "leave out --width and --fc-channels, convert the weights with --features-only, or train "
+            "with --weights none"
         )
 
 
 @torch.no_grad()
 def identity_init(net: VGG16):
-    """Let new fc6 and fc7 start by passing pool5 on: channel i is channel i of pool5.
+    """Initialise new fc6 and fc7 to pass pool5 on, channel by channel.
 
-    Identity initialisation (Yu and Koltun 2016, section 3). With He-normal weights, the scores
-    would start from a random mixture of the 512*7*7 numbers that fc6 sees, and a few hundred images
-    would have to sort it out. Instead they start from features learnt on a million images. A tenth
-    of the He-normal weights stays, for what is to be learnt from the rest of the window, and for
-    channels that pool5 does not have.
+    This is identity initialisation (Yu and Koltun 2016, section 3). The scores start from features
+    learnt on a million images. With He-normal weights they would start from random mixtures of the
+    512*7*7 numbers that fc6 sees, which a few hundred images would have to untangle. A tenth of the
+    He-normal weights stays, for the rest of the window and for channels that pool5 does not have.
     """
     for layer in (net.fc6, net.fc7):
         layer.weight *= 0.1
@@ -142,15 +140,15 @@ def identity_init(net: VGG16):
 
 
 def load_trained(net: FCN8s, saved: dict, path: Path, classes: list[str]) -> str:
-    """Start from another training: the authors' stages 32s, 16s, 8s (section 4.2), or fine-tuning.
+    """Load a checkpoint to fine-tune it or to continue the authors' stages 32s, 16s, 8s (section
+    4.2). Returns one line that says which layers are new.
 
     saved      the content of a checkpoint; `path` is for messages
     classes    the names of the classes of `net`
 
-    VGG16's layers and the skip gains are copied. The score layers are copied too if the checkpoint
-    has the same classes in the same order, and the upsampling if the stride is also the same.
-    Returns one line on what is new. Raises InputError, and leaves `net` as it was, if the networks
-    differ in size.
+    Copies VGG16's layers and the skip gains; the score layers if the classes and their order are
+    the same; the upsampling layers if the stride is the same too. Raises InputError and leaves
+    `net` unchanged if pad, width or fc_channels differ.
     """
     state, config = saved["model"], saved["config"]
     for name in ("pad", "width", "fc_channels"):
@@ -166,7 +164,7 @@ def load_trained(net: FCN8s, saved: dict, path: Path, classes: list[str]) -> str
         copied = ("vgg", "score", "upscore") if same_stride else ("vgg", "score")
     new = {}
     for name, tensor in net.state_dict().items():
-        # A coarser stage has no score layer for the skips that come later.
+        # A coarser stage lacks the score layers of later skips.
         if name.startswith(copied) and (name in state or not name.startswith("score")):
             require_fitting(state.get(name), tensor, f"{path}: {name}")
             new[name] = state[name]
@@ -176,19 +174,19 @@ def load_trained(net: FCN8s, saved: dict, path: Path, classes: list[str]) -> str
     layers -= {name.partition(".")[0] for name in new}
     why = ""
     if "score" not in copied:
-        why = f", since its classes are different: {shortened(saved['classes'], 5)}"
-    return f"{path}: fine-tuned from there; new: {', '.join(sorted(layers)) or 'nothing'}{why}"
+        why = f", because its classes differ: {shortened(saved['classes'], 5)}"
+    return f"{path}: loaded for fine-tuning; new layers: {', '.join(sorted(layers)) or 'none'}{why}"
 
 
 def freeze(vgg: VGG16, blocks: int):
-    """Freeze blocks 1 ... `blocks` of VGG16: they get no gradient, and pass none back.
+    """Freeze blocks 1 ... `blocks` of VGG16: they get no gradient and pass none back.
 
-    Edges and textures are the same on ImageNet as on a street, and a million images have taught
-    them better than a few hundred can. A third frozen block helped eleven classes on streets that
-    no training image showed, and cost KITTI's lane three points (docs/results.md). The maps of the
-    first two blocks are the largest, so without their backward pass a step takes three quarters of
-    the time; without that of three blocks, half. (Girshick 2015, section 4.5, trains VGG16 from
-    conv3_1 on for the same reasons.)
+    Edges and textures look the same on ImageNet and on streets, and a million images teach them
+    better than a few hundred. Freezing a third block helped with eleven classes on streets that no
+    training image showed, but cost three points on KITTI's lane (docs/results.md). The first two
+    blocks have the largest feature maps. Without their backward pass, a step takes three quarters
+    of the time; without that of three blocks, half. Girshick 2015 (section 4.5) trains VGG16 from
+    conv3_1 on for the same reasons.
     """
     frozen = tuple(f"conv{i}_" for i in range(1, blocks + 1))
     for name, layer in vgg.named_children():
@@ -198,21 +196,21 @@ def freeze(vgg: VGG16, blocks: int):
 
 @torch.no_grad()
 def balance(net: FCN8s, image, resize: float):
-    """Scale the maps that are scored: fc7 to a root mean square of 1 on `image`, uint8 [H, W, 3],
-    and each skip to SKIP_NORM times its norm.
+    """Scale fc7 to a root mean square of 1 on `image`, uint8 [H, W, 3], and each skip to SKIP_NORM
+    times the norm of fc7.
 
-    resize    the factor by which images are resized before the network
+    resize    size factor of images before the network
 
-    A step of a score layer changes the scores by the squared norm of its input: the sum of squares
-    over the channels. With Caffe's VGG16 that is some 80,000 for a new fc7 and 80,000,000 for
-    pool3; with other weights it is other numbers. The largest of them limits the learning rate for
-    all. With comparable norms, all score layers learn at about the same pace. The skips may learn
-    somewhat faster, since the fine detail that they add is learnt last: on CamVid, twice the norm
-    of fc7 was worth up to 0.6 points of mean IoU on two streets that no training image showed, and
-    1.7 on the validation set; a third of fc7's norm cost 4.
+    A gradient step on a score layer changes the scores in proportion to the squared norm of its
+    input: the sum of squares over the channels. With Caffe's VGG16, it is some 80,000 for a new fc7
+    and 80,000,000 for pool3; other weights have other norms. The largest norm limits the learning
+    rate of all score layers. With comparable norms, all learn at about the same pace. The skips may
+    learn somewhat faster, since the fine detail that they add is learnt last. On CamVid, skips of
+    twice fc7's norm gained up to 0.6 points of mean IoU on two streets that no training image
+    showed, and 1.7 on the validation set; skips of a third of fc7's norm cost 4.
 
-    The skips are scaled by skip_gain, fc7 in the weights. ReLU passes factors on, so dividing fc6's
-    weights and both biases by a number divides fc7 by that number and changes nothing else.
+    skip_gain scales the skips; fc7 is scaled in its weights. Positive factors pass through ReLU, so
+    dividing fc6's weights and both biases by a number only divides fc7 by that number.
     """
     ((pixels, _),) = Predictor(net, resize=resize).views(image)
     maps = net.eval().vgg(normalise(pixels))
@@ -220,7 +218,7 @@ def balance(net: FCN8s, image, resize: float):
         name: features.pow(2).sum(1).mean().sqrt().item()
         for name, features in zip(VGG16.OUTPUTS, maps, strict=True)
     }
-    if min(norms.values()) == 0:  # a very narrow network may pass nothing on: nothing to go by
+    if min(norms.values()) == 0:  # a very narrow network may output only zeros
         return
     norm = math.sqrt(net.vgg.channels["fc7"])
     for scaled in (net.vgg.fc6.weight, net.vgg.fc6.bias, net.vgg.fc7.bias):

@@ -1,4 +1,4 @@
-"""The optimizer, the learning rate of every step, and a watch on losses that are not finite."""
+"""The optimizer, the learning rate of every step, and checks for divergence."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def sgd(
 ) -> torch.optim.SGD:
     """SGD over the parameters that are not frozen (paper, section 4.3).
 
-    Biases are not decayed and learn at twice the rate (`lr_mult`), a convention of Caffe that the
-    authors follow.
+    Biases have no weight decay and twice the learning rate (`lr_mult`), a convention of Caffe that
+    the authors follow.
 
-    fp16    GradScaler will leave out steps whose gradients overflow
+    fp16    GradScaler will skip steps whose gradients overflow
     """
     learnt = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
     weights = [p for name, p in learnt if name.endswith("weight")]
@@ -30,11 +30,11 @@ def sgd(
         {"params": biases, "lr_mult": 2, "weight_decay": 0.0},
     ]
     device = learnt[0][1].device.type
-    # fused: one pass over 134 million numbers instead of five
+    # fused: one pass over 134 million parameters instead of five
     fused = device in ("cpu", "cuda") or None
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=fused)
     if fp16:
-        # If the first step is left out, a fused update would never initialise its momentum.
+        # If the first step is skipped, a fused update never initialises its momentum.
         for p in weights + biases:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     if device == "cuda":
@@ -46,9 +46,9 @@ def match_strides(optimizer: torch.optim.SGD, *_):
     """Give gradients and momenta the strides of their weights where a size is 1.
 
     With images in channels_last, the gradient [C, I, 1, 1] of a score layer may have the strides
-    (I, 1, I, I), and its weight (I, 1, 1, 1). Both describe the same layout, since the last two
-    sizes are 1; but CUDA's fused update compares the strides and refuses them (PyTorch issue
-    106951). A momentum takes the strides of the first gradient and keeps them in a checkpoint.
+    (I, 1, I, I), while its weight has (I, 1, 1, 1). Both describe the same layout, since the last
+    two sizes are 1. But CUDA's fused update refuses different strides (PyTorch issue 106951). A
+    momentum takes the strides of the first gradient and keeps them in a checkpoint.
     """
     for p in (p for group in optimizer.param_groups for p in group["params"]):
         if p.ndim == 4 and 1 in p.shape and p.grad is not None:
@@ -59,9 +59,9 @@ def match_strides(optimizer: torch.optim.SGD, *_):
 
 
 def learning_rate(step: int, total: int, config) -> float:
-    """The learning rate of step 0 ... total - 1.
+    """The learning rate for step 0 ... total - 1.
 
-    It rises linearly to `config.lr` in the first `config.warmup` share of the steps, then falls
+    It rises linearly to `config.lr` over the first `config.warmup` share of the steps, then falls
     as (1 - progress) ** `config.power`.
     """
     warmup = max(1, round(config.warmup * total))
@@ -73,7 +73,7 @@ def learning_rate(step: int, total: int, config) -> float:
 class Divergence:
     """Remembers the first step whose loss or gradient was not finite, so that it is never saved.
 
-    The number of the step stays on the device: a step does not wait for the GPU.
+    The step number stays on the device, so that no step waits for the GPU.
     """
 
     def __init__(self, device: torch.device, ranks: Ranks):
@@ -81,30 +81,30 @@ class Divergence:
         self.step = torch.zeros((), dtype=torch.int64, device=device)  # 0: none so far
 
     def watch(self, step: int, *values: torch.Tensor):
-        """Look at scalars of step `step` (1, 2, ...)."""
+        """Check scalars of step `step` (1, 2, ...)."""
         finite = torch.isfinite(sum(values))
         self.step = torch.where(finite | (self.step > 0), self.step, step)
 
     def require_none(self, config, scaler: torch.amp.GradScaler):
         """Raise InputError if there was such a step. Waits for the device.
 
-        With fp16, steps whose gradients overflow are left out and the loss scale is halved. A scale
-        below 1 means that they overflow whatever the scale: then the run has diverged too.
+        With fp16, a step whose gradients overflow is skipped and the loss scale is halved. A scale
+        below 1 means that they overflow at any scale: the run has diverged too.
         """
         step = self.step.item()
         if step or scaler.is_enabled() and scaler.get_scale() < 1:
             if not self.ranks.first:
                 raise SystemExit(2)  # all processes have the same step; the first one reports it
             where = f" at step {step}" if step else ""
-            fp16 = ", or with --amp off (fp16 holds numbers up to 65504)," * scaler.is_enabled()
+            fp16 = ", or --amp off (fp16 holds numbers up to 65504)" * scaler.is_enabled()
             raise InputError(
-                f"the loss was not finite{where}; nothing of it is saved. Start again with a "
-                f"smaller --lr than {config.lr:g}{fp16} and another --out"
+                f"the loss was not finite{where}; no checkpoint has it. Start again with another "
+                f"--out and a smaller --lr than {config.lr:g}{fp16}"
             )
 
 
 def divergence_warning(loss: float, num_classes: int, lr: float) -> str:
-    """A warning if the mean loss of an epoch is far above ln C, where an untrained network starts.
+    """A warning if the mean loss of an epoch is far above ln C, that of an untrained network.
 
     "" for any other loss.
     """
@@ -112,6 +112,6 @@ def divergence_warning(loss: float, num_classes: int, lr: float) -> str:
     if loss <= DIVERGED * untrained:
         return ""
     return (
-        f"warning: a loss of {loss:.3g} is worse than that of an untrained network, "
-        f"{untrained:.3g}: the run has diverged; start again with a smaller --lr than {lr:g}"
+        f"warning: the loss is {loss:.3g}, that of an untrained network {untrained:.3g}: the run "
+        f"has diverged; start again with a smaller --lr than {lr:g}"
     )

@@ -1,4 +1,4 @@
-"""The folder of a run: which one, locked for one process, and its checkpoints.
+"""The folder of a run: its name, its lock and its checkpoints.
 
 A run never writes into the folder of another run.
 """
@@ -28,9 +28,9 @@ except ImportError:  # Windows has other locks
 
 SAVE_STEPS = 500  # last.pt is due after this many steps
 SAVE_SECONDS = 300  # or after this many seconds, if the steps are slow
-# After a write of t seconds, the next write of that file waits PAUSE * t seconds: so each file
-# takes 2 % of the time at most. A step of a fast GPU takes a hundredth of a second,
-# a checkpoint of 1 GB takes seconds.
+# After a write of t seconds, the next write of that file waits PAUSE * t seconds, so each file
+# takes at most 2 % of the time. A step of a fast GPU takes a hundredth of a second, a checkpoint of
+# 1 GB takes seconds.
 PAUSE = 50
 LAST = ("optimizer", "step", "log", "loss_sum", "elapsed", "scaler", "settings", "images", "best")
 
@@ -40,13 +40,13 @@ class RunDir:
 
     path          the folder
     save_every    steps between two last.pt, or "auto": see above
-    device        where the tensors are. A GPU's are copied to the processor's memory, and a thread
-                  writes them while the loop goes on. A processor's are written at once: a copy
-                  would take the memory of the next step
+    device        of the tensors. From a GPU they are copied to host memory, and a thread writes
+                  them while training continues. From a CPU they are written at once, because a
+                  copy would take the memory of the next step
 
-    Checkpoints are written one after the other. last.pt says how good the best network is, so that
-    network's best.pt is always written first. So a run can go on from what is on the disk, whenever
-    it is killed. Errors of a write (InputError) are raised by the next call.
+    Checkpoints are written one after the other, best.pt always before the last.pt that has its
+    score. So a run can be resumed whenever it is killed. If a write fails, the next call raises
+    InputError.
     """
 
     def __init__(self, path: Path, save_every: int | str, device: torch.device, lock):
@@ -58,11 +58,11 @@ class RunDir:
         self.seconds = {"best.pt": 0.0, "last.pt": 0.0}  # how long it took
 
     def write_config(self, content: dict):
-        """Write config.json: the settings of the run and what it runs on."""
+        """Write config.json: settings, images and package versions."""
         write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
 
     def write_log(self, log: list[dict], classes: list[str]):
-        """Write log.csv, a row for each epoch, and draw its curves."""
+        """Write log.csv, one row per epoch, and draw its curves."""
         write_csv(self.path / "log.csv", log)
         draw_curves(self.path / "curves.png", log, classes)
 
@@ -79,8 +79,8 @@ class RunDir:
         return not busy and time.perf_counter() - self.written[name] > pause
 
     def save_best(self, content: dict):
-        """Write best.pt. If the last one was written a moment ago, a copy of the network is kept
-        in memory, and written before the next last.pt.
+        """Write best.pt. If the previous write is too recent, keep a copy in memory, and write it
+        before the next last.pt.
         """
         if self.affordable("best.pt"):
             self.unsaved_best = None
@@ -89,12 +89,12 @@ class RunDir:
             self.unsaved_best = to_host(content)
 
     def save_last(self, content: dict):
-        """Write last.pt. The one before stays as before.pt."""
+        """Write last.pt. The previous one becomes before.pt."""
         self.write_unsaved()
         self.write("last.pt", content)
 
     def write_unsaved(self):
-        if self.unsaved_best:  # kept until it is under way, even if an earlier write has failed
+        if self.unsaved_best:  # kept until it is queued, even if an earlier write has failed
             self.write("best.pt", self.unsaved_best, copied=True)
             self.unsaved_best = None
 
@@ -104,8 +104,8 @@ class RunDir:
             self.write_now(name, content)
             return
         while len(self.queue) > 1 or self.queue and self.queue[0].done():
-            self.queue.pop(0).result()  # no more than two copies wait at a time
-        # Copied now: the next step changes the tensors.
+            self.queue.pop(0).result()  # at most two copies wait
+        # Copied now, because the next step changes the tensors.
         content = content if copied else to_host(content)
         self.queue.append(self.writer.submit(self.write_now, name, content))
 
@@ -117,7 +117,7 @@ class RunDir:
         self.seconds[name] = self.written[name] - started
 
     def flush(self):
-        """Write what still waits, and wait for it. Raises InputError."""
+        """Finish all pending writes. Raises InputError if one fails."""
         self.write_unsaved()
         while self.queue:
             self.queue.pop(0).result()
@@ -126,7 +126,7 @@ class RunDir:
         return self
 
     def __exit__(self, *error):
-        """Flush, and unlock the folder. However the run ends, its best network is on the disk."""
+        """Flush, so that the best network is on the disk however the run ends, and unlock."""
         try:
             self.flush()
         finally:
@@ -137,7 +137,7 @@ class RunDir:
 
 
 def to_host(content):
-    """A copy of nested dictionaries and lists with copies of all tensors on the processor."""
+    """A copy of nested dictionaries and lists, with all tensors copied to the CPU."""
     if isinstance(content, dict):
         return {name: to_host(value) for name, value in content.items()}
     if isinstance(content, list):
@@ -146,17 +146,17 @@ def to_host(content):
 
 
 def new_folder(out: str | None, data: str | None) -> Path:
-    """Make the folder of a new run: `out`, or the first of runs/NAME, runs/NAME-2 ... that is free.
+    """Create the folder of a new run: `out`, or the first free one of runs/NAME, runs/NAME-2 ...
 
-    data    the folder of the data set, which gives NAME; without it, it is "synthetic"
+    data    the folder of the data set, whose name is NAME; for None, NAME is "synthetic"
 
-    Raises InputError if the folder holds a run already, is that of the data, or cannot be made.
+    Raises InputError if the folder already holds a run, is the data set's, or cannot be created.
     """
     if out:
         folder = Path(out)
         require_no_run(folder)
         if data and folder.resolve() == Path(data).resolve():
-            raise InputError(f"--out {out}: is the folder of the data; choose another")
+            raise InputError(f"--out {out}: is the folder of the data set; choose another")
     else:
         stem = Path(data).resolve().name if data else "synthetic"
         names = chain([stem], (f"{stem}-{i}" for i in count(2)))
@@ -165,7 +165,7 @@ def new_folder(out: str | None, data: str | None) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{folder}: cannot be made ({error.strerror}); choose another --out"
+            f"{folder}: cannot be created ({error.strerror}); choose another --out"
         ) from None
     return folder
 
@@ -177,20 +177,20 @@ def require_no_run(out: Path):
 
 
 def keep_best(out: Path):
-    """Move aside a best.pt whose run is gone, in the locked folder of a new run."""
+    """Rename a best.pt of an earlier run in the locked folder of a new one."""
     best = out / "best.pt"
     if best.exists():
         free = (out / f"best-{i}.pt" for i in count(1))
         aside = next(path for path in free if not path.exists())
         os.rename(best, aside)
-        print(f"{best}: is of an earlier run, and is now {aside.name}")
+        print(f"{best}: is from an earlier run, renamed to {aside.name}")
 
 
 def lock_folder(out: Path):
-    """Lock the folder of a run until the process ends, however it ends, and clean it up.
+    """Lock the folder of a run until the process ends, however it ends, and delete partial files.
 
-    Returns the open lock file; closing it releases the lock. Raises InputError if there is no such
-    folder, or if another process has the lock.
+    Returns the open lock file; closing it releases the lock. Raises InputError if the folder does
+    not exist or another process holds the lock.
     """
     if not out.is_dir():
         raise InputError(f"{out}: there is no such run to resume")
@@ -211,31 +211,31 @@ def lock_folder(out: Path):
             f"{out}: another process is training in this folder; wait, or choose another --out"
         ) from None
     except OSError as error:  # some network file systems have no locks
-        warn("train.py", f"{out} cannot be locked ({error.strerror}); do not train twice in it")
+        warn("train.py", f"{out} cannot be locked ({error.strerror}); train only one run in it")
     for name in ("config.json", "log.csv", "curves.png", "samples.png", "best.pt", "last.pt"):
-        # What a kill has left of `atomic`; not somebody else's file.
+        # Partial files of `atomic` after a kill. No other file matches.
         for left in out.glob(f"{name}.{'[0-9a-f]' * 8}.part"):
             left.unlink()
     return lock
 
 
 def read_last(out: Path) -> dict:
-    """The newest whole last.pt of a run. If it is damaged, before.pt, with a warning.
+    """The content of last.pt or, with a warning, of before.pt if last.pt is damaged or missing.
 
-    The damaged file becomes damaged.pt: as last.pt, it would replace the whole before.pt at the
-    next checkpoint. Raises InputError if neither is whole.
+    A damaged last.pt is renamed to damaged.pt, or it would replace the intact before.pt at the next
+    checkpoint. Raises InputError if neither is intact.
     """
     if not any((out / name).exists() for name in ("last.pt", "before.pt")):
         raise InputError(
-            f"{out / 'last.pt'}: the run has no checkpoint yet, it was stopped before the first "
-            "one; the same command without --resume starts it again"
+            f"{out / 'last.pt'}: the run was stopped before its first checkpoint; start it again "
+            "without --resume"
         )
     reasons = []
     for name in ("last.pt", "before.pt"):
         try:
             saved = read_checkpoint(out / name)
             if missing := [part for part in LAST if part not in saved]:
-                raise InputError(f"{out / name}: has no {missing[0]}, so no run can go on from it")
+                raise InputError(f"{out / name}: has no {missing[0]}, so it cannot be resumed")
         except InputError as error:
             reasons.append(str(error))
             continue
@@ -259,9 +259,9 @@ def require_same_data(folder, classes: list[str], images: list[list[str]], saved
 
 
 def restore(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler, saved: dict, out: Path):
-    """Give the optimizer its momentum back. Raises InputError if it does not fit the weights.
+    """Restore the momentum and the gradient scaler. Raises InputError if the momentum does not fit.
 
-    The momentum is taken out of `saved`, so that it is in memory once.
+    The momentum is removed from `saved`, so that it is in memory only once.
     """
     try:
         optimizer.load_state_dict(saved.pop("optimizer"))
@@ -274,27 +274,27 @@ def restore(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler, saved: dic
 
 
 def require_best(out: Path, best: float, log: list, epochs: int, steps_left: int) -> float:
-    """The score that the next network has to beat: that of best.pt; -1, which any does, if it is
-    lost.
+    """The score that a new best network has to beat: that of best.pt, or -1 if best.pt is lost.
 
-    Raises InputError if it is lost and no step is left in which another could be found.
+    Raises InputError if best.pt is lost and no step is left to find another, or if the run is
+    already longer than `epochs`.
     """
     if steps_left < 0:
-        raise InputError(f"--epochs {epochs}: the run has already done {len(log)}")
+        raise InputError(f"--epochs {epochs}: the run has already done {len(log)}; choose more")
     if not log:
         return best
     try:
-        # It scores less than this run's best if it was put there from elsewhere, such as a backup.
-        # It scores more if it is of an epoch that is still to be repeated.
+        # A best.pt from elsewhere, such as a backup, may score less than this run's best. One of an
+        # epoch that will be repeated may score more.
         kept = read_checkpoint(out / "best.pt")
         if not {"best", "epoch", "result"} <= kept.keys():
-            raise InputError(f"{out / 'best.pt'}: is not of this run")
+            raise InputError(f"{out / 'best.pt'}: is not from this run")
         return min(best, kept["best"])
     except InputError as error:
         if not steps_left:
             raise InputError(
-                f"{error}; the run has no epoch left to find another; last.pt has the last "
-                f"network, or go on with --epochs {epochs + 1}"
+                f"{error}; no epoch is left to find another: use the last network in last.pt, or "
+                f"go on with --epochs {epochs + 1}"
             ) from None
-        warn("train.py", f"{error}; the best of the epochs to come takes its place")
+        warn("train.py", f"{error}; the best of the remaining epochs will replace it")
         return -1.0

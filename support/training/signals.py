@@ -1,8 +1,7 @@
-"""How a run ends: done, stopped by a signal, or with one line that says what was wrong.
+"""How a run ends: done, stopped by a signal, or with a one-line error.
 
 Ctrl-C (SIGINT) or SIGTERM, which preempted machines receive, ends the run after the current step,
-with a checkpoint. A second Ctrl-C ends it at once. In set-up, before there is a folder, so does the
-first signal.
+with a checkpoint. A second Ctrl-C ends it at once. During set-up, the first signal does.
 Exit status: 0 done, 2 input that cannot be used, 130 or 143 stopped by SIGINT or SIGTERM.
 """
 
@@ -18,7 +17,7 @@ from support.training.distributed import Ranks
 
 
 class Stopped(Exception):
-    """A signal has ended the run: its number, the folder of the run, and what is to be said."""
+    """A signal has ended the run. Arguments: its number, the folder of the run, a message."""
 
 
 # The errors that `exit_status` explains.
@@ -26,19 +25,18 @@ ENDINGS = (Stopped, KeyboardInterrupt, InputError, OSError, MemoryError, Runtime
 
 
 class Stop:
-    """From `listen` to the end of the with block, signals only set a mark, see `requested`. Before,
-    they raise KeyboardInterrupt.
+    """Handles SIGINT and SIGTERM in a with block. They raise KeyboardInterrupt; after `listen`,
+    they are only recorded, see `requested`.
 
     Further SIGTERMs have no effect: schedulers send one to every process of a job, and torchrun
-    passes its own on to processes that already have one. A second Ctrl-C ends at once, but only
-    where there is one process.
+    passes on its own. A second Ctrl-C ends the run at once, if there is only one process.
     """
 
     def __init__(self, ranks: Ranks):
         self.ranks, self.asked, self.handlers = ranks, 0, {}
 
     def __enter__(self) -> Stop:
-        if self.ranks.first:  # the others wait for it, where Python handles no signal
+        if self.ranks.first:  # the others wait for it in a call that runs no handlers
             self.set_handler(interrupt)
         return self
 
@@ -54,17 +52,17 @@ class Stop:
         alone = self.ranks.size == 1
         if not self.asked:
             self.asked = number
-            again = b"; Ctrl-C once more stops at once, without one" if alone else b""
+            again = b"; press Ctrl-C again to stop at once, without one" if alone else b""
             os.write(2, b"\nstopping after this step, with a checkpoint" + again + b"\n")
         elif alone and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
     def requested(self) -> int:
-        """The number of the signal that any process has received, else 0.
+        """The number of the signal that any process has received, or 0.
 
-        Called by all processes at the same step; all get the same answer. Several processes ask
-        each other, which also shows when one is lost.
+        All processes call this at the same step and get the same answer. If there are several, the
+        exchange also detects a lost process.
         """
         return self.asked if self.ranks.size == 1 else self.ranks.max(self.asked)
 
@@ -90,24 +88,24 @@ def exit_status(error: BaseException, debug: bool, resume: bool, stop: Stop) -> 
             command = f"python train.py --resume --out {quoted(out)}"
             print(f"stopped by {signal.Signals(number).name}; {told}: {command}", file=sys.stderr)
         return 128 + number
-    if isinstance(error, KeyboardInterrupt):  # in set-up: nothing has been learnt
+    if isinstance(error, KeyboardInterrupt):  # in set-up, before the first step
         if ranks.first:
             print("stopped during set-up", file=sys.stderr)
         ranks.end()
         return 128 + (error.args or [signal.SIGINT])[0]
-    needs_less = "--recompute needs less"
+    needs_less = "add --recompute"
     if not resume:
-        needs_less = "a smaller --crop or --batch-size needs less, and so does --recompute"
+        needs_less = "choose a smaller --crop or --batch-size, or add --recompute"
     message = explanation(error, needs_less) or ranks.lost(error)
     if debug or not message:
         raise error
     status = 2
-    if stop.asked and from_compiler(error):  # the signal has ended the compiler too
+    if stop.asked and from_compiler(error):  # the signal has also ended the compiler
         status = 128 + stop.asked
         message = (
-            f"{signal.Signals(stop.asked).name} has ended the compiler, so this step has no "
-            "checkpoint; --resume goes on from the last one, if there is one"
+            f"{signal.Signals(stop.asked).name} has also ended the compiler, so this step has no "
+            "checkpoint; --resume continues from the previous one, if there is one"
         )
     print(f"train.py: error: {message}", file=sys.stderr, flush=True)
-    ranks.end()  # only now: parting from GPUs that have lost each other may take long
+    ranks.end()  # last: leaving GPUs that have lost each other may take long
     return status
