@@ -143,7 +143,7 @@ def synthetic_roads() -> Path:
 
 
 def hold_out(samples: list[Sample], seed: int) -> tuple[list[Sample], list[Sample]]:
-    """(train, val): about HELD_OUT_SHARE of each group of samples goes to val, at least one image.
+    """(train, val): about HELD_OUT_SHARE of each group goes to val, in all at least one sample.
 
     Images are ordered by a hash of the seed and their file name, equal names by a hash of the seed
     and their path below the common folder. So the split depends neither on the machine, nor on

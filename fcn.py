@@ -119,10 +119,10 @@ class FCN8s(nn.Module):
 
     31 is not half the surplus. With pad=100 the output of upscore8 is larger than the image by 65
     rows and 62 columns at 375 x 1242, and by 62 to 93 in general, because five pools round up at
-    the far end only. The near end is always 31 away. fc7 has 12 x 39 cells at this size, with and
-    without the border.
+    the far end only. At the near end, the surplus is always 31. At this size, fc7 has 12 x 39 cells
+    with and without the border.
 
-    Why a border of 100. There fc6 has no padding, so its window needs 7 rows of pool5. pool5 has
+    Why a border of 100. With it, fc6 has no padding, so its window needs 7 rows of pool5. pool5 has
     ceil((H + 2*pad - 2) / 32) rows: at least 7 for every H >= 1 if pad >= 97. This class refuses
     smaller borders: a pad of 90, for example, needs images of at least 15 x 15 pixels.
 
@@ -338,8 +338,8 @@ def cross_entropy(
 
     scores          [N, C, H, W] of any float type; they are converted to float32
     labels          [N, H, W] int64, class ids 0 ... C-1, or IGNORE
-    pixels          the number to divide by, if this is part of a larger batch; by default the valid
-                    pixels here
+    pixels          the number to divide by, such as the valid pixels of a larger batch; by default
+                    the valid pixels of `labels`
     class_weights   [C] float, the weight of a pixel of each class; by default all are 1
 
     The sum is divided by the number of pixels, not by the sum of their weights, so the class

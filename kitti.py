@@ -71,8 +71,8 @@ def samples_of(training: Path, task: str) -> list[Sample]:
 def read_label(path: Path, unmapped=None) -> np.ndarray:
     """Label map uint8 [H, W] of a ground truth: 0 not road, 1 road, or IGNORE. Raises InputError.
 
-    Magenta (255, 0, 255) is road, red (255, 0, 0) is not road, and black is ignored. `unmapped` is
-    for other data sets: here, no colour is without a class.
+    Magenta (255, 0, 255) is road, red (255, 0, 0) is not road, and black is ignored. Any other
+    colour is an error, so `unmapped`, which readers of other data sets fill, stays empty.
     """
     image = open_mask(path)
     if image.mode != "RGB":
@@ -198,8 +198,8 @@ CATEGORIES = ("all", "um_lane", *URBAN, "URBAN")  # "all": images of other data 
 
 
 def histogram(confidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Int64 [2, 256]: counts of each confidence among the pixels that are not road (row 0) and
-    those that are (row 1). Ignored pixels are left out.
+    """Int64 [2, 256]: how many non-road pixels (row 0) and road pixels (row 1) have each
+    confidence. Ignored pixels are left out.
 
     confidence    uint8, 255 times the probability of road
     truth         uint8 of the same shape: 0, 1 or IGNORE
@@ -306,9 +306,9 @@ def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
     results     maps named like the ground truth; the names give the task, road or lane
     training    KITTI Road's folder training
 
-    Bird's-eye views are scored only as such, maps of the image's size in both spaces, as in
-    training. Raises InputError if a file cannot be used, or if a ground truth of the task has no
-    map: a partial score would look like a complete one.
+    Bird's-eye views get only bird's-eye scores; maps of the image's size get scores in both spaces,
+    as in training. Raises InputError if a file cannot be used, or if a ground truth of the task has
+    no map: a partial score would look like a complete one.
     """
     samples = []
     for task in TASKS:

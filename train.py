@@ -109,11 +109,11 @@ class Config(DataOptions):
     skip_gain: str | dict = option("auto", "A,B: factors on pool4 and pool3", auto_or(gains))
     # auto: 3 for several classes, 2 for a road alone, 0 for random weights (docs/results.md)
     freeze: int | str = option("auto", "blocks of VGG16 to freeze", auto_or(int), choices=FREEZE)
-    # 0.5 suits pretrained fc6 and fc7; new ones would score differently without dropout
+    # 0.5 suits pretrained fc6 and fc7; with new ones, evaluation (no dropout) would differ too much
     dropout: float = option(0.1, "dropout probability of fc6 and fc7", share)
 
     # ---- training
-    # auto: 60, or 14 on a CPU, where 60 on KITTI Road would take hours; at least 1,200 steps
+    # auto: 60, or 14 on a CPU, where 14 on KITTI Road already take hours; at least 1,200 steps
     epochs: int | str = option("auto", "passes over the training set", auto_or(whole()))
     # 1 takes the least memory and gives the most steps per epoch
     batch_size: int = option(1, "images per step", whole())
@@ -132,7 +132,7 @@ class Config(DataOptions):
     device: str = option("auto", "auto, cpu, cuda, cuda:N, or mps (Apple's GPUs; untested)")
     # auto: bf16 if the hardware has it; fp16 is for GPUs without bf16
     amp: str = option("auto", "number format of the forward pass; off: fp32", choices=AMP)
-    # auto: 2, or one per core with a GPU
+    # auto: 2, or with a GPU one per core, up to 16
     workers: int | str = option("auto", "threads that read images", auto_or(whole(0)))
     recompute: bool = option(False, "activation checkpointing: less memory, a quarter more time")
     compile: bool = option(False, "torch.compile; needs a C++ compiler")
@@ -149,7 +149,7 @@ class Config(DataOptions):
     colours: bool = True  # augment colours too
 
 
-# Changes without --data: training from random weights takes minutes on two CPU cores.
+# Other defaults without --data: training from random weights takes minutes on two CPU cores.
 DEMO = dict(
     epochs=22, batch_size=2, crop=(96, 320), resize=1.0, lr=2e-2, width=0.25, fc_channels=256,
     weights="none", freeze=0, colours=False,

@@ -12,7 +12,7 @@ Each file is one dictionary, saved with torch.save. All of them contain:
     resize_factor    factor by which the training images were resized
     model            the state dict
 
-train.py adds `settings` (every option), `images` (paths of the training and validation images,
+train.py adds `settings` (its Config), `images` (paths of the training and validation images,
 relative to the data set), `sizes` (smallest, median and largest training image, each (height,
 width)), `versions` and `best` (the best score so far). best.pt also has `epoch` and `result` (all
 scores). last.pt also has `optimizer` (momentum), `scaler` (for fp16), `step`, `log` (the rows of
@@ -74,7 +74,8 @@ def read_tensors(path: str | os.PathLike) -> dict:
     The file cannot run code (`weights_only`). Raises InputError for any other file.
     """
     try:
-        # Given a path, torch.load goes by the extension. It warns about bytes that it then rejects.
+        # Given a path, torch.load would choose the format by its extension. It warns about some
+        # files before it rejects them.
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if zipfile.is_zipfile(file):

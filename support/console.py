@@ -19,8 +19,8 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def printable(text: str) -> str:
-    """A text on one line, with control characters escaped: a terminal would obey those in the names
-    of files and classes.
+    """A text on one line, with control characters escaped: names of files and classes may contain
+    some, and a terminal would execute them.
     """
     return CONTROL.sub(lambda c: repr(c[0])[1:-1], text)
 

@@ -73,13 +73,13 @@ def read_classes(path: Path) -> tuple[list[str], dict[int, int]]:
 def mask_reader(
     names: list[str], colours: dict[int, int]
 ) -> Callable[[Path, Counter | None], np.ndarray]:
-    """A function read(path, unmapped=None) that gives the class ids uint8 [H, W] of a mask. Pixels
-    without a class are IGNORE.
+    """A function read(path, unmapped=None) that returns the class ids uint8 [H, W] of a mask.
+    Pixels without a class are IGNORE.
 
-    read adds to the Counter `unmapped` the pixels of id 0, and of each id (int) or colour (tuple,
-    or "transparent") without a class: per mask, the MAX_UNMAPPED most frequent ones. Id 255 does
-    not count, since it marks ignored pixels. Raises InputError; with `unmapped`, also for a photo
-    instead of a mask.
+    read counts in `unmapped` the pixels of each id (int) or colour (tuple, or "transparent")
+    without a class, for the MAX_UNMAPPED most frequent ones of each mask. In masks of ids, it also
+    counts those of id 0, but not of id 255, which marks ignored pixels. Raises InputError; with
+    `unmapped`, also for a photo instead of a mask.
     """
     palette = {}  # colour of each id in the palettes so far
 

@@ -24,10 +24,10 @@ def find(root: Path, options) -> DataSet:
 
     options    of data.py: `images` and `masks` are "auto" or a pattern each, see `fitting`
 
-    "auto" reads everything in folders images and masks. The parts are folders train, val and test,
-    above or below these folders or at {split} in a pattern. Without such folders, the lists
-    train.txt, val.txt and test.txt name the images of each part. With them, a list selects images
-    of its folder. Raises InputError.
+    "auto" reads everything in folders images and masks. Folders train, val and test, above or below
+    these or at {split} in a pattern, define the parts. Without such folders, the lists train.txt,
+    val.txt and test.txt define them. With both, a list selects images from its folder. Raises
+    InputError.
     """
     patterns = options.images, options.masks
     if options.images == "auto":
@@ -204,7 +204,7 @@ def matched(pairs: Pairs, keys: set[str] | None = None) -> list[Sample]:
 
 
 def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
-    """The keys of the images in a list. Raises InputError for a name of no image or of several.
+    """The keys of the images in a list. Raises InputError for a name that matches none or several.
 
     A name is a path below the data set or its folder images, or a unique file name, with or without
     the extension. Of a path from another machine, only the file name counts. A folder stands for

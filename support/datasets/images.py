@@ -225,7 +225,7 @@ def read_mask(path: Path, palette: dict[int, tuple] | None = None) -> np.ndarray
             colour = tuple(colours[3 * i : 3 * i + 3])
             if palette.setdefault(i, colour) != colour:
                 raise InputError(
-                    f"{path}: its palette shows id {i} as {colour}, but that of another mask as "
+                    f"{path}: its palette shows id {i} as {colour}, another mask's palette as "
                     f"{palette[i]}; if the colours are the classes, list them in classes.txt as "
                     "NAME R G B; if the ids are, save the masks as grey"
                 )
@@ -295,8 +295,8 @@ def same_way_up(sample: Sample, picture: Picture, label: np.ndarray) -> np.ndarr
 
     Cameras store a picture as the sensor saw it, with the orientation in an EXIF tag. Pictures are
     turned by the tag, but masks have none. Some labelling tools show the picture turned, others as
-    stored. If the turn swaps height and width, the size of the mask tells which. Raises InputError
-    if it does not.
+    stored. If the turn swaps height and width, the size of the mask tells how it was drawn. Raises
+    InputError if the size does not tell.
     """
     if picture.orientation == 1:
         return label
