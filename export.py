@@ -3,12 +3,12 @@
     python export.py best.pt road.onnx     for ONNX Runtime, OpenVINO, TensorRT and others
     python export.py best.pt road.pt2      for PyTorch: torch.export.load("road.pt2").module()
 
-Input `image`: decoded RGB, uint8 [N, 3, H, W], for every N, and every H and W from 33 on. The file
+Input `image`: decoded RGB, uint8 [N, 3, H, W], for any N, and any H and W of at least 33. The file
 includes the normalisation and the resize factor of the training: it enlarges the images and
 interpolates the scores back to their size. Output `scores`: logits float32 [N, C, H, W]; softmax
 over C gives probabilities. Metadata: `classes` (a JSON list of names), `mean` and `std` (JSON
-lists, of RGB in 0..1), and `sha256` of the checkpoint. In a .pt2 file they are one extra file,
-metadata.json.
+lists, of RGB in 0..1), and `sha256` of the checkpoint. A .pt2 file holds the metadata in an extra
+file, metadata.json.
 
 The written file is read again and compared with the network at three other sizes. A file that
 disagrees is deleted. ONNX needs the packages onnx, onnxscript and onnxruntime. A .pt2 file is for
@@ -67,10 +67,10 @@ class Deployed(nn.Module):
 
 
 def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
-    """Write the network of a checkpoint to `out`, in the format of its ending, and compare it.
+    """Export the network of a checkpoint to `out`, in the format of its suffix, and compare them.
 
-    Returns the largest relative difference of a score. An existing file stays until the new one has
-    agreed. Raises InputError if the export fails.
+    Returns the largest relative difference of a score. An existing file is replaced only if the new
+    one agrees with the network. Raises InputError if the export fails.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     writers = {".onnx": write_onnx, ".pt2": write_pt2}
@@ -81,7 +81,7 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
     if ending == ".onnx" and missing:
         raise InputError(f"{out}: ONNX needs other packages: pip install {' '.join(missing)}")
     net = FCN8s.load(checkpoint).float()
-    # Shrinking a picture needs a filter, and such a graph is not valid for every size.
+    # Shrinking needs an anti-aliasing filter, and such a graph is not valid for every size.
     if net.resize_factor < 1:
         raise InputError(
             f"{checkpoint}: was trained on images resized by {net.resize_factor:g}; only networks "

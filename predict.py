@@ -9,8 +9,7 @@
 Results go into the folder --out: overlay/, mask/ and, with --confidence, confidence/. Files are
 named like the pictures (for KITTI Road like the ground truth: um_road_000000.png for
 um_000000.png). Masks are palette PNGs of class ids. Confidences are 8-bit grey, 255 times the
-probability of a class. Exit status 1: some pictures, named at the end, could not be read or were
-too large; all others are done.
+probability of a class. Exit status 1: some pictures, named at the end, failed; all others are done.
 """
 
 from __future__ import annotations
@@ -100,10 +99,10 @@ class Options:
         None, "part of --data (default val), or of --kitti: train or test (default)", choices=SPLITS
     )
     images: str | None = option(
-        None, "with --data: its --images, if different from training", metavar="PATTERN"
+        None, "with --data: pattern of the images, if not as in training", metavar="PATTERN"
     )
     masks: str | None = option(
-        None, "with --data: its --masks, if different from training", metavar="PATTERN"
+        None, "with --data: pattern of the masks, if not as in training", metavar="PATTERN"
     )
     scores: Path | None = option(
         None,
@@ -132,8 +131,8 @@ class Options:
     )
     threshold: float | None = option(
         None,
-        "mark a pixel as road (or the class sought) from this confidence on, such as the threshold "
-        "that train.py prints beside MaxF (default: the most probable class)",
+        "mark a pixel as road (or the class sought) if its confidence is at least T, such as the "
+        "threshold that train.py prints beside MaxF (default: the most probable class)",
         share,
         metavar="T",
     )
@@ -158,8 +157,8 @@ class Options:
     )
     tile: int = option(
         TILE,
-        "compute in tiles of at most N x N pixels; 1536 takes 3 GiB. With --tta, all scores of a "
-        "picture are in memory too",
+        "process pictures in tiles of at most N x N pixels; 1536 takes 3 GiB. With --tta, the "
+        "probabilities of a whole picture are in memory too",
         whole(MIN_TILE),
         metavar="N",
     )
@@ -352,7 +351,7 @@ def require_suited(options: Options, net: FCN8s, saved: dict):
 def make_predictor(
     net: FCN8s, options: Options, device: torch.device, jobs: list[Job], saved: dict
 ) -> Predictor:
-    """The Predictor for these options. For int8, some of the pictures calibrate the network."""
+    """The Predictor for these options; for int8, calibrated on some of the pictures."""
     at = {"resize": options.resize, "size": options.size}
     if options.resize == "fit":
         at = {"longer": net.resize_factor * max(saved["sizes"]["median"])}
@@ -418,7 +417,7 @@ def far_from_training(views: list[tuple], shape: tuple, saved: dict) -> str:
     """
     if "sizes" not in saved:
         return ""
-    # By the longer side: in portrait format, things are as large as in landscape format.
+    # Compare the longer sides: things are as large in a portrait photo as in a landscape one.
     smallest, largest = (
         saved["resize_factor"] * max(saved["sizes"][name]) for name in ("smallest", "largest")
     )
@@ -505,7 +504,7 @@ def parse(argv: list[str] | None) -> Options:
     if options.split == "val" and options.kitti:
         parser.error("--split val: --kitti has only train and test; --data has the validation set")
     if options.confidence and options.kitti:
-        parser.error("--confidence: leave it out; --kitti always writes that of the road")
+        parser.error("--confidence: leave it out; --kitti always writes the road's confidence")
     if options.scores and options.scores.suffix.lower() != ".csv":
         parser.error(f"--scores {options.scores}: must end in .csv")
     for name in ("scores", "images", "masks"):

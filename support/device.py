@@ -189,17 +189,17 @@ def checkpoint_activations(vgg: VGG16):
 
 
 def tune_malloc(device: torch.device) -> Callable[[tuple], object]:
-    """Make the C library keep freed memory for reuse: the system maps new memory page by page.
+    """Make the C library keep freed memory for reuse, because mapping new pages is slow.
 
     A step frees and allocates gigabytes, mostly in blocks too large to be kept by default. On a
     CPU, keeping them makes a prediction 1.2 times as fast and a training step 1.1 times. This works
     only with glibc, Linux's usual C library; elsewhere nothing happens.
 
     Returns trim_memory, to be called after each step with the shape of its images. It returns free
-    memory to the system if the shape is new: images of many sizes fragment the memory, and a run
-    would grow from 2.8 to 5 GiB. It trims after the first step, when the memory used to read the
-    checkpoint is free, and then at most every 30 seconds, since allocating a gigabyte again takes a
-    quarter of a second.
+    memory to the system if the shape has changed since the previous step: images of many sizes
+    fragment the memory, and a run would grow from 2.8 to 5 GiB. It trims after the first step, when
+    the memory used to read the checkpoint is free, and then at most every 30 seconds, since
+    allocating a gigabyte again takes a quarter of a second.
     """
     before, trimmed = None, -math.inf
 

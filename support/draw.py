@@ -44,7 +44,7 @@ def colours_for(classes: list[str]) -> np.ndarray:
 
 
 def opacities(classes: list[str]) -> list[int]:
-    """The opacity of the colour of each of 256 ids over the picture, 0 to 255."""
+    """For each of 256 ids, the opacity of its colour over the picture, 0 to 255."""
     opacity = [166] * 256
     opacity[IGNORE] = 204
     if is_background(classes[0]):
@@ -57,8 +57,8 @@ def opacities(classes: list[str]) -> list[int]:
 def tint(image: np.ndarray, label: np.ndarray, classes: list[str]) -> np.ndarray:
     """Blend the colours of class ids uint8 [H, W] over a picture uint8 [H, W, 3]; IGNORE is black.
 
-    If the classes are road and not road, only the road is tinted. A class named background is never
-    tinted.
+    If the classes are road and not road, only the road is tinted. Class 0 is not tinted if its name
+    is background.
     """
     picture, opacity = Image.fromarray(image), Image.fromarray(label).point(opacities(classes))
     picture.paste(palette_mask(label, classes).convert("RGB"), mask=opacity)

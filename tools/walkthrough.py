@@ -1,9 +1,9 @@
-"""Compute every number and draw every picture of docs/walkthrough.md.
+"""Compute the tables of docs/walkthrough.md and draw its pictures.
 
     python tools/walkthrough.py runs/synthetic/best.pt
 
-The network is that of `make demo`; the numbers do not depend on it. They are written into the page,
-the pictures into assets.
+Writes the tables into the page and the pictures into assets/. Only the pictures depend on the
+checkpoint, which is that of `make demo`.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def losses(steps: tuple[int, ...] = STEPS) -> str:
 
 
 def training(net: FCN8s, image: torch.Tensor, label: torch.Tensor, steps: int):
-    """The shortest training loop: one picture, plain SGD. Yields the loss of each step."""
+    """The shortest training loop: one picture, SGD with momentum. Yields the loss of each step."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
     for _ in range(steps):
         optimizer.zero_grad()

@@ -49,7 +49,7 @@ from vgg import IMAGE_MEAN, IMAGE_STD, VGG16
 HERE = Path(__file__).resolve().parent
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 # The start of the SHA-256 of torchvision's other VGG16 (IMAGENET1K_FEATURES). Its tensor names are
-# the same, but it takes 0..255, where normalised images are nearly uniform grey.
+# the same, but it takes images in 0..255; to it, normalised images are nearly uniform grey.
 OTHER_INPUT = "88682ab5"
 
 AT_ONCE = {"pool4": 0.01, "pool3": 0.0001}  # skip_gain of the authors' at-once network
@@ -208,7 +208,7 @@ def read_safetensors(path: Path) -> dict:
 
 
 def recognise(tensors: dict) -> str:
-    """Which of FORMATS the tensors have, by their names. Raises InputError if none fits."""
+    """The one of FORMATS that the tensor names match. Raises InputError if none does."""
     if "conv1_1.weight" in tensors and "score_fr.weight" in tensors:
         return FCN
     if "features.0.weight" in tensors:
@@ -302,7 +302,7 @@ def main():
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        parser.exit(130, "stopped; nothing was written\n")
+        parser.exit(130, "stopped; no weights were converted\n")
 
 
 if __name__ == "__main__":

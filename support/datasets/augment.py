@@ -13,8 +13,8 @@ SCALE_RANGE = (0.75, 1.35)  # as if each car were farther away or nearer
 # Height and width of a view are multiples of this: some ten sizes instead of hundreds. Preparing
 # kernels and memory for every new size made a step a tenth slower.
 STEP = 32
-# A new street has other light, and cars and houses of other colours. On a street outside the
-# training set, the colour augmentation gained three points of mean IoU.
+# On a new street, the light and the colours of cars and houses are different. On a street outside
+# the training set, colour augmentation gained three points of mean IoU.
 SATURATION = 0.5  # saturation times 0.5 ... 1.5
 LIGHT = 0.15  # red, green and blue, each times 0.85 ... 1.15
 GAMMA = 0.4  # exponent of e**-0.4 ... e**0.4: lightens or darkens dark parts

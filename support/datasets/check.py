@@ -214,10 +214,10 @@ def weigh_classes(pixels: np.ndarray) -> np.ndarray:
 
     pixels    [C], pixels of each class in the training set
 
-    A class of frequency f has weight 1 / sqrt(f), scaled to a mean of 1 over all pixels. This lies
-    between equal weights for all pixels (1) and for all classes (1 / f). Below MIN_FREQUENCY the
-    weight stops growing; otherwise a few wrong pixels would outweigh all others. A class without
-    pixels has weight 1.
+    A class of frequency f has weight 1 / sqrt(f), scaled to a mean of 1 over all pixels. This is a
+    compromise between counting every pixel equally (1) and every class equally (1 / f). Below
+    MIN_FREQUENCY the weight stops growing; otherwise a few mislabelled pixels would outweigh all
+    others. A class without pixels has weight 1.
     """
     frequency = pixels / max(pixels.sum(), 1)
     weights = 1 / np.sqrt(np.maximum(frequency, MIN_FREQUENCY))

@@ -21,10 +21,9 @@ point: they are small, and rounding there could change the class.
 
 Calibration measures the activation ranges on some images. Larger activations are clipped to 255.
 
-PyTorch's compiler uses the same operators for quantised networks on x86. They are undocumented. The
-documented interface (torch.ao) is to be deleted, and its successor is another package. So
-`require_int8` checks that the operators exist, and tests check that they compute what is described
-here.
+PyTorch's compiler uses the same operators for quantised networks on x86, but they are undocumented.
+The documented interface (torch.ao) will be removed, and its successor is a separate package. So
+`require_int8` checks that the operators exist, and tests check that they compute as described here.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ IMAGE_ZERO_POINT = round(-DARKEST / IMAGE_SCALE)  # 114
 
 
 class Int8VGG16(nn.Module):
-    """VGG16 up to the rounding described above: normalised images [N, 3, H, W] float to the maps
+    """VGG16 quantised as described above: normalised images [N, 3, H, W] float to the maps
     VGG16.OUTPUTS, of the same type.
 
     vgg     the network to quantise; its weights are copied

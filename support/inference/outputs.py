@@ -194,7 +194,7 @@ def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]
         return {"confidence": classes.index(wanted)}
     if wanted != "all":
         raise InputError(
-            f"--confidence {wanted}: is no class; the classes are {', '.join(classes)}; put "
+            f"--confidence {wanted}: not a class; the classes are {', '.join(classes)}; put "
             "pictures before --confidence"
         )
     if only_road(classes):

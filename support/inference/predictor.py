@@ -1,14 +1,14 @@
 """From a picture of any size to labels and probabilities, in bounded memory.
 
-A large picture is computed in tiles, each with a halo: pixels around it whose scores are cut off
+A large picture is processed in tiles, each with a halo: pixels around it whose scores are cut off
 afterwards. A score of FCN-8s depends on pixels up to 245 away (`reach` of FCN8s), so a halo of 256
 pixels holds everything that the scores of the tile depend on. 256 is the next multiple of 32: every
 tile starts at a multiple of 32, so that the five pools pair the same rows and columns as in the
 whole picture.
 
-FCN-8s computes one score for 8 x 8 pixels. In a small picture, poles and signs are thinner than
-that; enlarging makes them thicker. So a network is trained and used on pictures resized by
-`resize_factor`, and the scores are interpolated back.
+FCN-8s computes one score of each class per 8 x 8 pixels. In a small picture, poles and signs are
+thinner than 8 pixels; enlarging the picture helps. So a network is trained and used on pictures
+resized by `resize_factor`, and the scores are interpolated back.
 
 Test-time augmentation (TTA) averages the probabilities of several views of a picture: enlarged,
 reduced, mirrored. The network makes different errors on each view, and some cancel out. A view at

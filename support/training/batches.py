@@ -23,7 +23,7 @@ class Batches:
     samples    the training set; each sample comes once, in random order and as a random view
     sizes      height and width of each sample, [N, 2]. From them, every process computes the
                size of the largest view in the whole batch, and pads its shard to it
-    skip       number of batches to skip at the start of the epoch, done before the run was resumed
+    skip       number of batches at the start of the epoch that an interrupted run has already done
     config     of train.py: seed, batch_size, resize, crop, augment, colours and flip
 
     Yields images float32 [n, 3, h, w], normalised, and labels int64 [n, h, w]. All randomness

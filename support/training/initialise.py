@@ -131,8 +131,8 @@ def identity_init(net: VGG16):
 
     This is identity initialisation (Yu and Koltun 2016, section 3). The scores start from features
     learnt on a million images. With He-normal weights they would start from random mixtures of the
-    512*7*7 numbers that fc6 sees, which a few hundred images would have to untangle. A tenth of the
-    He-normal weights stays, for the rest of the window and for channels that pool5 does not have.
+    512*7*7 numbers that fc6 sees, which a few hundred images would have to untangle. The He-normal
+    weights are kept, times 0.1, for the rest of the window and for channels that pool5 lacks.
     """
     for layer in (net.fc6, net.fc7):
         layer.weight *= 0.1

@@ -71,7 +71,7 @@ def learning_rate(step: int, total: int, config) -> float:
 
 
 class Divergence:
-    """Remembers the first step whose loss or gradient was not finite, so that it is never saved.
+    """Remembers the first step whose loss or gradient was not finite: no checkpoint may follow it.
 
     The step number stays on the device, so that no step waits for the GPU.
     """

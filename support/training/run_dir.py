@@ -1,6 +1,6 @@
 """The folder of a run: its name, its lock and its checkpoints.
 
-A run never writes into the folder of another run.
+A new run never writes into a folder that holds a run to resume.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class RunDir:
     save_every    steps between two last.pt, or "auto": see above
     device        of the tensors. From a GPU they are copied to host memory, and a thread writes
                   them while training continues. From a CPU they are written at once, because a
-                  copy would take the memory of the next step
+                  copy would add to the memory of the next step
 
     Checkpoints are written one after the other, best.pt always before the last.pt that has its
     score. So a run can be resumed whenever it is killed. If a write fails, the next call raises
