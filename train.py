@@ -95,7 +95,7 @@ class Config(DataOptions):
 
     # ---- the network
     # Pretraining is worth thousands of labels. auto: weights/vgg16.pth, downloaded if missing
-    weights: str = option("auto", "auto (ImageNet), another run's best.pt, or none (random)")
+    weights: str = option("auto", "auto (ImageNet), a converted file, a best.pt, or none (random)")
     stride: int = option(8, "8: FCN-8s; 16: FCN-16s; 32: FCN-32s", int, choices=FCN8s.STRIDES)
     # 1 takes a third fewer operations (docs/network.md)
     pad: int = option(1, "padding of conv1_1: 1, or the authors' 100", whole())

@@ -129,7 +129,7 @@ def draw_samples(path: Path, rows: list[tuple], classes: list[str], caption: str
         [(name, image), *(("", tint(image, label, classes)) for label in labels)]
         for name, image, *labels in rows
     ]
-    titles = f"picture ({caption})", "truth", "prediction"
+    titles = f"image ({caption})", "ground truth", "prediction"
     draw_sheet(path, cells, 480 if len(rows) > 1 else 640, titles, painted(classes, classes))
 
 

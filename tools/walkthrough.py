@@ -259,9 +259,12 @@ def main():
         net = FCN8s.load(options.checkpoint)
     except InputError as error:
         parser.error(str(error))
+    if net.classes != ["not road", "road"]:
+        parser.error(f"{options.checkpoint}: must be a network of `make demo`, for roads")
     way_in(net, ROOT / "assets/way-in.png")
     way_back(net, ROOT / "assets/way-back.png")
     write_text(PAGE, filled_in(PAGE.read_text(encoding="utf-8")))
+    print(f"wrote {PAGE}, and way-in.png and way-back.png in {ROOT / 'assets'}")
 
 
 if __name__ == "__main__":
