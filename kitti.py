@@ -351,8 +351,12 @@ def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
 def main():
     """Run the command line. Exits with status 2 for unusable input."""
     parser = Parser("kitti.py", description=__doc__)
-    parser.add_argument("results", metavar="RESULTS_DIR", type=Path, help="folder of confidence maps")
-    parser.add_argument("training", metavar="TRAINING_DIR", type=Path, help="KITTI Road's folder training")
+    parser.add_argument(
+        "results", metavar="RESULTS_DIR", type=Path, help="folder of confidence maps"
+    )
+    parser.add_argument(
+        "training", metavar="TRAINING_DIR", type=Path, help="KITTI Road's folder training"
+    )
     options = parser.parse_args()
     try:
         print(road_table(score_folder(options.results, options.training)))
