@@ -80,6 +80,8 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
     missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
     if ending == ".onnx" and missing:
         raise InputError(f"{out}: ONNX needs other packages: pip install {' '.join(missing)}")
+    if out.exists() and out.samefile(checkpoint):
+        raise InputError(f"{out}: is the checkpoint; choose another name")
     net = FCN8s.load(checkpoint).float()
     # Shrinking needs an anti-aliasing filter, and such a graph is not valid for every size.
     if net.resize_factor < 1:

@@ -19,6 +19,7 @@ import re
 import zipfile
 from collections import defaultdict
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -170,9 +171,15 @@ def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
 
     Raises InputError.
     """
+    return cells_of(homography(calibration).tobytes(), height, width)
+
+
+@lru_cache(maxsize=8)  # 2.4 MiB each; the images of one drive share a calibration
+def cells_of(to_image: bytes, height: int, width: int) -> np.ndarray:
+    """`bird_cells` for the bytes of a homography. All callers share the array."""
     x = RIGHT[0] + CELL * (np.arange(BEV[1]) + 0.5)  # of each column
     z = AHEAD[1] - CELL * (np.arange(BEV[0]) + 0.5)[:, None]  # of each row
-    u, v, w = (a * x + b * z + c for a, b, c in homography(calibration))
+    u, v, w = (a * x + b * z + c for a, b, c in np.frombuffer(to_image).reshape(3, 3))
     with np.errstate(all="ignore"):  # w may be 0; comparisons with nan are False
         u, v = u / w, v / w
         seen = (w > 0) & (1 <= u) & (u <= width) & (1 <= v) & (v <= height)
@@ -310,6 +317,9 @@ def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
     as in training. Raises InputError if a file cannot be used, or if a ground truth of the task has
     no map: a partial score would look like a complete one.
     """
+    for folder in (results, training / "gt_image_2"):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
     samples = []
     for task in TASKS:
         found = samples_of(training, task)

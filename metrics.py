@@ -128,7 +128,7 @@ class Scores:
         if self.road is not None:
             result["road"] = kitti.road_scores(self.histograms)
             counts = [counts for space, _, counts in self.histograms if space == "image"]
-            result["MaxF"] = kitti.maxf_ap(sum(counts))["MaxF"]
+            result["MaxF"] = kitti.maxf_ap(sum(counts, np.zeros((2, 256), np.int64)))["MaxF"]
             if not math.isnan(result["MaxF"]):  # nan: no pixel is road
                 result["monitor"] = "MaxF"
         return result

@@ -15,6 +15,7 @@ probability of a class. Exit status 1: some pictures, named at the end, failed; 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -302,8 +303,8 @@ def predict(options: Options, failed: list[str]):
             if progress.due(areas[done]):
                 progress.show(f"{done + 1}/{len(jobs)} pictures")
 
-    for _ in prefetch(predicted(), partial(write, classes, options), workers):
-        pass
+    # A deque of length 0 keeps no result.
+    deque(prefetch(predicted(), partial(write, classes, options), workers), maxlen=0)
 
     # ---- summary
     if len(far) > 1:

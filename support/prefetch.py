@@ -38,9 +38,8 @@ def prefetch(
                 if largest is None:  # the first result shows how many fit
                     largest = bytes_in(waiting[0].result())
                 while len(waiting) > max(1, min(workers + 1, room // (largest or 1))):
-                    result = waiting.popleft().result()
-                    largest = max(largest, bytes_in(result))
-                    yield result
+                    largest = max(largest, bytes_in(waiting[0].result()))
+                    yield waiting.popleft().result()  # no name: the memory is free after its use
             while waiting:
                 yield waiting.popleft().result()
         finally:  # an error, or a consumer that stops early

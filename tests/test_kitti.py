@@ -294,8 +294,8 @@ def test_only_the_birds_eye_view_needs_a_calibration(scenes, results, tmp_path, 
     "arguments, said",
     [
         ([], "RESULTS_DIR"),
-        (["{}/gt_image_2", "none"], "holds no map named like a ground truth"),
-        (["none", "{}"], "holds no map named like a ground truth"),
+        (["{}/gt_image_2", "none"], "no such folder"),
+        (["none", "{}"], "no such folder"),
         (["{}/image_2", "{}"], "holds no map named like a ground truth"),
     ],
 )

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from concurrent.futures import wait
 from functools import partial
 from itertools import pairwise
 
@@ -646,6 +647,25 @@ def test_no_checkpoint_is_due_during_a_write(tmp_path, monkeypatch):
         files.save_last({"model": {}})
         assert not files.due(2)
         disk.set()
+
+
+def test_an_earlier_failed_write_does_not_lose_the_best_network(tmp_path, monkeypatch):
+    save, ticks = torch.save, iter(range(10**6))
+
+    def full(content, file):
+        if "step" in content:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    with pytest.raises(InputError, match="No space"), run_dir(tmp_path, device="cuda") as files:
+        files.save_best({"epoch": 1})
+        files.save_last({"step": 1})
+        wait(files.queue)
+        files.save_best({"epoch": 2})  # has to wait; another error ends the run
+        raise RuntimeError
+    assert read_tensors(tmp_path / "best.pt")["epoch"] == 2
 
 
 @DEVICES

@@ -52,14 +52,22 @@ def test_the_crop_example_matches_the_network():
 
 
 def test_pictures_are_drawn_at_the_size_that_the_page_shows(tmp_path):
-    net = lively(pad=1, stride=8)
-    for name in re.findall(r"assets/(way-\w+).png", PAGE):
+    net, names = lively(pad=1, stride=8), re.findall(r"assets/(way-\w+).png", PAGE)
+    assert names == ["way-in", "way-back"]
+    for name in names:
         getattr(walkthrough, name.replace("-", "_"))(net, tmp_path / f"{name}.png")
         drawn, shown = Image.open(tmp_path / f"{name}.png"), Image.open(ROOT / f"assets/{name}.png")
         assert drawn.size == shown.size
 
 
-@pytest.mark.parametrize("patch", re.findall(r"```diff\n(.*?)```", EXERCISES, re.DOTALL))
+PATCHES = re.findall(r"```diff\n(.*?)```", EXERCISES, re.DOTALL)
+
+
+def test_every_patch_of_the_exercises_is_checked():
+    assert len(PATCHES) == EXERCISES.count("\n--- ") > 0
+
+
+@pytest.mark.parametrize("patch", PATCHES)
 def test_each_exercise_patch_fits_the_code(patch):
     name, *lines = patch.splitlines()
     code = (ROOT / name.removeprefix("--- ")).read_text(encoding="utf-8")

@@ -161,8 +161,8 @@ def check_counts(counts: Counts, data: DataSet):
     twice = [(sample.image, known[look].image) for sample, look in held_out if look in known]
     if twice:
         print(
-            f"warning: {counted(len(twice), 'validation image')} also in the training set, such as "
-            f"{twice[0][0]}, a copy of {twice[0][1]}; the scores are too good",
+            f"warning: {counted(len(twice), 'validation image')} may be copies of training images, "
+            f"such as {twice[0][0]} of {twice[0][1]}; then the scores are too good",
             flush=True,
         )
     alike = 0 if data.kitti else count_alike(counts, data)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import chain, count
 from pathlib import Path
 
@@ -103,11 +103,12 @@ class RunDir:
         if not self.writer:
             self.write_now(name, content)
             return
-        while len(self.queue) > 1 or self.queue and self.queue[0].done():
-            self.queue.pop(0).result()  # at most two copies wait
+        wait(self.queue[:-1])  # at most two copies wait
         # Copied now, because the next step changes the tensors.
         content = content if copied else to_host(content)
         self.queue.append(self.writer.submit(self.write_now, name, content))
+        while len(self.queue) > 1 and self.queue[0].done():  # raise only now: this one is queued
+            self.queue.pop(0).result()
 
     def write_now(self, name: str, content: dict):
         started = time.perf_counter()
