@@ -164,8 +164,8 @@ def homography(calibration: Path) -> np.ndarray:
 
 
 def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
-    """Int64 [800, 400]: for each cell, the image's pixel (counted row by row) that shows its
-    centre, or -1.
+    """Int64 [800, 400], read-only: for each cell, the image's pixel (counted row by row) that shows
+    its centre, or -1.
 
     height, width    of the image
 
@@ -176,7 +176,7 @@ def bird_cells(calibration: Path, height: int, width: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)  # 2.4 MiB each; the images of one drive share a calibration
 def cells_of(to_image: bytes, height: int, width: int) -> np.ndarray:
-    """`bird_cells` for the bytes of a homography. All callers share the array."""
+    """`bird_cells` for the bytes of a homography."""
     x = RIGHT[0] + CELL * (np.arange(BEV[1]) + 0.5)  # of each column
     z = AHEAD[1] - CELL * (np.arange(BEV[0]) + 0.5)[:, None]  # of each row
     u, v, w = (a * x + b * z + c for a, b, c in np.frombuffer(to_image).reshape(3, 3))
@@ -184,7 +184,9 @@ def cells_of(to_image: bytes, height: int, width: int) -> np.ndarray:
         u, v = u / w, v / w
         seen = (w > 0) & (1 <= u) & (u <= width) & (1 <= v) & (v <= height)
         pixel = (np.floor(v) - 1) * width + np.floor(u) - 1
-    return np.where(seen, pixel, -1).astype(np.int64)
+    cells = np.where(seen, pixel, -1).astype(np.int64)
+    cells.setflags(write=False)  # all callers share it
+    return cells
 
 
 def bird_view(values: np.ndarray, cells: np.ndarray, outside: int) -> np.ndarray:

@@ -20,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fcn import FCN8s, bilinear_kernel, cross_entropy, maps, plus
 from metrics import class_iou, confusion
+from support import draw
 from support.console import InputError, Parser
 from support.datasets import synthetic
-from support.draw import draw_sheet
+from support.device import as_batch
 from support.files import write_text
 from support.labels import IGNORE
 from vgg import normalise
@@ -34,7 +35,7 @@ FIVE = np.array([4.0, 8.0, 8.0, 0.0, 4.0])  # input of the transposed convolutio
 WIDE, SHOWN = 70, 9  # pixels of the row in the crop example, and the most cells to print
 STEPS = (1, 2, 10, 100, 500)
 TERMS = ("score_fr", "score_pool4", "score_pool3")
-RED, WHITE, BLUE = np.array([(214, 39, 40), (255, 255, 255), (31, 119, 180)], np.float32)
+RED, WHITE, BLUE = np.array([draw.RED, (255, 255, 255), draw.BLUE], np.float32)
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
@@ -47,8 +48,7 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
 
 def tensors(image: np.ndarray, label: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Picture and labels as the network and the loss take them: [1, 3, H, W] and [1, H, W]."""
-    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
-    return normalise(pixels), torch.from_numpy(label).long()[None]
+    return normalise(as_batch(image)), torch.from_numpy(label).long()[None]
 
 
 def small_network() -> FCN8s:
@@ -65,7 +65,7 @@ def sizes() -> str:
     height, width = scene()[1].shape
     lines = ["map              channels  rows x columns  cell i lies on pixel"]
     for name, (_, shape, grid) in maps(small_network(), height, width).items():
-        if name in ("image", "fc7", "scores") or not name.startswith(("conv", "fc")):
+        if name == "fc7" or not name.startswith(("conv", "fc")):
             cell = plus(f"{grid.stride} i" if grid.stride > 1 else "i", grid.offset)
             lines.append(f"{name:15}  {shape[0]:8}  {shape[1]:4} x {shape[2]:<7}  {cell}")
     return "\n".join(lines)
@@ -174,19 +174,13 @@ def way_in(net: FCN8s, path: Path):
     """Draw the pools: two channels of each at the picture's size, one also at its own size."""
     picture, label = scene()
     height, width = label.shape
-    found = {}
-    hooks = [
-        layer.register_forward_hook(lambda layer, _, out, name=name: found.update({name: out[0]}))
-        for name, layer in net.vgg.named_children()
-        if name.startswith("pool")
-    ]
-    net(tensors(picture, label)[0])
-    for hook in hooks:
-        hook.remove()
+    x, _ = tensors(picture, label)
     road = Image.fromarray(np.float32(label == 1))
     blank = np.full_like(picture, 255)
     rows = [[("image", picture), ("ground truth", grey(np.asarray(road))), ("", blank)]]
-    for name, channels in found.items():
+    for number in range(1, 6):
+        name, x = f"pool{number}", getattr(net.vgg, f"block{number}")(x)
+        channels = x[0]
         _, h, w = channels.shape
         where = np.asarray(road.resize((w, h), Image.Resampling.BOX))
         # the correlation of each channel with the road; 0 if the channel is constant
@@ -202,7 +196,7 @@ def way_in(net: FCN8s, path: Path):
         texts = f"{name}: {h} x {w}", f"channel {likeness.argmax()}", f"channel {likeness.argmin()}"
         rows.append(list(zip(texts, (small, *large), strict=True)))
     titles = "at its own size", "most like the road", "least like it"
-    draw_sheet(path, rows, width, titles, [("strongest response", WHITE), ("none", 0 * WHITE)])
+    draw.draw_sheet(path, rows, width, titles, [("strongest response", WHITE), ("none", 0 * WHITE)])
 
 
 def grey(values: np.ndarray) -> np.ndarray:
@@ -248,7 +242,7 @@ def way_back(net: FCN8s, path: Path):
     rows.append([("image", picture), ("", np.full_like(picture, 255))])
     rows[-1].append(("ground truth", truth.astype(np.uint8)))
     titles = "one score map alone", "added up", "the larger score"
-    draw_sheet(path, rows, picture.shape[1], titles, [("road", RED), ("not road", BLUE)])
+    draw.draw_sheet(path, rows, picture.shape[1], titles, [("road", RED), ("not road", BLUE)])
 
 
 def main():
