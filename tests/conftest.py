@@ -3,6 +3,7 @@ sets, networks and runs.
 """
 
 import csv
+import functools
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +187,26 @@ def picture(path, array):
     return path
 
 
+def turned(path, pixels, orientation):
+    """A picture stored with this EXIF orientation; applying the tag turns it upright."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
+    return path
+
+
+def png(width, height, bits, kind, rows):
+    """The bytes of a PNG; Pillow does not write every kind."""
+
+    def chunk(name, content):
+        return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([bits, kind, 0, 0, 0])
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
 def kitti(root, um=4, umm=3, uu=5, size=(6, 9)):
     """A KITTI Road tree: um images with both ground truths, as in the benchmark."""
     rng = np.random.default_rng(0)
@@ -244,6 +266,24 @@ def saved(path, net, classes=("sky", "road", "car")):
     net.classes = list(classes)
     net.save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """exported(".pt2"): a folder with best.pt and, exported from it, streets.pt2. Each format is
+    exported only once, since that takes seconds.
+    """
+    import export
+
+    @functools.cache
+    def export_once(ending):
+        folder, net = tmp_path_factory.mktemp("export"), lively(1, 8)
+        net.set_skip_gain({"pool4": 0.5, "pool3": 0.25})
+        checkpoint = saved(folder / "best.pt", net, ["not road", "road"])
+        assert export.main([str(checkpoint), str(folder / f"streets{ending}")]) == 0
+        return folder
+
+    return export_once
 
 
 # ---- runs ----

@@ -41,27 +41,26 @@ def test_image_and_label_stay_aligned(seed, crop):
 
 def views(colour=(100, 100, 100), **options):
     """Forty views (image, label) of an image of one colour; its left part has class 1."""
-    image = np.full((512, 512, 3), colour, np.uint8)
-    label = np.zeros((512, 512), np.uint8)
-    label[:, :160] = 1
+    image = np.full((256, 256, 3), colour, np.uint8)
+    label = np.zeros((256, 256), np.uint8)
+    label[:, :80] = 1
     return [augment(image, label, np.random.default_rng(i), **options) for i in range(40)]
 
 
 def test_views_vary_in_position_and_in_scale_by_steps_of_32():
     heights = {label.shape[0] for _, label in views()}
-    assert min(heights) == 384 and 672 <= max(heights) <= 704 and len(heights) > 5
-    assert all(side % 32 == 0 for side in heights)
-    assert {label.shape for _, label in views(scale_range=(2, 2))} == {(1024, 1024)}
-    assert len({label.tobytes() for _, label in views(crop=(128, 128))}) > 4
+    assert heights == {192, 224, 256, 288, 320, 352}  # 0.75 to 1.35 times 256
+    assert {label.shape for _, label in views(scale_range=(2, 2))} == {(512, 512)}
+    assert len({label.tobytes() for _, label in views(crop=(64, 64))}) > 4
 
 
 def test_tint_and_saturation_vary_unless_colours_are_fixed():
-    lights = np.array([image[0, 0] for image, _ in views()], int)
+    lights = np.array([image[0, 0] for image, _ in views(crop=(8, 8))], int)
     for a, b in ((0, 1), (1, 2), (0, 2)):
         assert (lights[:, a] > lights[:, b]).any() and (lights[:, a] < lights[:, b]).any()
-    greys = np.array([image[0, 0] for image, _ in views(colours=False)])
+    greys = np.array([image[0, 0] for image, _ in views(colours=False, crop=(8, 8))])
     assert (greys == greys[:, :1]).all() and len(np.unique(greys)) > 10
-    reds = np.array([image[0, 0] for image, _ in views((180, 100, 100))], int)
+    reds = np.array([image[0, 0] for image, _ in views((180, 100, 100), crop=(8, 8))], int)
     redness = (reds[:, 0] - reds[:, 1]) / np.maximum(lights[:, 0], 1)
     assert redness.min() > 0 and redness.max() > 2 * redness.min()
 

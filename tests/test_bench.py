@@ -1,6 +1,14 @@
-"""tools/bench.py computes its table from the rounds."""
+"""tools/bench.py counts operations, and computes its table from the rounds."""
 
-from tools.bench import table
+import pytest
+
+from tools.bench import operations, table
+
+
+@pytest.mark.parametrize("case, gflop", [("published", 618.7), ("fp32", 398.7)])
+def test_a_kitti_image_takes_the_operations_that_the_docs_give(case, gflop):
+    """398.7 is the least: two operations for each weight at each position of a layer's output."""
+    assert operations("prediction", case, 1, 375, 1242) == pytest.approx(1e9 * gflop, abs=5e7)
 
 
 def test_ratios_and_shares_are_medians_over_the_rounds():

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import ROOT, SHARED
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from fcn import FCN8s
@@ -128,38 +125,6 @@ def test_a_converted_vgg16_computes_the_same_features(tmp_path, theirs, name):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@given(height=st.integers(1, 70), width=st.integers(1, 70))
-@settings(max_examples=8)
-def test_folding_caffes_input_is_exact_away_from_the_padding(height, width):
-    """conv1_1 agrees where it sees no padding; all scores agree if the border has the colour of
-    Caffe's mean.
-    """
-    theirs, ours = authors(), FCN8s(3, pad=100, **SMALL).eval()
-    state = module.translate(caffe_state(theirs), module.FCN, ours)
-    first = [f"vgg.conv1_1.{part}" for part in ("weight", "bias")]
-    state.update(zip(first, module.fold_caffe_input(*map(state.get, first)), strict=True))
-    ours.load_state_dict(state, strict=False)
-    rgb = torch.rand(1, 3, height, width, dtype=torch.float64) * 255
-    our_input, caffe_input = images(rgb)
-    painted = CAFFE_MEAN.expand(1, 3, height + 200, width + 200).clone()
-    painted[..., 100:-100, 100:-100] = rgb
-    with torch.no_grad():
-        a, b = (
-            F.conv2d(image, net.vgg.conv1_1.weight, net.vgg.conv1_1.bias)
-            for image, net in (
-                (F.pad(our_input, [1] * 4), ours),
-                (F.pad(caffe_input, [1] * 4), theirs),
-            )
-        )
-        inside = slice(None), slice(None), slice(1, -1), slice(1, -1)
-        torch.testing.assert_close(
-            a[inside], b[inside], rtol=1e-4, atol=1e-4 * float(b.abs().max())
-        )
-        ours.vgg.conv1_1.padding = (0, 0)
-        scores, expected = ours(images(painted)[0])[..., :height, :width], theirs(caffe_input)
-    assert (scores - expected).norm() / expected.norm() < 1e-4
-
-
 def test_a_vgg16_from_caffe_computes_the_same_on_our_images(tmp_path):
     theirs, ours = Torchvision().eval(), VGG16(**SMALL).eval()
     ours.load_state_dict(converted(tmp_path, theirs.state_dict(), caffe=True))
@@ -171,7 +136,7 @@ def test_a_vgg16_from_caffe_computes_the_same_on_our_images(tmp_path):
     assert expected.std() > 1
 
 
-@pytest.mark.parametrize("classes, at_once", [(21, True), (21, False), (3, False)])
+@pytest.mark.parametrize("classes, at_once", [(21, True), (3, False)])
 def test_the_authors_fcn8s_becomes_a_checkpoint(tmp_path, classes, at_once):
     theirs = authors(classes)
     small = FCN8s(classes, pad=100, **SMALL)
@@ -192,9 +157,8 @@ def test_the_authors_fcn8s_becomes_a_checkpoint(tmp_path, classes, at_once):
             assert ((net(image) - expected).norm() < 0.1 * expected.norm()) == near
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_dtype_becomes_float32(tmp_path, dtype):
-    theirs = {name: tensor.to(dtype) for name, tensor in Timm().state_dict().items()}
+def test_weights_of_another_dtype_become_float32(tmp_path):
+    theirs = {name: tensor.bfloat16() for name, tensor in Timm().state_dict().items()}
     state = converted(tmp_path, theirs)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
     assert torch.equal(state["conv5_3.weight"], theirs["features.28.weight"].float())
@@ -231,27 +195,6 @@ def test_the_report_names_both_files_and_is_reproducible(tmp_path):
     assert first == second and "torchvision VGG16, 32 tensors" in first
 
 
-def full_width() -> dict:
-    """Tensors of torchvision's shapes; each expands one number, which keeps the file small."""
-    theirs, channels = {}, 3
-    for name, width in zip(module.CONVOLUTIONS, [w for w in WIDTHS if w != "pool"], strict=True):
-        theirs[name], channels = (16 * width, channels, 3, 3), 16 * width
-    theirs |= {"classifier.0": (4096, 25088), "classifier.3": (4096, 4096)}
-    return {
-        f"{name}.{part}": torch.tensor(float(i)).expand(shape if part == "weight" else shape[0])
-        for i, (name, shape) in enumerate(theirs.items())
-        for part in ("weight", "bias")
-    }
-
-
-def test_torchvisions_vgg16_has_the_size_of_ours(tmp_path):
-    with torch.device("meta"):
-        net = VGG16()
-    net.load_state_dict(converted(tmp_path, full_width(), network=None), assign=True)
-    (tmp_path / "out.pth").unlink()
-    assert net.fc6.weight.shape == (4096, 512, 7, 7) and net.fc6.weight[1, 2, 3, 4] == 13
-
-
 @pytest.mark.skipif(not REAL.exists(), reason="../shared has no VGG16 convolutions")
 def test_real_convolutions_are_converted(tmp_path):
     report = convert(REAL, tmp_path / "out.pth")
@@ -278,15 +221,12 @@ def refused(tmp_path, source, match, **options):
     [
         ("features.7.bias", None, "tensor features.7.bias is missing"),
         ("features.16.weight", torch.ones(4), "'features.16.weight' is unexpected; .*VGG19"),
-        ("features.1.running_mean", torch.ones(4), "unexpected; VGG16 with batch normalisation"),
         ("features.5.weight", torch.ones(8, 4, 5, 5), r"features.5.weight is \[8, 4, 5, 5\], but"),
         ("classifier.0.weight", torch.ones(8, 32 * 36), r"is \[8, 1152\].*--features-only"),
         ("features.28.bias", torch.full((32,), torch.nan), "features.28.bias holds values that"),
-        ("features.28.bias", torch.full((32,), 1e300, dtype=torch.float64), "not finite"),
         ("features.28.bias", torch.ones(32).to_sparse(), "features.28.bias is not a dense"),
         ("features.28.bias", torch.ones(32, device="meta"), "features.28.bias is not a dense"),
         ("features.28.bias", torch.ones(32) * 1j, "features.28.bias is not a dense"),
-        ("features.28.bias", [0.0] * 32, "features.28.bias is not a dense"),
         ("features.0.weight", None, "unknown weights, or converted already: 31 entries"),
     ],
 )
@@ -377,8 +317,11 @@ def test_a_failed_download_says_how_to_get_the_file(site, tmp_path, monkeypatch)
     assert list((tmp_path / "weights").iterdir()) == []
 
 
-def test_the_command_runs_in_any_folder(tmp_path):
-    theirs = {name: t for name, t in full_width().items() if name.startswith("features")}
+def test_the_command_converts_the_full_width_in_any_folder(tmp_path):
+    zero, theirs, channels = torch.zeros(1), {}, 3  # expanded tensors keep the file small
+    for name, width in zip(module.CONVOLUTIONS, [w for w in WIDTHS if w != "pool"], strict=True):
+        theirs[f"{name}.weight"] = zero.expand(16 * width, channels, 3, 3)
+        theirs[f"{name}.bias"], channels = zero.expand(16 * width), 16 * width
     file = write(tmp_path / "a.pth", theirs)
     command = [sys.executable, ROOT / "weights/convert.py", file, "--out", "out.pth"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

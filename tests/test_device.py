@@ -5,23 +5,11 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import small
 
 from support.console import InputError
-from support.device import (
-    as_batch,
-    autocast_for,
-    checkpoint_activations,
-    default_amp,
-    default_workers,
-    on_device,
-    pick_device,
-    tune_malloc,
-)
-from vgg import normalise
+from support.device import autocast_for, default_amp, default_workers, pick_device, tune_malloc
 
 CPU, CUDA, MPS = map(torch.device, ("cpu", "cuda", "mps"))
 
@@ -49,21 +37,9 @@ def test_a_missing_device_is_reported_in_one_line(name):
     assert "\n" not in str(error.value)
 
 
-def test_batches_arrive_normalised_and_channels_last():
-    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
-    labels = torch.full((1, 4, 5), 7, dtype=torch.uint8)
-    batches = list(on_device([(as_batch(image), labels)] * 3, CPU))
-    assert len(batches) == 3
-    for images, truth in batches:
-        assert torch.equal(images, normalise(torch.tensor(image).permute(2, 0, 1)[None]))
-        assert images.is_contiguous(memory_format=torch.channels_last)
-        assert truth.dtype == torch.int64 and (truth == 7).all()
-
-
 @pytest.mark.parametrize(
     "workers, device, processes, wanted",
     [
-        (3, CPU, 1, 3),
         (0, CUDA, 1, 0),
         ("auto", CPU, 1, 2),
         ("auto", CUDA, 2, 6),
@@ -76,23 +52,6 @@ def test_default_workers_depend_on_device_and_cores(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(12), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert default_workers(workers, device) == wanted
-
-
-def test_activation_checkpointing_gives_the_same_gradients():
-    image = torch.randn(1, 3, 40, 50)
-    gradients = []
-    for checkpointed in (False, True):
-        torch.manual_seed(0)
-        net = small(fc_channels=8).train()
-        torch.nn.init.normal_(net.score_fr.weight)
-        if checkpointed:
-            checkpoint_activations(net.vgg)
-        net(image).sum().backward()
-        gradients.append([p.grad for p in net.parameters() if p.grad is not None])
-        with torch.no_grad():
-            assert net.eval()(image).shape == (1, 2, 40, 50)
-    assert len(gradients[0]) > 30
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_memory_for_loading_is_freed_after_the_first_picture():

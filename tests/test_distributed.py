@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, log_of, same
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 import train
 from data import find
-from fcn import FCN8s, cross_entropy
 from support.checkpoint import read_tensors
 from support.labels import IGNORE
 from support.training.batches import Batches
@@ -23,17 +22,17 @@ from support.training.distributed import Ranks
 
 TINY = (
     "--width 0.0625 --fc-channels 16 --crop none --weights none --workers 0 --device cpu "
-    "--amp off --dropout 0 --batch-size 4 --epochs 4 --lr 0.02 --save-every 2"
+    "--amp off --dropout 0 --batch-size 4 --epochs 2 --lr 0.02 --save-every 2"
 ).split()
 
 # Both processes run train.py. After step `at`, a signal reaches only the second one; the first one
-# writes the files.
+# writes the files. A process that is `seconds` late in a step is lost.
 SCRIPT = """
 import os, signal, sys
 from datetime import timedelta
-at, number, *argv = sys.argv[1:]
+at, number, seconds, *argv = sys.argv[1:]
 import support.training.distributed, train
-support.training.distributed.STEP_TIMEOUT = timedelta(seconds=5)
+support.training.distributed.STEP_TIMEOUT = timedelta(seconds=int(seconds))
 def disturb(event, step):
     if (event, step) == ("step", int(at)) and os.environ["RANK"] == "1":
         os.kill(os.getpid(), int(number))
@@ -71,7 +70,7 @@ def two(streets, two_forks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
 
     def cut(at, *argv):
-        both = two_forks(SCRIPT, at, int(signal.SIGTERM), "--out", folder / "cut", *argv)
+        both = two_forks(SCRIPT, at, int(signal.SIGTERM), 60, "--out", folder / "cut", *argv)
         return [process.wait() for process in both], both[0].said + both[1].said
 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -83,7 +82,7 @@ def two(streets, two_forks, tmp_path_factory):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # as the forks have it
     ) as whole:  # in parallel, since torchrun starts slowly
-        parts = cut(10, "--data", streets, *TINY), cut(0, "--resume")
+        parts = cut(4, "--data", streets, *TINY), cut(0, "--resume")
         error = whole.communicate()[1]
     assert whole.returncode == 0, error[-3000:]
     return folder, *parts
@@ -115,14 +114,14 @@ def test_two_processes_stop_and_resume_to_the_same_weights(two):
     assert log_of(cut) == log_of(whole)
     assert same(*(read_tensors(folder / "last.pt")["model"] for folder in (cut, whole)))
     # Only one process prints.
-    assert printed.count("going on after step 10") == printed.count("best network") == 1
+    assert printed.count("going on after step 4") == printed.count("best network") == 1
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_others(scenes, two_forks, tmp_path):
     """The second process hangs after its second step, as if its machine were cut off."""
     run = "--data", scenes, "--out", tmp_path / "run", *TINY
-    first, second = two_forks(SCRIPT, 2, int(signal.SIGSTOP), *run)
+    first, second = two_forks(SCRIPT, 2, int(signal.SIGSTOP), 3, *run)
     try:
         assert first.wait() == 2 and "process 0 lost the others" in first.said
     finally:
@@ -132,7 +131,7 @@ def test_a_lost_process_ends_the_others(scenes, two_forks, tmp_path):
 
 def test_only_the_first_process_reports_an_error(scenes, two_forks, tmp_path):
     run = "--data", scenes, "--out", tmp_path / "run", *TINY, "--batch-size", "1"
-    first, second = two_forks(SCRIPT, 0, 0, *run)
+    first, second = two_forks(SCRIPT, 0, 0, 60, *run)
     assert first.wait() == second.wait() == 2
     assert "--batch-size 1: must be at least 2, one image for each process" in first.said
     assert first.said.count("\n") == 1 and second.said == "" and not (tmp_path / "run").exists()
@@ -188,24 +187,3 @@ def test_shards_make_up_the_batches_of_one_process(count, size, batch_size, skip
     if not skip:
         images = [int(label.min()) for _, labels in whole for label in labels]
         assert sorted(images) == list(range(count))
-
-
-@given(st.integers(1, 4), st.integers(0, 2**31))
-@settings(max_examples=8)
-def test_shard_gradients_add_up_to_those_of_the_batch(size, seed):
-    generator = torch.Generator().manual_seed(seed)
-    net = FCN8s(3, width=1 / 32, fc_channels=4, dropout=0).double()
-    torch.nn.init.normal_(net.score_fr.weight, generator=generator)
-    images = torch.randn(4, 3, 16, 24, generator=generator).double()
-    labels = torch.randint(0, 3, (4, 16, 24), generator=generator)
-    labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORE
-    labels[3] = IGNORE  # a shard without a valid pixel
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    cross_entropy(net(images), labels).backward()
-    whole = [p.grad.clone() for p in parameters]
-    net.zero_grad()
-    for rank in range(size):
-        pixels = (labels != IGNORE).sum()
-        cross_entropy(net(images[rank::size]), labels[rank::size], pixels).backward()
-    for a, p in zip(whole, parameters, strict=True):
-        assert torch.allclose(a, p.grad, rtol=1e-4, atol=1e-6)

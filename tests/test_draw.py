@@ -74,9 +74,7 @@ def test_the_legend_is_below_the_picture_and_covers_nothing(height, width, class
     assert below.max() == 255 and below.shape[1] >= width  # white letters
 
 
-@pytest.mark.parametrize(
-    "width, height, letters", [(320, 227, (6, 16)), (1242, 375, (10, 26)), (6000, 4000, (60, 130))]
-)
+@pytest.mark.parametrize("width, height, letters", [(320, 227, (6, 16)), (3000, 2000, (30, 65))])
 def test_a_legend_is_readable_and_names_only_visible_classes(width, height, letters):
     label = np.zeros((height, width), np.uint8)
     label[:, width // 2 :] = 7
@@ -101,7 +99,7 @@ def test_a_narrow_legend_has_one_line_per_class():
 
 
 @pytest.mark.parametrize(
-    "classes, sizes", [(2, [(375, 1242), (370, 1226)]), (11, [(36, 48)]), (30, [(1, 1), (400, 20)])]
+    "classes, sizes", [(11, [(36, 48)]), (30, [(375, 1242), (1, 1), (60, 20)])]
 )
 def test_samples_show_image_truth_and_prediction_at_any_size(tmp_path, classes, sizes):
     rng, names = np.random.default_rng(0), numbered(classes)
@@ -128,8 +126,8 @@ def log(epochs, classes=("not road", "road"), **columns):
     return [{"epoch": e + 1, **row, **ious} for e in range(epochs)]
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 60])
-@pytest.mark.parametrize("losses", [(2.0, 0.1), (0.0, 0.0), (math.nan, math.inf), (1e9, 3e-7)])
+@pytest.mark.parametrize("epochs", [1, 60])
+@pytest.mark.parametrize("losses", [(0.0, 0.0), (math.nan, math.inf), (1e9, 3e-7)])
 def test_curves_can_be_drawn_for_any_log(tmp_path, epochs, losses):
     rows = log(epochs, val_loss=losses[0], is_best=True)
     for row in rows:
@@ -147,11 +145,10 @@ def test_curves_fit_many_classes_of_any_name(tmp_path):
     assert np.asarray(last).min() < 100  # the legend's line for the last class
 
 
-@pytest.mark.parametrize("letters", [13, 40])
-def test_curves_show_long_class_names_in_full(tmp_path, letters):
+def test_curves_show_long_class_names_in_full(tmp_path):
     drawings = []
     for last in "bd":  # letters of the same width
-        classes = ["w" * (letters - 1) + last, "x"]
+        classes = ["w" * 39 + last, "x"]
         draw_curves(tmp_path / "c.png", log(3, classes), classes)
         drawings.append(np.asarray(Image.open(tmp_path / "c.png").convert("L")))
     changed = (drawings[0] != drawings[1]).any(0).nonzero()[0]
@@ -172,7 +169,9 @@ def test_curves_show_the_measure_that_chooses_the_network(tmp_path):
     assert changed.size and changed.max() - changed.min() < 10  # one level line
 
 
-def test_curves_mark_the_epoch_of_the_best_network(tmp_path):
-    changed = differences(tmp_path, log(3, is_best=True), log(3, is_best=False))
-    # A line from top to bottom; its label covers no curve.
-    assert changed.any(1).sum() > 200 and changed.any(0).sum() <= 3
+def test_curves_mark_the_last_epoch_with_a_best_network(tmp_path):
+    best = [{**row, "is_best": row["epoch"] in (3, 9)} for row in log(11)]
+    changed = differences(tmp_path, best, log(11))
+    # A line from top to bottom at epoch 9 of 1 to 11; its label covers no curve.
+    assert changed.any(1).sum() > 200
+    assert np.abs(changed.any(0).nonzero()[0] - 0.8 * 640).max() <= 2

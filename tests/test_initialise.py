@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import lively, log_of, randomise_scores, run, same, saved
+from conftest import lively, randomise_scores, run, same, saved
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,7 +33,7 @@ def test_weights_load_with_or_without_fc6_and_fc7():
     assert same(convolutions(features), convolutions(source))
 
 
-@pytest.mark.parametrize("pad, channels", [(1, 32), (1, 16), (1, 80), (100, 32)])
+@pytest.mark.parametrize("pad, channels", [(1, 16), (1, 80), (100, 32)])
 def test_with_convolutions_alone_fc7_starts_close_to_pool5(pad, channels):
     net = VGG16(pad, width=1 / 16, fc_channels=channels).eval()
     pools = []
@@ -58,12 +58,10 @@ def test_with_convolutions_alone_fc7_starts_close_to_pool5(pad, channels):
         ("fc7.weight", None),
         ("conv6_1.weight", lambda _: torch.zeros(1)),
         ("conv2_1.weight", lambda p: p[:, :1, :1]),
-        ("conv1_1.bias", lambda p: p.long()),
         ("conv5_3.weight", lambda p: p * float("nan")),
-        ("conv1_2.bias", lambda p: torch.full(p.shape, 1e300, dtype=torch.double)),
     ],
 )
-def test_the_error_for_wrong_weights_names_the_tensor(scenes, tmp_path, capsys, name, change):
+def test_the_error_for_wrong_weights_names_the_tensor(name, change):
     net, weights = small(), small().state_dict()
     before = {name: p.clone() for name, p in net.state_dict().items()}
     if change:
@@ -73,11 +71,6 @@ def test_the_error_for_wrong_weights_names_the_tensor(scenes, tmp_path, capsys, 
     with pytest.raises(InputError, match=rf"w.pth: .*{name}"):
         load_imagenet(net, weights, "w.pth")
     assert same(net.state_dict(), before)
-    torch.save(weights, tmp_path / "w.pth")
-    options = f"--weights {tmp_path / 'w.pth'} --width {1 / 64} --fc-channels 3"
-    assert run(scenes, tmp_path / "run", *options.split()) == 2
-    error = capsys.readouterr().err
-    assert name in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_a_run_from_convolutions_has_512_fc_channels(scenes, tmp_path):
@@ -120,47 +113,32 @@ def test_for_the_same_classes_all_weights_are_loaded(tmp_path):
 def test_the_error_for_another_size_names_the_option(tmp_path, name, value):
     content = trained(tmp_path, **{name: value})[1]
     new = FCN8s(5, width=1 / 32, fc_channels=8)
-    before = {name: p.clone() for name, p in new.state_dict().items()}
     with pytest.raises(InputError, match=f"best.pt: .* --{name.replace('_', '-')} {value}"):
         load_trained(new, content, "best.pt", list("abcde"))
-    content = trained(tmp_path)[1]
-    content["model"]["vgg.fc7.bias"] = torch.full((8,), float("nan"))
-    with pytest.raises(InputError, match="best.pt: vgg.fc7.bias"):
-        load_trained(new, content, "best.pt", list("abcde"))
-    assert same(new.state_dict(), before)
 
 
-@pytest.mark.slow
-def test_each_stage_32s_16s_8s_starts_where_the_last_ended(scenes, tmp_path, capsys):
-    """New score layers are zero, so a finer stage starts with the scores of the coarser one."""
-    assert run(scenes, tmp_path / "32", "--stride", 32, "--lr", 0.01) == 0
-    rows = log_of(tmp_path / "32")
-    assert rows[1]["train_loss"] < rows[0]["train_loss"]
-    before = read_checkpoint(tmp_path / "32/best.pt")
-    for stride, new, coarser in ((16, "score_pool4", 32), (8, "score_pool3", 16)):
-        capsys.readouterr()
-        options = f"--epochs 1 --lr 1e-30 --stride {stride}"
-        weights = tmp_path / f"{coarser}/best.pt"
-        assert run(scenes, tmp_path / str(stride), "--weights", weights, *options.split()) == 0
-        assert f"loaded for fine-tuning; new layers: {new}\n" in capsys.readouterr().out
-        after = read_checkpoint(tmp_path / f"{stride}/best.pt")
-        assert after["config"]["skip_gain"] == before["config"]["skip_gain"]
-        for name in before["model"]:
-            if "upscore" not in name:
-                torch.testing.assert_close(
-                    after["model"][name], before["model"][name], rtol=0, atol=1e-20
-                )
-        assert after["model"][f"{new}.weight"].abs().max() < 1e-20
-        before = after
+@pytest.mark.parametrize("stride, finer, layer", [(32, 16, "score_pool4"), (16, 8, "score_pool3")])
+def test_each_stage_32s_16s_8s_adds_one_layer_of_zeros(tmp_path, stride, finer, layer):
+    """So it starts with the scores of the coarser stage."""
+    old, content = trained(tmp_path, stride=stride)
+    new = FCN8s(5, stride=finer, width=1 / 32, fc_channels=8)
+    line = load_trained(new, content, "best.pt", list("abcde"))
+    assert line.endswith(f"loaded for fine-tuning; new layers: {layer}")
+    before, after = old.state_dict(), new.state_dict()
+    kept = [name for name in before if "upscore" not in name]
+    assert len(kept) > 30 and all(torch.equal(before[name], after[name]) for name in kept)
+    assert not after[f"{layer}.weight"].any() and not after[f"{layer}.bias"].any()
 
 
 def test_frozen_blocks_stay_and_all_other_layers_learn(scenes, tmp_path, capsys):
-    """Also in a resumed run. Weights trained with another --resize are reported."""
+    """Also in a resumed run. The skips keep their gains, and weights trained with another --resize
+    are reported.
+    """
     first = tmp_path / "first/best.pt"
     assert run(scenes, tmp_path / "first", *"--lr 0.02 --epochs 1 --resize 2".split()) == 0
     before = read_checkpoint(first)
     layers = [name for name in before["model"] if name.startswith("vgg.")]
-    for options, frozen in (("--resize 2", 2), ("--freeze 3", 3), ("--freeze 0", 0)):
+    for options, frozen in (("--resize 2", 2), ("--freeze 3", 3)):
         out = tmp_path / str(frozen)
         capsys.readouterr()
         argv = ["--lr", 0.02, "--epochs", 1, "--weights", first, *options.split()]
@@ -171,6 +149,7 @@ def test_frozen_blocks_stay_and_all_other_layers_learn(scenes, tmp_path, capsys)
             assert train.main(["--resume", "--out", str(out), "--epochs", "2"]) == 0
         after = read_checkpoint(out / "last.pt")
         assert after["settings"]["freeze"] == frozen and before["settings"]["freeze"] == 0
+        assert after["config"]["skip_gain"] == before["config"]["skip_gain"]
         kept = {name for name in layers if torch.equal(before["model"][name], after["model"][name])}
         blocks = tuple(f"vgg.conv{i + 1}_" for i in range(frozen))
         assert kept == {name for name in layers if name.startswith(blocks)}

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import ROOT, picture
+from conftest import ROOT, picture, turned
 from PIL import Image
 
 from data import DataOptions, find
@@ -32,13 +32,6 @@ def named(root, colours=False):
     (root / "classes.txt").write_text("\n".join(lines) + "\n")
 
 
-def tagged(path, pixels, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, exif=exif)
-
-
 def colour_masks(root, i, part):
     """Nested folders, colour masks."""
     named(root, colours=True)
@@ -62,26 +55,17 @@ def suffixes(root, i, part):
     picture(root / f"labels/{part}/day{i % 2}/{i}_ids.png", ids)
 
 
-def listed(root, i, part):
-    named(root)
-    image, ids = scene(i)
-    picture(root / f"images/{i}.png", image)
-    picture(root / f"masks/{i}.png", ids)
-    with open(root / f"{part}.txt", "a") as file:
-        file.write(f"images/{i}.png\n")
-
-
 def phone_photos(root, i, part):
     """Upright photos, stored on their side with an EXIF tag. Half of the masks are drawn upright,
     half as stored.
     """
     named(root)
     image, ids = scene(i, (40, 24))
-    tagged(root / f"images/{i}.jpg", np.rot90(image).copy(), 6)
+    turned(root / f"images/{i}.jpg", np.rot90(image).copy(), 6)
     picture(root / f"masks/{i}.png", ids if i % 2 else np.rot90(ids))
 
 
-@pytest.mark.parametrize("make", [colour_masks, cityscapes, suffixes, listed, phone_photos])
+@pytest.mark.parametrize("make", [colour_masks, cityscapes, suffixes, phone_photos])
 def test_every_kind_of_data_set_trains_and_predicts(tmp_path, command, make):
     root, best = tmp_path / "set", tmp_path / "run/best.pt"
     options = PATTERNS if make is suffixes else {}
@@ -123,7 +107,7 @@ def test_the_snippet_that_turns_photos_upright_makes_a_data_set(tmp_path, monkey
     for i, (orientation, turns) in enumerate({1: 0, 3: 2, 6: 1, 8: 3}.items()):
         image, ids = scene(i)
         stored = np.rot90(image, turns).copy()
-        tagged(tmp_path / f"streets/images/{i}.jpg", stored, orientation)
+        turned(tmp_path / f"streets/images/{i}.jpg", stored, orientation)
         picture(tmp_path / f"streets/masks/{i}.png", ids)
     assert command("data.py", "streets")[0] == 2
     exec(snippet(0), {})
@@ -138,7 +122,7 @@ def test_the_shrinking_snippet_keeps_ids_and_orientation(tmp_path, monkeypatch):
     image, ids = scene(0, (900, 1500))
     picture(tmp_path / "streets/images/a/1.jpg", image)
     picture(tmp_path / "streets/masks/a/1.png", COLOURS[ids])
-    tagged(tmp_path / "streets/images/2.jpg", image, 6)
+    turned(tmp_path / "streets/images/2.jpg", image, 6)
     picture(tmp_path / "streets/masks/2.png", COLOURS[ids])
     named(tmp_path / "small", colours=True)
     exec(snippet(1), {})

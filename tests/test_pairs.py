@@ -29,23 +29,6 @@ def names(samples, root):
 
 # ---- folders ----
 
-PATHS = st.lists(st.sampled_from(["a", "b", "c.d", "ü"]), min_size=1, max_size=3)
-
-
-@given(st.lists(PATHS, min_size=2, max_size=6, unique_by="/".join))
-def test_nested_images_and_masks_match_by_path_and_stem(tmp_path_factory, paths):
-    root = tmp_path_factory.mktemp("nested")
-    for i, path in enumerate(paths):
-        stem = "/".join(path) + str(i)  # no file shares its name with a folder
-        ending = ["png", "jpg", "bmp"][i % 3]
-        pair(root / f"images/{stem}.{ending}", root / f"masks/{stem}.png")
-    found = find(root)
-    samples = found.train + found.val
-    assert len(samples) == len(paths) == len(set(samples))
-    for image, mask, _ in samples:
-        stem = image.relative_to(root / "images").with_suffix("")
-        assert stem == mask.relative_to(root / "masks").with_suffix("")
-
 
 @pytest.mark.parametrize("form", ["{part}/{kind}/x/{i}", "{kind}/{part}/x/{i}"])
 def test_part_folders_may_be_above_or_below_images_and_masks(tmp_path, form):
@@ -58,14 +41,11 @@ def test_part_folders_may_be_above_or_below_images_and_masks(tmp_path, form):
     assert found.summary.endswith(": 2 training + 1 validation + 1 test images")
 
 
-@pytest.mark.parametrize(
-    "patterns", [{}, {"images": "{split}/images/*", "masks": "{split}/masks/*"}]
-)
-def test_lists_select_from_the_images_in_the_folders(tmp_path, patterns):
+def test_lists_select_from_the_images_in_the_folders(tmp_path):
     for part, i in (("train", 1), ("train", 2), ("train", 3), ("val", 4), ("val", 5)):
         pair(tmp_path / f"{part}/images/{i}.jpg", tmp_path / f"{part}/masks/{i}.png")
     (tmp_path / "train.txt").write_text("1\n3\n")
-    found = find(tmp_path, DataOptions(**patterns))
+    found = find(tmp_path)
     assert [[s.image.stem for s in part] for part in (found.train, found.val)] == [
         ["1", "3"],
         ["4", "5"],
@@ -73,22 +53,18 @@ def test_lists_select_from_the_images_in_the_folders(tmp_path, patterns):
     assert "by folders, 2 of 3 pictures as train.txt says" in found.summary
     (tmp_path / "val.txt").write_text("2\n")  # an image of the other folder
     with pytest.raises(InputError, match="val.txt: names '2', which must match exactly one image"):
-        find(tmp_path, DataOptions(**patterns))
+        find(tmp_path)
 
 
-@pytest.mark.parametrize("part, used", [("val", False), ("test", True)])
-@pytest.mark.parametrize("form", ["{part}/{kind}", "{kind}/{part}"])
-def test_only_test_images_may_lack_masks(tmp_path, part, used, form):
-    for folder, i in (("train", 1), ("train", 2), (part, 3)):
-        image, mask = (form.format(part=folder, kind=kind) for kind in ("images", "masks"))
-        pair(tmp_path / f"{image}/{i}.jpg", tmp_path / f"{mask}/{i}.png")
-    (tmp_path / form.format(part=part, kind="masks") / "3.png").unlink()
-    if used:
-        found = find(tmp_path)
-        assert not found.test and "(1 test picture without masks left out)" in found.summary
-    else:
-        with pytest.raises(InputError, match="3.jpg: there is no mask"):
-            find(tmp_path)
+def test_only_test_images_may_lack_masks(tmp_path):
+    for folder, i in (("train", 1), ("train", 2), ("val", 3)):
+        pair(tmp_path / f"{folder}/images/{i}.jpg", tmp_path / f"{folder}/masks/{i}.png")
+    picture(tmp_path / "test/images/4.jpg", np.zeros((4, 6, 3)))
+    found = find(tmp_path)
+    assert not found.test and "(1 test picture without masks left out)" in found.summary
+    (tmp_path / "val/masks/3.png").unlink()
+    with pytest.raises(InputError, match="3.jpg: there is no mask"):
+        find(tmp_path)
 
 
 def test_equal_names_are_kept_apart_and_hidden_files_skipped(tmp_path):
@@ -125,10 +101,7 @@ def test_composed_and_decomposed_unicode_names_match(tmp_path):
     assert len(find(tmp_path).train) == 1
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    "valid/{} {}/valid {}/training training/{} testing/{} {}/val {}/test val/{} Val/{}".split(),
-)
+@pytest.mark.parametrize("wrong", ["valid/{}", "{}/valid", "{}/val", "val/{}", "Val/{}"])
 def test_part_folders_with_other_names_are_refused(tmp_path, wrong):
     plain = "{}" if wrong.startswith("{}") or wrong == "val/{}" else "train/{}"
     for place, i in ((plain, 1), (plain, 2), (wrong, 3)):
@@ -167,19 +140,6 @@ def test_a_folder_without_pictures_is_named(tmp_path):
 
 
 # ---- patterns ----
-
-
-def test_patterns_match_suffixes_and_parts_of_any_layout(tmp_path):
-    for part, name in (("train", "x/1"), ("train", "y/1"), ("val", "z/1"), ("test", "z/2")):
-        pair(tmp_path / f"cam/{part}/{name}_cam.jpg", tmp_path / f"gt/{part}/{name}_ids.png")
-        picture(tmp_path / f"gt/{part}/{name}_colours.png", np.zeros((4, 6, 3)))
-    found = by_pattern(tmp_path, "cam/{split}/**/*_cam.jpg", "gt/{split}/**/*_ids.png")
-    assert names(found.train, tmp_path) == [
-        ("cam/train/x/1_cam.jpg", "gt/train/x/1_ids.png"),
-        ("cam/train/y/1_cam.jpg", "gt/train/y/1_ids.png"),
-    ]
-    assert names(found.val, tmp_path) == [("cam/val/z/1_cam.jpg", "gt/val/z/1_ids.png")]
-    assert len(found.test) == 1
 
 
 KEYS = st.tuples(
@@ -221,31 +181,12 @@ def test_masks_next_to_their_pictures_are_not_pictures(tmp_path):
     assert sorted(names(found.train + found.val, tmp_path)) == pairs
 
 
-def test_a_pattern_without_an_extension_matches_all_extensions(tmp_path):
-    for name in ("1.jpg", "2.png", "3.bmp"):
-        pair(tmp_path / "photos" / name, tmp_path / f"labels/{name[0]}.png")
-    found = by_pattern(tmp_path, "photos/*", "labels/*.png")
-    assert len(found.train + found.val) == 3
-
-
 def test_a_list_does_not_take_an_image_of_another_folder(tmp_path):
     for name in ("front/0000", "front/0001", "rear/0005"):
         pair(tmp_path / f"images/{name}.jpg", tmp_path / f"masks/{name}.png")
     (tmp_path / "val.txt").write_text("rear/0001\n")
     with pytest.raises(InputError, match="names 'rear/0001'"):
         find(tmp_path)
-    (tmp_path / "val.txt").write_text("/home/me/streets/0001\n")  # a path of another machine
-    assert [sample.image.name for sample in find(tmp_path).val] == ["0001.jpg"]
-
-
-def test_a_listed_folder_may_be_relative_to_the_pictures(tmp_path):
-    for name in ("cam left/1", "cam left/2", "cam right/3"):
-        pair(tmp_path / f"photos/{name}.jpg", tmp_path / f"labels/{name}.png")
-    for line in ("cam left", "cam left/", "photos/cam left"):
-        (tmp_path / "val.txt").write_text(f"{line}\n")
-        for pattern in ("photos/*/*.jpg", "photos/**/*.jpg"):
-            masks = pattern.replace("photos", "labels").replace("jpg", "png")
-            assert len(by_pattern(tmp_path, pattern, masks).val) == 2
 
 
 @pytest.mark.parametrize(
@@ -254,8 +195,6 @@ def test_a_listed_folder_may_be_relative_to_the_pictures(tmp_path):
         ("/photos/*.jpg", "labels/*", "/photos/.*: give a pattern of paths below"),
         ("photos/../../x/*.jpg", "labels/*", "photos/../../x/.*: give a pattern of paths below"),
         ("photos/**/*.jpg", "labels/*.png", "1.jpg: there is no mask named 1 in .*must match"),
-        ("photos/*.jpg", "masks/*.png", "1.jpg: there is no mask named 1 in"),
-        ("pictures/*", "masks/*", "pictures/.*: no picture matches"),
         ("photos/[12].jpg", "labels/*", "12.*: no picture matches; the wildcards are"),
         (
             "photos/*.jpg",
@@ -271,14 +210,10 @@ def test_a_pattern_error_says_why_nothing_matches(tmp_path, images, masks, says)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["cam/valid/2.jpg", "cam/training/2.jpg", "validation.txt"])
-def test_parts_that_patterns_would_leave_out_are_refused(tmp_path, name):
+def test_parts_that_patterns_would_leave_out_are_refused(tmp_path):
     pair(tmp_path / "cam/train/1.jpg", tmp_path / "gt/train/1.png")
-    if name.endswith(".jpg"):
-        pair(tmp_path / name, tmp_path / "gt/valid/2.png")
-    else:
-        (tmp_path / name).write_text("1\n")
-    with pytest.raises(InputError, match=f"{name}: is not read; .*train, val and test"):
+    pair(tmp_path / "cam/valid/2.jpg", tmp_path / "gt/valid/2.png")
+    with pytest.raises(InputError, match="cam/valid/2.jpg: is not read; .*train, val and test"):
         by_pattern(tmp_path, "cam/{split}/*.jpg", "gt/{split}/*.png")
 
 

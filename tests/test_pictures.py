@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import picture, png, turned
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from support.console import InputError
 from support.datasets import images
 from support.datasets.images import (
-    MAX_PIXELS,
+    FORMATS,
     Reader,
     Room,
     files_below,
@@ -27,14 +27,6 @@ from support.datasets.images import (
 from support.labels import IGNORE, Sample
 
 
-def turned(path, pixels, orientation):
-    """A picture stored with this EXIF orientation; applying the tag turns it upright."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(pixels).save(path, exif=exif)
-    return path
-
-
 def read_pair(image, mask):
     return Reader(lambda path, unmapped: read_mask(path))(Sample(image, mask, ""))
 
@@ -42,50 +34,35 @@ def read_pair(image, mask):
 # ---- formats ----
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "BMP", "WEBP", "GIF", "TIFF"])
-def test_a_mask_named_png_must_be_png_inside(tmp_path, kind):
-    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "m.png", format=kind)
-    with pytest.raises(InputError, match=f"m.png: contains {kind} data, but must be PNG"):
+def test_a_mask_named_png_must_be_png_inside(tmp_path):
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "m.png", format="JPEG")
+    with pytest.raises(InputError, match="m.png: contains JPEG data, but must be PNG"):
         read_mask(tmp_path / "m.png")
 
 
-@pytest.mark.parametrize(
-    "kind, ending",
-    [("JPEG", "png"), ("PNG", "jpg"), ("WEBP", "jpg"), ("BMP", "jpeg"), ("TIFF", "png")],
-)
-def test_a_photo_is_read_by_its_content_not_its_name(tmp_path, kind, ending):
-    Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / f"p.{ending}", format=kind)
-    pixels = read_picture(tmp_path / f"p.{ending}").pixels.astype(int)
-    assert np.abs(pixels - (10, 20, 30)).max() <= 3
+def test_a_photo_is_read_by_its_content_not_its_name(tmp_path):
+    for kind in FORMATS:
+        Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / "p.jpg", format=kind)
+        pixels = read_picture(tmp_path / "p.jpg").pixels.astype(int)
+        assert np.abs(pixels - (10, 20, 30)).max() <= 3, kind
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        b"not a picture",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n",
         b"8BPS\x00\x01" + bytes(60),
-        b"SIMPLE  =" + bytes(80),
-        b"%PDF-1.4\n",
-        b"\x00\x00\x00\x18ftypheic" + bytes(40),
     ],
 )
 def test_other_formats_never_reach_a_decoder(tmp_path, monkeypatch, content):
-    """PostScript, Photoshop, FITS, PDF, HEIC, each under the name of a photo."""
+    """PostScript and Photoshop, under the name of a photo."""
     ran = lambda *args, **more: pytest.fail("ran an interpreter of PostScript")  # noqa: E731
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", ran)
     (tmp_path / "photo.png").write_bytes(content)
     says = "photo.png: cannot be read as a picture .it is damaged, or not a PNG, JPEG"
     with pytest.raises(InputError, match=says):
         read_picture(tmp_path / "photo.png")
-
-
-def test_a_truncated_picture_is_refused_by_name(tmp_path):
-    file = picture(tmp_path / "p.png", np.random.default_rng(0).integers(0, 256, (40, 40, 3)))
-    file.write_bytes(file.read_bytes()[:900])
-    with pytest.raises(InputError, match="p.png: cannot be read as a picture"):
-        read_picture(file)
 
 
 def test_four_bit_grey_masks_are_refused(tmp_path):
@@ -107,23 +84,10 @@ def test_colour_masks_and_ids_above_255_are_refused(tmp_path):
         read_mask(tmp_path / "rgb.png")
 
 
-@pytest.mark.parametrize(
-    "deep, seen", [(256 * 77, 77), (4096, 16), (4095, 255), (2048, 128), (200, 12), (0, 0)]
-)
+@pytest.mark.parametrize("deep, seen", [(4096, 16), (4095, 255), (200, 12), (0, 0)])
 def test_grey_photos_of_16_bits_are_scaled_from_12_or_16_bits(tmp_path, deep, seen):
     Image.fromarray(np.full((3, 4), deep, np.uint16)).save(tmp_path / "deep.png")
     assert (read_picture(tmp_path / "deep.png").pixels == seen).all()
-
-
-def png(width, height, bits, kind, rows):
-    """The bytes of a PNG; Pillow does not write every kind."""
-
-    def chunk(name, content):
-        return len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
-
-    header = width.to_bytes(4) + height.to_bytes(4) + bytes([bits, kind, 0, 0, 0])
-    parts = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
 @pytest.mark.parametrize("value, fine", [(4095, False), (0x4D00, True), (0, True)])
@@ -137,7 +101,7 @@ def test_colour_photos_of_12_bits_are_refused_as_nearly_black(tmp_path, value, f
             read_picture(tmp_path / "deep.png")
 
 
-@pytest.mark.parametrize("top", [1, 255, 4095, 65535, 10**6])
+@pytest.mark.parametrize("top", [1, 255, 10**6])
 def test_floats_are_scaled_and_nan_is_black(tmp_path, top):
     values = np.array([[top, top / 2, 0, -5, np.nan, np.inf]], np.float32)
     Image.fromarray(values).save(tmp_path / "f.tif")
@@ -163,15 +127,13 @@ def test_deeply_nested_folders_and_broken_links_are_no_error(tmp_path):
     assert found == [tmp_path / "a.png", tmp_path / "b.png", folder / "a.png"]
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.tif", "a.webp"])
-def test_the_frames_of_a_file_are_counted_and_the_first_is_read(tmp_path, name):
-    colours = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    frames = [Image.new("RGB", (6, 4), colour) for colour in colours]
-    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-    read = read_picture(tmp_path / name)
-    assert read.frames == 3 and read.pixels[0, 0].argmax() == 0
-    frames[0].save(tmp_path / name)
-    assert read_picture(tmp_path / name).frames == 1
+def test_the_pages_of_a_file_are_counted_and_the_first_is_read(tmp_path):
+    pages = [Image.new("RGB", (6, 4), colour) for colour in ("red", "lime", "blue")]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    read = read_picture(tmp_path / "a.tif")
+    assert read.frames == 3 and read.pixels[0, 0].tolist() == [255, 0, 0]
+    pages[0].save(tmp_path / "a.tif")
+    assert read_picture(tmp_path / "a.tif").frames == 1
 
 
 def test_the_preview_in_a_phone_photo_is_not_a_frame(tmp_path):
@@ -231,15 +193,8 @@ def test_a_thread_waits_until_its_picture_has_room():
     assert room.left == 250
 
 
-def test_only_scripts_raise_pillows_pixel_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1234)
-    read_picture(picture(tmp_path / "a.png", np.zeros((2, 2, 3))))
-    assert Image.MAX_IMAGE_PIXELS == 1234
-    images.allow_large_pictures()
-    assert 2 * Image.MAX_IMAGE_PIXELS == MAX_PIXELS > 16320 * 12240
-
-
 def test_a_decompression_bomb_is_refused_by_name(tmp_path, monkeypatch):
+    assert images.MAX_PIXELS > 16320 * 12240  # a phone
     monkeypatch.setattr(images, "MAX_PIXELS", 200)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     images.allow_large_pictures()
@@ -277,13 +232,6 @@ def test_a_square_picture_with_an_exif_tag_is_refused(tmp_path):
     image = turned(tmp_path / "i.jpg", np.zeros((5, 5, 3), np.uint8), 6)
     with pytest.raises(InputError, match="i.jpg: its EXIF tag turns it .orientation 6."):
         read_pair(image, picture(tmp_path / "m.png", np.zeros((5, 5))))
-
-
-def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path):
-    image = picture(tmp_path / "i.png", np.zeros((4, 6, 3)))
-    mask = picture(tmp_path / "m.png", np.zeros((3, 5)))
-    with pytest.raises(InputError, match=r"m.png: is 3x5 \(height x width\), .*i.png is 4x6"):
-        read_pair(image, mask)
 
 
 @given(st.binary(max_size=40))

@@ -60,23 +60,6 @@ def test_a_strict_load_gives_the_same_scores_or_raises(pads, strides, classes, g
         assert torch.equal(other(image), net(image)) and other.config == net.config
 
 
-@pytest.mark.parametrize("kind", [str, lambda path: path])
-def test_load_restores_a_saved_network(tmp_path, kind):
-    net = randomise_scores(small(3, skip_gain={"pool4": 0.5, "pool3": 0.25}))
-    net.resize_factor = 1.5
-    again = FCN8s.load(kind(saved(tmp_path / "best.pt", net, ["sky", "road", "car"])))
-    assert not again.training and torch.equal(again(IMAGE), net(IMAGE))
-    assert again.classes == ["sky", "road", "car"] and again.resize_factor == 1.5
-
-
-def test_load_names_a_file_that_is_not_a_checkpoint(tmp_path):
-    (tmp_path / "best.pt").write_bytes(b"no")
-    for path in (tmp_path / "best.pt", tmp_path / "none.pt", tmp_path):
-        with pytest.raises(InputError, match=re.escape(str(path))) as error:
-            FCN8s.load(path)
-        assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("given", ["best.pt", ""])
 def test_load_suggests_a_checkpoint_in_the_same_folder(tmp_path, given):
     there = saved(tmp_path / "last.pt", small(3))
@@ -86,10 +69,11 @@ def test_load_suggests_a_checkpoint_in_the_same_folder(tmp_path, given):
     there.unlink()
     with pytest.raises(InputError) as error:
         FCN8s.load(tmp_path / given)
-    assert "last.pt" not in str(error.value)
+    assert str(tmp_path / given) in str(error.value) and "last.pt" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+@pytest.mark.parametrize("value", [float("nan"), 1e300])
 def test_load_refuses_weights_that_are_not_finite(tmp_path, value):
     net = small(3).double()
     net.vgg.conv3_2.weight.data[0, 0, 1, 1] = value
@@ -121,18 +105,17 @@ def test_segment_gives_labels_and_confidence_for_any_picture(mode):
     assert np.array_equal(segment(net, picture, 1)[1], confidence)
 
 
-@pytest.mark.parametrize("kind", [str, lambda path: path])
-def test_segment_takes_a_path_and_turns_the_picture_upright(tmp_path, kind):
+def test_segment_takes_a_path_and_turns_the_picture_upright(tmp_path):
     net, exif = lively(1, 8), Image.Exif()
     exif[0x0112] = 6  # the picture is stored on its side
     stored = Image.fromarray(noise())
     stored.save(tmp_path / "photo.png", exif=exif)
     upright = np.asarray(stored.transpose(Image.Transpose.ROTATE_270))
-    found = segment(net, kind(tmp_path / "photo.png"))
+    found = segment(net, tmp_path / "photo.png")
     assert np.array_equal(found, segment(net, upright))
     assert not np.array_equal(found.T, segment(net, noise()))
     with pytest.raises(InputError, match="none.png: no such file"):
-        segment(net, kind(tmp_path / "none.png"))
+        segment(net, tmp_path / "none.png")
 
 
 def test_segment_refuses_scores_that_are_not_finite():
@@ -191,30 +174,11 @@ def test_copies_and_pickles_compute_the_same_and_are_independent():
         assert not torch.equal(other(IMAGE), net(IMAGE))
 
 
-@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.double])
-def test_other_dtypes_compute_nearly_the_same(dtype):
+def test_half_precision_computes_nearly_the_same():
     net = lively(1, 8)
-    scores = copy.deepcopy(net).to(dtype)(IMAGE.to(dtype))
-    assert scores.dtype == dtype
+    scores = copy.deepcopy(net).half()(IMAGE.half())
+    assert scores.dtype == torch.half
     assert (scores.double() - net(IMAGE)).norm() < 0.05 * net(IMAGE).norm()
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_functional_gradients_match_those_of_backward(training):
-    net = lively(1, 8).train(training)
-    net.vgg.dropout = 0.0
-    labels = torch.randint(0, 2, (2, 45, 70))
-    parameters = {name: p.detach() for name, p in net.named_parameters()}
-
-    def loss(values):
-        return cross_entropy(torch.func.functional_call(net, values, (IMAGE,)), labels)
-
-    gradients = torch.func.grad(loss)(parameters)
-    cross_entropy(net(IMAGE), labels).backward()
-    learning = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    assert len(learning) > 30
-    for name, gradient in learning.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_second_derivatives_are_correct_in_evaluation_mode():
@@ -234,12 +198,11 @@ def test_second_derivatives_are_correct_in_evaluation_mode():
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
-@pytest.mark.parametrize("training", [False, True])
-def test_hooks_see_the_true_output_of_every_layer(training):
+def test_hooks_see_the_true_output_of_every_layer():
     """Programs that explain a network use hooks. An in-place activation would change the tensors
     that a hook was given.
     """
-    net = lively(1, 8).train(training)
+    net = lively(1, 8).train()
     backward, forward = [], {}
     layers = {name: layer for name, layer in net.named_modules() if not list(layer.children())}
     for name, layer in layers.items():
@@ -272,25 +235,17 @@ def test_torch_fx_traces_the_network():
 
 # ---- other programs ----
 
-NORMALISE_ANEW = """
-import torch
-from fcn import FCN8s
-from vgg import normalise
-image = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-with torch.inference_mode():
-    normalise(image)
-class Model(torch.nn.Module):
-    def forward(self, image):
-        return normalise(image)
-torch.export.export(Model(), (image,))
-white = normalise(torch.full_like(image, 255))
-assert torch.allclose(white[0, :, 0, 0], torch.tensor([2.2489, 2.4286, 2.6400]), atol=1e-3)
-FCN8s(2, width=1 / 32, fc_channels=4)(white).sum().backward()
-weight = torch.ones(1, requires_grad=True)
-(white * weight).sum().backward()
-"""
 
-IMPORT_ALONE = """
+def runs_alone(program, folder, path=""):
+    """Assert that a Python program runs in a process of its own."""
+    env = {"PYTHONPATH": str(path), "PATH": ""}
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_importing_changes_nothing_for_the_rest_of_a_program(tmp_path):
+    program = """
 import warnings
 from PIL import Image
 before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
@@ -301,24 +256,7 @@ read_picture(predict.Path("a.png"))
 assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)[-len(before[1]):]) == before, before
 assert not any(f[2] is Image.DecompressionBombWarning for f in warnings.filters)
 """
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        pytest.param(NORMALISE_ANEW, id="normalise keeps nothing of inference mode and exports"),
-        pytest.param(IMPORT_ALONE, id="importing changes nothing for the rest of a program"),
-    ],
-)
-def test_a_separate_program_runs(tmp_path, program):
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+    runs_alone(program, tmp_path, ROOT)
 
 
 def test_copying_the_files_that_the_docs_name_is_enough(tmp_path):
@@ -333,10 +271,7 @@ from support.inference.predictor import Predictor
 net = FCN8s.load({str(path)!r})
 assert Predictor(net)(numpy.zeros((33, 47, 3), numpy.uint8)).labels.shape == (33, 47)
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
+    runs_alone(program, tmp_path)
 
 
 # ---- README.md and docs/programs.md ----
@@ -418,8 +353,8 @@ def test_the_fine_tuning_program_starts_from_the_trained_encoder(net, monkeypatc
         (4, ".pt2"),
     ],
 )
-def test_the_programs_for_exported_files_match_the_network(net, capsys, number, ending):
-    assert export.main(["runs/streets/best.pt", f"streets{ending}"]) == 0
+def test_the_programs_for_exported_files_match_the_network(net, exported, capsys, number, ending):
+    shutil.copy(exported(ending) / f"streets{ending}", ".")  # the same network
     names = {}
     exec(programs("docs/programs.md")[number], names)
     assert (names["mask"] == photo_scores(net).argmax(0).numpy()).mean() > 0.99

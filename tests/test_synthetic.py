@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from kitti import homography
 from support.datasets import synthetic
@@ -23,15 +22,6 @@ def best_iou(scores, truth, valid):
     return max((a & truth & valid).sum() / ((a | truth) & valid).sum() for a in answers)
 
 
-@settings(max_examples=8)
-@given(SEEDS, st.sampled_from(CATEGORIES))
-def test_a_seed_always_gives_the_same_scene(seed, category):
-    once, again = draw(seed, category), draw(seed, category)
-    assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
-    assert not np.array_equal(once.image, draw(seed + 1, category).image)
-
-
-@settings(max_examples=20)
 @given(SEEDS, st.sampled_from(CATEGORIES), SIDES, SIDES)
 def test_scenes_of_any_size_have_valid_ground_truth(seed, category, height, width):
     scene = draw(seed, category, height, width)
@@ -46,20 +36,16 @@ def test_scenes_of_any_size_have_valid_ground_truth(seed, category, height, widt
     assert np.array_equal((truths[-1] == 0).all(-1), (scene.road == 0).all(-1))
 
 
-def test_position_alone_predicts_road_badly():
-    truths = np.array([draw(seed, CATEGORIES[seed % 3]).road for seed in range(60)])
+def test_neither_position_nor_colour_alone_predicts_road():
+    scenes = [draw(seed, CATEGORIES[seed % 3], 48, 160) for seed in range(60)]
+    images, truths = np.array([s.image for s in scenes]), np.array([s.road for s in scenes])
     road, valid = is_road(truths), (truths != NOT_VALID).any(-1)
     assert road.any((1, 2)).all()  # every scene shows road
     assert best_iou(1.0, road, valid) < 0.5
     assert best_iou(road.mean(0), road, valid) < 0.65
-
-
-def test_colour_alone_predicts_road_badly():
-    scenes = [draw(seed, "uu") for seed in range(20)]
-    codes = np.concatenate([s.image // 16 @ np.array([256, 16, 1]) for s in scenes]).ravel()
-    road = np.concatenate([is_road(s.road) for s in scenes]).ravel()
-    share = np.bincount(codes, road, 4096) / np.maximum(np.bincount(codes, minlength=4096), 1)
-    assert best_iou(share[codes], road, True) < 0.65
+    codes, road = images[2::3] // 16 @ np.array([256, 16, 1]), road[2::3]  # uu: no markings
+    seen, of_road = (np.bincount(codes.ravel(), of, 4096) for of in (None, road.ravel()))
+    assert best_iou((of_road / np.maximum(seen, 1))[codes], road, True) < 0.65
 
 
 def off_the_plan(scene, plan, to_image, down=0, right=0):
@@ -87,23 +73,6 @@ def test_calibration_matches_the_drawn_ground_to_the_pixel(tmp_path, category):
         assert off == 0 and share > 0.4  # objects hide the rest of the planned road
     for down, right in ((0, 1), (0, -1), (-1, 0)):  # a shift of one pixel shows
         assert sum(off_the_plan(*scene, down, right)[0] for scene in scenes) > 0
-
-
-def test_layout_and_names_match_kitti(tmp_path):
-    write(tmp_path / "data", train=5, test=4, height=16, width=32)
-    training = ["um_000000", "um_000001", "umm_000000", "umm_000001", "uu_000000"]
-    testing = ["um_000000", "um_000001", "umm_000000", "uu_000000"]
-    assert {p.relative_to(tmp_path / "data").as_posix() for p in tmp_path.rglob("*.*")} == {
-        *(f"training/image_2/{name}.png" for name in training),
-        *(f"training/calib/{name}.txt" for name in training),
-        *(f"testing/image_2/{name}.png" for name in testing),
-        *(f"testing/calib/{name}.txt" for name in testing),
-        *(f"training/gt_image_2/{name.replace('_', '_road_')}.png" for name in training),
-        "training/gt_image_2/um_lane_000000.png",
-        "training/gt_image_2/um_lane_000001.png",
-    }
-    for file in tmp_path.rglob("*.png"):
-        assert np.asarray(Image.open(file)).shape == (16, 32, 3)
 
 
 def test_the_files_depend_only_on_the_seed(tmp_path):

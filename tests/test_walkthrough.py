@@ -7,7 +7,6 @@ import torch
 from conftest import ROOT, lively
 from PIL import Image
 
-from fcn import FCN8s
 from tools import walkthrough
 
 PAGE = walkthrough.PAGE.read_text(encoding="utf-8")
@@ -43,12 +42,6 @@ def test_the_numbers_by_hand_match_pytorch():
         printed = next(row for row in block("transposed convolution") if row.startswith(line))
         wanted = torch.nn.functional.conv_transpose1d(inputs, kernel, stride=2, padding=padding)
         assert numbers(printed.removeprefix(line)) == wanted.flatten().tolist()
-
-
-def test_the_crop_example_matches_the_network():
-    for pad in (100, 1):
-        _, fine, _, coarse = (numbers(line) for line in block(f"crop, pad {pad}"))
-        assert fine.index(coarse[0]) == FCN8s(2, pad, width=1 / 64, fc_channels=1).crop["pool4"]
 
 
 def test_pictures_are_drawn_at_the_size_that_the_page_shows(tmp_path):
