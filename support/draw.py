@@ -100,24 +100,18 @@ def legend(width: int, entries: list[tuple], size: int, dark: bool = False) -> I
     size       font size in pixels
     """
     font, line = ImageFont.load_default(size), round(size * 1.5)
-    names = [brief(name) for name, _ in entries]
-    cell = round(max(map(font.getlength, names))) + 2 * line
+    cell = round(max(font.getlength(name) for name, _ in entries)) + 2 * line
     per_line = max(1, width // cell)
     paper, ink = ("black", "white") if dark else ("white", "black")
     strip = Image.new("RGB", (max(width, cell), line * -(-len(entries) // per_line)), paper)
     draw = ImageDraw.Draw(strip)
-    for i, (name, (_, colour)) in enumerate(zip(names, entries, strict=True)):
+    for i, (name, colour) in enumerate(entries):
         x, y = i % per_line * cell, i // per_line * line
         near, far = line // 4, line * 3 // 4
         box = (x + near, y + near, x + far, y + far)
         draw.rectangle(box, fill=tuple(map(int, colour)), outline=ink)
         draw.text((x + line, y + line / 2), name, fill=ink, font=font, anchor="lm")
     return strip
-
-
-def brief(name: str) -> str:
-    """The name, cut if it is very long."""
-    return name if len(name) <= 48 else f"{name[:47]}…"
 
 
 def draw_samples(path: Path, rows: list[tuple], classes: list[str], caption: str):
@@ -208,27 +202,30 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
     epochs = [row["epoch"] for row in rows]
     best = [row["epoch"] for row in rows if row.get("is_best")][-1:]
     highest = max([v for _, _, line in losses for v in line if np.isfinite(v)], default=1.0) or 1.0
-    # Make room for every class and its name in the legend.
-    bottom = max(740, 460 + 21 * len(ious))
-    names = [brief(name) for name, _, _ in ious]
-    width = max(900, round(max(map(ImageFont.load_default(14).getlength, names))) + 810)
-    sheet = Image.new("RGB", (width, bottom + 20), "white")
-    draw_chart(sheet, (0, 0, 900, 360), "loss (mean cross-entropy)", epochs, losses, highest, best)
-    draw_chart(sheet, (0, 380, 900, bottom), title, epochs, ious, 1.0, best)
+    above = chart("loss (mean cross-entropy)", epochs, losses, highest, best)
+    below = chart(title, epochs, ious, 1.0, best)
+    size = max(above.width, below.width), above.height + 20 + below.height
+    sheet = Image.new("RGB", size, "white")
+    sheet.paste(above, (0, 0))
+    sheet.paste(below, (0, above.height + 20))
     save_png(sheet, path)
 
 
-def draw_chart(sheet, box, title, xs, lines, highest, marked):
-    """Draw a line chart on a part of a sheet.
+def chart(title, xs, lines, highest, marked) -> Image.Image:
+    """A line chart with its legend on the right.
 
-    box        (left, top, right, bottom) of the chart on the sheet
     xs         epochs
     lines      (name, colour, values) each; values that are not finite are left out
     highest    end of the y axis, rounded up; it starts at 0
     marked     epochs to mark with a vertical line
     """
+    entries = [(f"{ys[-1]:.3f}  {name}", colour) for name, colour, ys in lines]
+    names = legend(0, entries + [(f"best.pt: epoch {x}", GREY) for x in marked], 14)
+    size = max(900, 724 + names.width), max(360, names.height + 60)
+    sheet = Image.new("RGB", size, "white")
+    sheet.paste(names, (724, 40))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    left, top, right, bottom = box[0] + 70, box[1] + 40, box[2] - 190, box[3] - 40
+    left, top, right, bottom = 70, 40, 710, sheet.height - 40  # of the plot
     step = float(f"{highest / 5:.0e}")  # rounded to one digit
     ticks = [step * i for i in range(int(np.ceil(highest / step - 1e-9)) + 1)]
     first, last = xs[0], max(xs[-1], xs[0] + 1)  # a single epoch is a dot at the left
@@ -237,7 +234,7 @@ def draw_chart(sheet, box, title, xs, lines, highest, marked):
         across, up = (x - first) / (last - first), y / ticks[-1]
         return left + (right - left) * across, bottom - (bottom - top) * up
 
-    draw.text((left, box[1] + 10), title, fill="black", font=ImageFont.load_default(18))
+    draw.text((left, 10), title, fill="black", font=ImageFont.load_default(18))
     for tick in ticks:
         draw.line([at(first, tick), at(last, tick)], fill=(225, 225, 225))
         place = left - 8, at(first, tick)[1]
@@ -249,13 +246,10 @@ def draw_chart(sheet, box, title, xs, lines, highest, marked):
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
     for x in marked:
         draw.line([at(x, 0), at(x, ticks[-1])], fill=GREY, width=2)
-    entries = []
     for name, colour, ys in lines:
         points = [at(x, min(y, ticks[-1])) for x, y in zip(xs, ys, strict=True) if np.isfinite(y)]
         if len(points) > 1:
             draw.line(points, fill=colour, width=3 if name == "mean" else 2)
         for x, y in points if len(points) < 30 else points[-1:]:
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
-        entries.append((f"{ys[-1]:.3f}  {name}", colour))
-    entries += [(f"best.pt: epoch {x}", GREY) for x in marked]
-    sheet.paste(legend(0, entries, 14), (right + 14, top))
+    return sheet

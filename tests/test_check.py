@@ -55,7 +55,7 @@ def test_the_report_lists_sizes_by_part_and_pixels_by_class(tmp_path, check):
 def test_ids_without_a_class_are_listed_with_their_share(tmp_path, check):
     streets(tmp_path, classes="road\nsky\n", ids=4)
     out = check(tmp_path)[1]
-    assert "ignored, since no class has these ids: 2 25.00 %, 3 25.00 %\n" in out
+    assert "ignored ids or colours, which no class has: 2 25.00 %, 3 25.00 %\n" in out
     assert re.search(r"ignored +50.00 %", out)
 
 
@@ -71,9 +71,7 @@ def test_many_unknown_colours_are_reported_as_anti_aliasing(tmp_path, check):
             picture(tmp_path / f"images/{i}.png", np.zeros((80, 100, 3)))
         out = check(tmp_path)[1]
         if smoothed is mask:
-            assert (
-                "no class has this colour: (9, 9, 9) 0.12 %" in out and "anti-aliasing" not in out
-            )
+            assert "which no class has: (9, 9, 9) 0.12 %" in out and "anti-aliasing" not in out
         else:
             assert re.search(r"warning: \d+ colours are not in classes.txt, .*anti-aliasing", out)
 

@@ -28,61 +28,31 @@ from support.draw import draw_sheet, painted, palette_mask
 from support.inference.predictor import Predictor
 from vgg import IMAGE, geometry
 
-FINE = 2  # anti-aliasing: draw at twice the size, then scale down
 INK, GREY, RED = (40, 40, 40), (110, 110, 110), (200, 30, 30)
 # Colours of features, of scores, and of cells that a crop cuts off.
 MAPS, SCORES, CUT = (206, 222, 242), (250, 226, 180), (240, 190, 190)
 
 
-class Sheet:
-    """A white picture to draw on, in pixels of its final size."""
-
-    def __init__(self, width: int, height: int):
-        self.image = Image.new("RGB", (FINE * width, FINE * height), "white")
-        self.pen = ImageDraw.Draw(self.image)
-
-    def text(self, x, y, text, size=15, fill=INK, anchor="mm"):
-        self.pen.multiline_text(
-            (FINE * x, FINE * y),
-            text,
-            fill,
-            ImageFont.load_default(FINE * size),
-            anchor,
-            spacing=FINE * 3,
-            align="left" if anchor[0] == "l" else "center",
-        )
-
-    def box(self, left, top, right, bottom, fill, outline=INK, width=1):
-        self.pen.rectangle(
-            [FINE * v for v in (left, top, right, bottom)], fill, outline, FINE * width
-        )
-
-    def line(self, *points, fill=INK, width=1.5):
-        self.pen.line([(FINE * x, FINE * y) for x, y in points], fill, round(FINE * width))
-
-    def circle(self, x, y, radius, text):
-        edges = [FINE * v for v in (x - radius, y - radius, x + radius, y + radius)]
-        self.pen.ellipse(edges, "white", INK, FINE)
-        self.text(x, y - 1, text, 18)
-
-    def arrow(self, *points):
-        """An arrow through the points; its last part is horizontal or vertical."""
-        self.line(*points)
-        (x0, y0), (x, y) = points[-2:]
-        dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
-        sides = ((x - 9 * dx - 4 * dy * s, y - 9 * dy - 4 * dx * s) for s in (1, -1))
-        self.pen.polygon([(FINE * a, FINE * b) for a, b in ((x, y), *sides)], INK)
-
-    def save(self, path: Path):
-        width, height = self.image.size
-        self.image.resize((width // FINE, height // FINE), Image.Resampling.LANCZOS).save(
-            path, optimize=True
-        )
+def write(pen, x, y, text, size=15, fill=INK, anchor="mm"):
+    """Write a text of one or more lines; `anchor` is Pillow's."""
+    align = "left" if anchor[0] == "l" else "center"
+    font = ImageFont.load_default(size)
+    pen.text((x, y), text, fill, font, anchor, spacing=3, align=align)
 
 
-def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Sheet:
+def arrow(pen, *points):
+    """An arrow through the points; its last part is horizontal or vertical."""
+    pen.line(points, INK, 2)
+    (x0, y0), (x, y) = points[-2:]
+    dx, dy = (x > x0) - (x < x0), (y > y0) - (y < y0)
+    sides = ((x - 9 * dx - 4 * dy * s, y - 9 * dy - 4 * dx * s) for s in (1, -1))
+    pen.polygon([(x, y), *sides], INK)
+
+
+def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Image.Image:
     """Draw the maps of FCN-8s: the encoder, below it the scores, and the way back to the image."""
-    sheet, found = Sheet(1200, 595), maps(net, height, width)
+    sheet, found = Image.new("RGB", (1200, 595), "white"), maps(net, height, width)
+    pen = ImageDraw.Draw(sheet)
     top, middle, bottom = 80, 270, 440
     x_of = {
         top: {
@@ -118,23 +88,23 @@ def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Sheet:
     for y in (top, bottom):
         for a, b in pairwise(x_of[y]):
             right = edges[a][2] < edges[b][0]
-            sheet.arrow((edges[a][2 if right else 0], y), (edges[b][0 if right else 2], y))
+            arrow(pen, (edges[a][2 if right else 0], y), (edges[b][0 if right else 2], y))
     for source, score in (("pool4", "score_pool4"), ("pool3", "score_pool3"), ("fc7", "score_fr")):
         x, start, end = x_of[top][source], edges[source][3] + 45, edges[score][1]
         there = x_of[middle][score]
-        sheet.arrow((x, start), (x, start + 30), (there, start + 30), (there, end))
-        sheet.text(there + 8, end - 22, "1 x 1", 13, GREY, "lm")
+        arrow(pen, (x, start), (x, start + 30), (there, start + 30), (there, end))
+        write(pen, there + 8, end - 22, "1 x 1", 13, GREY, "lm")
         if source in net.crop:
             end = edges[f"sum_{source}"][1]
-            sheet.arrow((there, edges[score][3] + 42), (there, end))
-            sheet.text(there + 8, end - 22, f"crop at {net.crop[source]}", fill=RED, anchor="lm")
+            arrow(pen, (there, edges[score][3] + 42), (there, end))
+            write(pen, there + 8, end - 22, f"crop at {net.crop[source]}", fill=RED, anchor="lm")
     x = x_of[middle]["score_fr"]
-    sheet.arrow((x, edges["score_fr"][3] + 42), (x, bottom), (edges["upscore2"][2], bottom))
+    arrow(pen, (x, edges["score_fr"][3] + 42), (x, bottom), (edges["upscore2"][2], bottom))
     for name in ("upscore2", "upscore_pool4", "upscore8"):
         factor = f"up by {geometry(found[name].layer)[1]}"
-        sheet.text(edges[name][2] + 12, bottom - 14, factor, 13, GREY, "lm")
+        write(pen, edges[name][2] + 12, bottom - 14, factor, 13, GREY, "lm")
     x = (edges["upscore8"][0] + edges["scores"][2]) / 2
-    sheet.text(x, bottom - 14, f"crop at {net.crop['image']}", fill=RED)
+    write(pen, x, bottom - 14, f"crop at {net.crop['image']}", fill=RED)
 
     # For each cropped map: its crop, and the map that has the cropped size.
     cropped = {
@@ -143,20 +113,22 @@ def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Sheet:
     cropped["upscore8"] = net.crop["image"], "scores"
     for name, (left, above, right, below) in edges.items():
         if name.startswith("sum"):
-            sheet.circle((left + right) / 2, (above + below) / 2, 10, "+")
+            pen.ellipse((left, above, right, below), "white", INK)
+            write(pen, (left + right) / 2, (above + below) / 2 - 1, "+", 18)
             continue
         channels, rows, columns = found[name].shape
+        title = f"{titles.get(name, name)}\n{channels} x {rows} x {columns}"
         fill = CUT if name in cropped else SCORES if "score" in name else MAPS
-        sheet.box(left, above, right, below, fill)
+        pen.rectangle((left, above, right, below), fill, INK)
         if name in cropped:
             crop, kept = cropped[name]
             sx, sy = (right - left) / columns, (below - above) / rows
-            inner = [crop * sx, crop * sy]
-            inner += [(crop + found[kept].shape[2]) * sx, (crop + found[kept].shape[1]) * sy]
-            sheet.box(*(a + b for a, b in zip((left, above) * 2, inner, strict=True)), SCORES)
-        title = f"{titles.get(name, name)}\n{channels} x {rows} x {columns}"
-        sheet.text((left + right) / 2, below + 5, title, anchor="ma")
-    sheet.text(
+            x, y = left + crop * sx, above + crop * sy
+            _, rows, columns = found[kept].shape
+            pen.rectangle((x, y, x + columns * sx, y + rows * sy), SCORES, INK)
+        write(pen, (left + right) / 2, below + 5, title, anchor="ma")
+    write(
+        pen,
         20,
         568,
         f"FCN-8s with pad={net.config['pad']}, for an image of {height} x {width}. Below each map: "
@@ -169,40 +141,41 @@ def architecture(net: FCN8s, height: int = 375, width: int = 1242) -> Sheet:
     return sheet
 
 
-def border(net: FCN8s) -> Sheet:
+def border(net: FCN8s) -> Image.Image:
     """Draw where the cells lie at the image's first row or column, and the crops that follow."""
-    sheet = Sheet(1200, 640)
+    sheet = Image.new("RGB", (1200, 640), "white")
+    pen = ImageDraw.Draw(sheet)
     # The first pixel shown, drawing pixels per image pixel, and the left margin.
     first, scale, left = -102, 7, 20
 
     def at(pixel):
         return left + (pixel - first) * scale
 
-    sheet.box(at(-0.5), 34, 1200, 592, (246, 246, 246), (246, 246, 246))
-    sheet.text(at(-0.5) + 6, 20, "the image: pixels 0, 1, 2, ...", anchor="lm")
-    sheet.text(at(-0.5) - 6, 20, "the border", anchor="rm")
+    pen.rectangle((at(-0.5), 34, 1200, 592), (246, 246, 246))
+    write(pen, at(-0.5) + 6, 20, "the image: pixels 0, 1, 2, ...", anchor="lm")
+    write(pen, at(-0.5) - 6, 20, "the border", anchor="rm")
     for pixel in range(-100, 70, 10):
-        sheet.text(at(pixel), 48, str(pixel), 12, GREY)
-        sheet.line((at(pixel), 56), (at(pixel), 62), fill=GREY)
+        write(pen, at(pixel), 48, str(pixel), 12, GREY)
+        pen.line((at(pixel), 56, at(pixel), 62), GREY)
 
     def row(y, name, grid, letter, crop=0):
         """The cells of a map as boxes; the crop cuts off the first `crop` of them."""
         what = "pixel" if grid == IMAGE else f"cell {letter} at pixel"
-        sheet.text(left, y - 14, f"{name}: {what} {centre(letter, grid)}", anchor="lm")
+        write(pen, left, y - 14, f"{name}: {what} {centre(letter, grid)}", anchor="lm")
         cell = 0
         while at(edge := grid.stride * (cell - 0.5) + grid.offset) < 1200:
             fill = CUT if cell < crop else SCORES if "upscore" in name else MAPS
-            sheet.box(at(edge), y, at(edge + grid.stride), y + 34, fill)
+            pen.rectangle((at(edge), y, at(edge + grid.stride), y + 34), fill, INK)
             if grid.stride > 1:  # otherwise there is no room
                 number = f"{letter}={cell}" if cell == 0 or grid.stride > 8 else str(cell)
-                sheet.text(at(edge + grid.stride / 2), y + 17, number, 14)
+                write(pen, at(edge + grid.stride / 2), y + 17, number, 14)
             cell += 1
 
     def meeting(y, pixel, text):
-        sheet.line((at(pixel), y - 38), (at(pixel), y), fill=RED, width=2)
-        corner = at(pixel), y + 52
-        sheet.line((at(pixel), y + 34), corner, (corner[0] + 10, y + 52), fill=RED, width=2)
-        sheet.text(corner[0] + 14, y + 52, text, 15, RED, "lm")
+        x = at(pixel)
+        pen.line((x, y - 38, x, y), RED, 2)
+        pen.line((x, y + 34, x, y + 52, x + 10, y + 52), RED, 2)
+        write(pen, x + 14, y + 52, text, 15, RED, "lm")
 
     ways = (("pool4", "m", "upscore2", "k"), ("pool3", "p", "upscore_pool4", "n"))
     for y, (skip, other, coarse, cell) in zip((92, 272), ways, strict=True):
@@ -215,7 +188,8 @@ def border(net: FCN8s) -> Sheet:
     row(452, "upscore8", net.grid["upscore8"], "q", crop)
     row(524, "image", IMAGE, "x")
     meeting(524, 0, f"pixel 0 lies on cell {crop} of upscore8: crop the output at {crop}")
-    sheet.text(
+    write(
+        pen,
         left,
         618,
         "Each box is one cell. It is as wide as the stride and lies around the pixel on which the "
@@ -276,7 +250,7 @@ if __name__ == "__main__":
     with torch.device("meta"):
         net = FCN8s(2, pad=100)
     options.folder.mkdir(parents=True, exist_ok=True)
-    architecture(net).save(options.folder / "architecture.png")
-    border(net).save(options.folder / "border.png")
+    architecture(net).save(options.folder / "architecture.png", optimize=True)
+    border(net).save(options.folder / "border.png", optimize=True)
     if options.strides:
         strides(Path("runs/strides"), options.folder / "strides.png")

@@ -72,17 +72,13 @@ CONVOLUTIONS = {
     "features.26": "conv5_2",
     "features.28": "conv5_3",
 }
-DENSE = {"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": None}
-TIMM_DENSE = {"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7", "head.fc": None}
 SCORES = ("score_fr", "score_pool4", "score_pool3", "upscore2", "upscore_pool4", "upscore8")
-TORCHVISION, TIMM = "torchvision VGG16", "timm VGG16"
-FEATURES, FCN = "VGG16 convolutions", "pytorch-fcn's FCN-8s"
-FORMATS = {
-    TORCHVISION: {**CONVOLUTIONS, **DENSE},
-    TIMM: {**CONVOLUTIONS, **TIMM_DENSE},
-    FEATURES: CONVOLUTIONS,
-    FCN: {layer: f"vgg.{layer}" for layer in (*CONVOLUTIONS.values(), "fc6", "fc7")}
-    | {layer: layer for layer in SCORES},
+LAYERS = {
+    **CONVOLUTIONS,
+    **{"classifier.0": "fc6", "classifier.3": "fc7", "classifier.6": None},  # torchvision's
+    **{"pre_logits.fc1": "fc6", "pre_logits.fc2": "fc7", "head.fc": None},  # timm's
+    **{layer: f"vgg.{layer}" for layer in (*CONVOLUTIONS.values(), "fc6", "fc7")},
+    **{layer: layer for layer in SCORES},
 }
 
 
@@ -129,27 +125,33 @@ def convert(
     """
     source = Path(source)
     tensors = read(source)
+    complete = "score_fr.weight" in tensors  # the authors' FCN-8s
+    if not complete and "features.0.weight" not in tensors:
+        names = ", ".join(f"{name!r:.60}" for name in list(tensors)[:4])
+        raise InputError(
+            f"{source}: unknown weights, or converted already: {len(tensors)} entries ({names}, "
+            "...); weights/README.md lists the files that fit"
+        )
+    if features_only and complete:
+        raise InputError(f"{source}: --features-only is for VGG16, this is an FCN-8s")
     try:
-        kind = recognise(tensors)
-        if features_only and kind == FCN:
-            raise InputError(f"--features-only is for VGG16, this is {FCN}")
         if network is None:
             with torch.device("meta"):  # only for its shapes
-                classes = len(tensors["score_fr.weight"]) if kind == FCN else 0
-                network = FCN8s(classes, pad=100) if kind == FCN else VGG16()
-        state = translate(tensors, kind, network, features_only or kind == FEATURES)
+                classes = len(tensors["score_fr.weight"]) if complete else 0
+                network = FCN8s(classes, pad=100) if complete else VGG16()
+        state = translate(tensors, network, features_only)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    if kind == FCN or caffe:
+    if complete or caffe:
         weight, bias = (name for name in state if "conv1_1" in name)
         state[weight], state[bias] = fold_caffe_input(state[weight], state[bias])
 
-    out = Path(out or HERE / ("fcn8s.pth" if kind == FCN else "vgg16.pth"))
+    out = Path(out or HERE / ("fcn8s.pth" if complete else "vgg16.pth"))
     if out.exists() and out.samefile(source):
         raise InputError(f"{out} is the file to convert: give another --out, or rename it")
     if out.suffix != ".pth":
         raise InputError(f"--out {out}: must end in .pth")
-    if kind == FCN:
+    if complete:
         network.load_state_dict(state, strict=False, assign=True)  # all but the extra state
         network.set_skip_gain(AT_ONCE if at_once else {})
         classes = network.config["num_classes"]
@@ -159,10 +161,9 @@ def convert(
     else:
         with atomic(out) as file:
             torch.save(state, file)
-    kept = "" if kind == FCN or any("fc6" in name for name in state) else ", no fc6 and fc7"
     return (
-        f"{source}: {kind}, {len(tensors)} tensors, SHA-256 {sha256(source)}\n"
-        f"{out}: {len(state)} tensors{kept}, SHA-256 {sha256(out)}"
+        f"{source}: {len(tensors)} tensors, SHA-256 {sha256(source)}\n"
+        f"{out}: {'FCN-8s' if complete else 'VGG16'}, {len(state)} tensors, SHA-256 {sha256(out)}"
     )
 
 
@@ -207,47 +208,31 @@ def read_safetensors(path: Path) -> dict:
         raise InputError(f"{path}: is damaged, fetch it again ({one_line(error, 200)})") from None
 
 
-def recognise(tensors: dict) -> str:
-    """The one of FORMATS that the tensor names match. Raises InputError if none does."""
-    if "conv1_1.weight" in tensors and "score_fr.weight" in tensors:
-        return FCN
-    if "features.0.weight" in tensors:
-        layers = {name.rpartition(".")[0] for name in tensors}
-        if layers & set(DENSE):
-            return TORCHVISION
-        return TIMM if layers & set(TIMM_DENSE) else FEATURES
-    names = ", ".join(f"{name!r:.60}" for name in list(tensors)[:4])
-    raise InputError(
-        f"unknown weights, or converted already: {len(tensors)} entries ({names}, ...); expected "
-        f"{', '.join(FORMATS)} (weights/README.md)"
-    )
-
-
-def translate(tensors: dict, kind: str, network: nn.Module, features_only: bool = False) -> dict:
-    """The parameters of `network` by name, in its order, from tensors in one of FORMATS.
+def translate(tensors: dict, network: nn.Module, features_only: bool = False) -> dict:
+    """The parameters of `network` by name, in its order, from tensors with their names (LAYERS).
 
     Each is float32, contiguous, and has its own memory. Dense layers become convolutions: fc6
     [out, C*7*7] -> [out, C, 7, 7] (both ordered by channel, row, column), fc7 [out, in] -> [out,
-    in, 1, 1]. `features_only` leaves out fc6 and fc7.
+    in, 1, 1]. `features_only` leaves out fc6 and fc7, as do files of convolutions alone.
 
     Raises InputError for the first tensor that is missing, unexpected, misshaped, or not finite.
     """
-    theirs = {
-        f"{our}.{part}": f"{their}.{part}"
-        for their, our in FORMATS[kind].items()
-        for part in ("weight", "bias")
-    }
     other = "VGG16 with batch normalisation, VGG19 and other networks do not fit"
+    theirs = {}  # by our name
     for name in tensors:
-        if name not in theirs.values():
-            raise InputError(f"read as {kind}, but tensor {name!r:.80} is unexpected; {other}")
+        layer, _, part = name.rpartition(".")
+        if layer not in LAYERS:
+            raise InputError(f"tensor {name!r:.80} is unexpected; {other}")
+        if LAYERS[layer]:
+            theirs[f"{LAYERS[layer]}.{part}"] = name
+    features_only = features_only or not any("fc6" in name for name in theirs)
     state = {}
     for name, parameter in network.named_parameters():
         if features_only and name.startswith("fc"):
             continue
+        if name not in theirs:
+            raise InputError(f"there is no tensor for {name}; {other}")
         their, shape = theirs[name], parameter.shape
-        if their not in tensors:
-            raise InputError(f"read as {kind}, but tensor {their} is missing; {other}")
         tensor = tensors[their]
         require_numbers(tensor, their)
         if tensor.shape not in (shape, (shape[0], shape[1:].numel())):

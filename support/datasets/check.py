@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from kitti import calibration_of, homography
-from support.console import InputError, Progress, counted
+from support.console import InputError, Progress, counted, shortened
 from support.datasets.images import Reader
 from support.labels import IGNORE, DataSet, Sample
 from support.prefetch import prefetch
@@ -95,13 +95,9 @@ def describe(counts: Counts, data: DataSet) -> str:
     lines.append(f"     {'ignored':{width}}  {per_cent(1 - counts.pixels.sum() / total):>8}")
     kinds = [(kind, pixels) for kind, pixels in counts.unmapped.most_common() if kind != 0]
     if kinds:
-        noun = "id" if isinstance(kinds[0][0], int) else "colour"
-        named = ", ".join(f"{kind} {per_cent(pixels / total)}" for kind, pixels in kinds[:5])
-        lines.append(
-            f"ignored, since no class has {f'this {noun}' if len(kinds) == 1 else f'these {noun}s'}"
-            f": {named}" + (f" and {len(kinds) - 5} more" if len(kinds) > 5 else "")
-        )
-        if noun == "colour" and len(kinds) > max(16, 2 * len(data.classes)):
+        named = [f"{kind} {per_cent(pixels / total)}" for kind, pixels in kinds]
+        lines.append(f"ignored ids or colours, which no class has: {shortened(named, 5)}")
+        if not isinstance(kinds[0][0], int) and len(kinds) > max(16, 2 * len(data.classes)):
             lines.append(
                 f"warning: {len(kinds)} colours are not in classes.txt, perhaps from smoothed "
                 "edges (anti-aliasing); save the masks with hard edges"
@@ -138,22 +134,16 @@ def check_counts(counts: Counts, data: DataSet):
     check_first_id(counts, data)
     training = counts.pixels[:first_val].sum(0)
     validation = counts.pixels[first_val : first_val + len(data.val)].sum(0)
-    parts = {"training": training, "validation": validation}
-    for part, pixels in parts.items():
-        if not pixels.any():
+    for part, pixels, needed in (("training", training, 2), ("validation", validation, 1)):
+        unseen = [name for name, count in zip(data.classes, pixels, strict=True) if not count]
+        if len(data.classes) - len(unseen) < needed:
             raise InputError(
-                f"{masks}: no pixel of the {part} images has a class; compare the masks with "
-                "classes.txt; for masks of ids, write names without colours there"
+                f"{masks}: the {part} images must show at least {needed} of the classes; id "
+                f"{IGNORE} and every id or colour that is not in classes.txt are ignored. For "
+                "black-and-white masks, write 'background 0 0 0' and 'road 255 255 255' there; for "
+                "masks of ids, write names without colours"
             )
-    if (training > 0).sum() == 1:
-        raise InputError(
-            f"{masks}: every labelled training pixel is {data.classes[training.argmax()]}, so "
-            f"there is nothing to learn; id {IGNORE} and every id or colour that is not in "
-            "classes.txt are ignored. For black-and-white masks, write 'background 0 0 0' and "
-            "'road 255 255 255' there; for masks of ids, write names without colours"
-        )
-    for part, pixels in parts.items():
-        if unseen := [name for name, count in zip(data.classes, pixels, strict=True) if not count]:
+        if unseen:
             print(f"no {part} image shows: {', '.join(unseen)}", flush=True)
     looks = [look.tobytes() for look in counts.looks]
     known = dict(zip(looks, data.train, strict=False))

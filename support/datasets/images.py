@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from support.console import InputError, shown
 from support.labels import Sample
@@ -25,16 +25,7 @@ OTHER_ENDINGS = set(".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .heic .heif 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 HIDDEN = (".", "@eaDir", "__MACOSX")  # prefixes of thumbnails and of other systems' files
 TRANSPARENT = 2**24  # stands for every colour that is not opaque
-ORIENTATION = 0x0112  # EXIF tag for the orientation: 1 is upright, 2 to 8 need the turns below
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+ORIENTATION = 0x0112  # EXIF tag: 1 is upright, 2 to 8 need a turn
 # Phones reach 200 million pixels. A larger picture is taken for a decompression bomb.
 MAX_PIXELS = 2**28
 CACHE_BYTES = 2 * 2**30  # KITTI Road takes 0.5 GB, CamVid 0.3 GB
@@ -85,21 +76,20 @@ def files_below(folder: Path, endings: set[str] = IMAGE_ENDINGS) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    found, visited, waiting = [], set(), [str(folder)]
-    while waiting:  # os.walk is recursive, and fails for folders a thousand deep
-        place = waiting.pop()
-        try:
-            status, entries = os.stat(place), list(os.scandir(place))
-        except OSError as error:
-            raise InputError(f"{place}: cannot be read ({error.strerror})") from None
-        if (status.st_dev, status.st_ino) in visited:  # a loop of links
+
+    def refuse(error):
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})")
+
+    found, visited = [], set()
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:  # a loop of links
+            folders.clear()
             continue
-        visited.add((status.st_dev, status.st_ino))
-        for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
-            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-                waiting += [] if entry.name.startswith(HIDDEN) else [entry.path]
-            elif Path(entry.name).suffix.lower() in endings and entry.name[0] != ".":
-                found.append(Path(entry.path))
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(HIDDEN))
+        files = [Path(place, name) for name in names if name[0] != "."]
+        found += [file for file in files if file.suffix.lower() in endings]
     return sorted(found)
 
 
@@ -143,11 +133,8 @@ def read_picture(path: Path) -> Picture:
         # The second picture in a phone's JPEG (MPO) is a preview, not a frame.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         orientation = orientation_of(image)
-        image.load()
-        left_to_do = orientation_of(image)  # Pillow itself turns TIFFs while loading
-        if left_to_do != 1:
-            image = image.transpose(TURNS[left_to_do])
-        pixels = as_rgb(image)
+        image.load()  # Pillow itself turns TIFFs while loading
+        pixels = turned(as_rgb(image), orientation_of(image))
         if deep and image.mode[0] != "I" and 0 < pixels.max() < 16:
             raise InputError(
                 f"{path}: is nearly black, since only the upper 8 of 16 bits per channel are read; "
@@ -163,6 +150,16 @@ def orientation_of(image: Image.Image) -> int:
     except Exception:  # the tag is damaged, the picture itself is intact
         return 1
     return value if value in range(1, 9) else 1
+
+
+def turned(stored: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture [H, W, 3] or label map [H, W] as stored with this EXIF orientation, upright."""
+    if orientation == 1:
+        return stored
+    # A new image without other tags: Pillow fails if one of them is damaged.
+    image = Image.fromarray(stored)
+    image.getexif()[ORIENTATION] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
 
 
 def as_rgb(image: Image.Image) -> np.ndarray:
@@ -310,4 +307,4 @@ def same_way_up(sample: Sample, picture: Picture, label: np.ndarray) -> np.ndarr
         )
     if label.shape != stored:
         return label
-    return np.array(Image.fromarray(label).transpose(TURNS[picture.orientation]))
+    return turned(label, picture.orientation)

@@ -46,28 +46,21 @@ def find_cityscapes(root: Path, options) -> DataSet:
     masks, kinds = root / "gtFine" / "train", ("labelTrainIds", "labelIds")
     kind = next((k for k in kinds if any(masks.glob(f"*/*_gtFine_{k}.png"))), None)
     if not kind:
-        # From "_gtFine_" on, such as IDD's *_gtFine_labellevel3Ids.png.
-        names = {
-            file.name[file.name.rfind("_gtFine_") :] for file in masks.glob("*/*_gtFine_*.png")
-        }
-        others = sorted(names, key=lambda name: ("label" not in name, name))
         raise InputError(
-            f"{masks}: holds no masks named *_gtFine_labelTrainIds.png or *_gtFine_labelIds.png"
-            + (f", but *{', *'.join(others[:5])}" if others else "")
-            + "; for other masks give --images 'leftImg8bit/{split}/**/*_leftImg8bit' --masks "
-            f"'gtFine/{{split}}/**/*{others[0] if others else '_gtFine_NAME.png'}'"
+            f"{masks}: holds no masks named *_gtFine_labelTrainIds.png or *_gtFine_labelIds.png; "
+            "for other masks give --images 'leftImg8bit/{split}/**/*_leftImg8bit' --masks "
+            "'gtFine/{split}/**/*_gtFine_NAME.png'"
         )
     images, labels = "leftImg8bit/{}/**/*_leftImg8bit.png", f"gtFine/{{}}/**/*_gtFine_{kind}.png"
     train, val = (
         matched(find_pairs(root, images.format(part), labels.format(part)))
         for part in ("train", "val")
     )
-    class_of = np.full(256, IGNORE, np.uint8)
-    class_of[list(CITYSCAPES.values())] = range(len(CITYSCAPES))
-    by_train_id = mask_reader(list(CITYSCAPES), {})
+    class_of, classes = np.full(256, IGNORE, np.uint8), range(len(CITYSCAPES))
+    class_of[classes if kind == "labelTrainIds" else list(CITYSCAPES.values())] = classes
 
     def read_label(path, unmapped=None):
-        return by_train_id(path, unmapped) if kind == "labelTrainIds" else class_of[read_mask(path)]
+        return class_of[read_mask(path)]
 
     summary = f"{root}: Cityscapes, {len(CITYSCAPES)} classes ({kind})"
     return DataSet(summary, list(CITYSCAPES), train, val, read_label)
