@@ -42,7 +42,6 @@ from support.console import (
     positive,
     share,
     shortened,
-    size,
     warn,
     whole,
     word_or,
@@ -62,7 +61,6 @@ from support.inference.outputs import (
     confidence_folders,
     kitti_jobs,
     labelled_jobs,
-    megapixels,
     picture_jobs,
     require_results,
     result_path,
@@ -146,9 +144,6 @@ class Options:
         word_or("fit", positive),
         metavar="FACTOR",
     )
-    size: tuple | None = option(
-        None, "resize every picture to this height x width instead", size, metavar="HxW"
-    )
     tta: TTA | None = option(
         None,
         "test-time augmentation: average the probabilities over these size factors and, with flip, "
@@ -220,7 +215,7 @@ def segment(
         wanted = [names.index(confidence)]
     if not all(type(c) is int and 0 <= c < net.config["num_classes"] for c in wanted):
         raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
-    labels, confidences = Predictor(net, tile=tile)(pixels, probabilities=wanted).to_host()
+    labels, confidences, _ = Predictor(net, tile=tile)(pixels, probabilities=wanted)
     return (labels, confidences[0]) if wanted else labels
 
 
@@ -263,19 +258,12 @@ def predict(options: Options, failed: list[str]):
     needed = {road} if options.threshold is not None else {data.road} if data else set()
     wanted = sorted({*confidences.values(), *needed} - {None})  # classes
     workers, start = default_workers(options.workers, device), thread_initializer(device)
-    areas = megapixels(jobs)
-    progress, far = Progress(sum(areas), images=len(jobs) / sum(areas)), []
+    progress, far = Progress(len(jobs)), []
 
     def predicted():
         """The arguments of `write` for each picture."""
-
-        def show_tiles(ready, tiles):
-            if ready and progress.late():
-                counts = f"{done}/{len(jobs)} pictures, tile {ready} of {tiles}"
-                progress.show(counts, areas[done] * ready / tiles)
-
         contents = prefetch(jobs, partial(read_job, predictor, reader), workers, start)
-        for done, (job, content) in enumerate(zip(jobs, contents, strict=True)):
+        for done, (job, content) in enumerate(zip(jobs, contents, strict=True), 1):
             try:
                 if isinstance(content, str):  # an error message
                     raise InputError(content)
@@ -285,11 +273,9 @@ def predict(options: Options, failed: list[str]):
                     if len(far) == 1:  # at once: the run may take an hour
                         warn("predict.py", f"{job.picture}: {warning}")
                 with naming(job.picture):
-                    prediction = predictor(
-                        (views, picture.shape[:2]), probabilities=wanted, progress=show_tiles
-                    )
-                    labels, probabilities = prediction.to_host()
-                confidence = dict(zip(wanted, probabilities, strict=True))  # by class
+                    prediction = predictor((views, picture.shape[:2]), probabilities=wanted)
+                labels = prediction.labels
+                confidence = dict(zip(wanted, prediction.probabilities, strict=True))  # by class
                 if options.threshold is not None:
                     is_road = confidence[road] >= round(255 * options.threshold)
                     labels = is_road.astype(np.uint8)
@@ -300,8 +286,8 @@ def predict(options: Options, failed: list[str]):
                 yield job, picture, labels, maps
             except InputError as error:
                 failed.append(str(error))
-            if progress.due(areas[done]):
-                progress.show(f"{done + 1}/{len(jobs)} pictures")
+            if progress.due():
+                progress.show(f"{done}/{len(jobs)} pictures")
 
     # A deque of length 0 keeps no result.
     deque(prefetch(predicted(), partial(write, classes, options), workers), maxlen=0)
@@ -353,7 +339,7 @@ def make_predictor(
     net: FCN8s, options: Options, device: torch.device, jobs: list[Job], saved: dict
 ) -> Predictor:
     """The Predictor for these options; for int8, calibrated on some of the pictures."""
-    at = {"resize": options.resize, "size": options.size}
+    at = {"resize": options.resize}
     if options.resize == "fit":
         at = {"longer": net.resize_factor * max(saved["sizes"]["median"])}
     amp = options.amp
@@ -498,8 +484,6 @@ def parse(argv: list[str] | None) -> Options:
             "--kitti DIR"
             + (f" (--confidence took {options.confidence})" if options.confidence else "")
         )
-    if options.resize and options.size:
-        parser.error("--resize and --size: give only one")
     if options.split and not (options.data or options.kitti):
         parser.error("--split: needs --data or --kitti")
     if options.split == "val" and options.kitti:

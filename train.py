@@ -90,7 +90,7 @@ class Config(DataOptions):
     resume: bool = option(False, "continue the run in --out from its last checkpoint")
     recipe: str = option("default", "paper: the authors' training; takes days", choices=RECIPES)
     seed: int = option(0, "random seed for weights, order, augmentation and dropout", whole(0))
-    # auto: every 500 steps or five minutes, but at most 2 % of the time (run_dir.py)
+    # auto: every five minutes
     save_every: int | str = option("auto", "steps between two checkpoints", auto_or(whole()))
 
     # ---- the network
@@ -135,7 +135,6 @@ class Config(DataOptions):
     # auto: 2, or with a GPU one per core, up to 16
     workers: int | str = option("auto", "threads that read images", auto_or(whole(0)))
     recompute: bool = option(False, "activation checkpointing: less memory, a quarter more time")
-    compile: bool = option(False, "torch.compile; needs a C++ compiler")
     debug: bool = option(False, "show the traceback of an error")
 
     # ---- not options, because these values depend on each other
@@ -241,7 +240,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     if saved:
         step, best, log, elapsed = (saved[name] for name in ("step", "best", "log", "elapsed"))
         loss_sum = saved["loss_sum"].to(device)
-        restore(optimizer, scaler, saved, out)
+        restore(optimizer, scaler, saved)
         best = require_best(out, best, log, config.epochs, steps_left=total_steps - step)
         print(f"{out}: going on after step {step}")
 
@@ -254,7 +253,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         if not saved:
             keep_best(out)
     ranks.let_others_in(found)
-    run_dir = RunDir(found["out"], config.save_every, device, lock)
+    run_dir = RunDir(found["out"], config.save_every, lock)
     model = callable_model(net, config, ranks)
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     versions |= {"numpy": np.__version__, "pillow": PIL.__version__}
@@ -375,22 +374,16 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
             if epoch == 1:
                 save_last()  # so that a run can be resumed from its first epoch on
         save_last()
-        run_dir.flush()
         evaluation.summarise(run_dir.path)
 
 
 def callable_model(net: FCN8s, config: Config, ranks: Ranks) -> nn.Module:
-    """The network as the loop calls it: with recomputation, compiled, or distributed."""
+    """The network as the loop calls it: with recomputation, or distributed."""
     if config.recompute:
         checkpoint_activations(net.vgg)
-    model = net
-    if config.compile:
-        # Older PyTorch cannot split a compiled network with activation checkpointing.
-        torch._dynamo.config.optimize_ddp = False
-        model = torch.compile(net)
     if ranks.size > 1:
-        model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-    return model
+        return nn.parallel.DistributedDataParallel(net, gradient_as_bucket_view=True)
+    return net
 
 
 def seed_of(*numbers: int) -> int:
@@ -411,7 +404,7 @@ def main(argv: list[str] | None = None, after: Callable = lambda event, step: No
             train(given, ranks, stop, after)
         ranks.leave()
     except ENDINGS as error:
-        return exit_status(error, given.get("debug"), given.get("resume"), stop)
+        return exit_status(error, given.get("debug"), given.get("resume"), ranks)
     return 0
 
 

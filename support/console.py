@@ -68,16 +68,9 @@ def explanation(error: BaseException, needs_less: str) -> str:
     """
     if isinstance(error, (InputError, OSError)):
         return str(error)
-    if from_compiler(error):
-        return f"--compile: {one_line(error)}; leave it out, or install a C++ compiler"
     if out_of_memory(error):
         return f"out of memory: {needs_less} ({one_line(error)})"
     return ""
-
-
-def from_compiler(error: BaseException) -> bool:
-    """Whether torch.compile raised this error."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -226,31 +219,27 @@ def word_or(word: str, convert: Callable) -> Callable:
 class Progress:
     """Progress of a loop: one updated line on a terminal, otherwise a line every 30 seconds.
 
-    total     number of steps, or another measure of the work
+    total     number of steps
     done      steps done in an earlier part of the run
     images    images per step
     """
 
-    def __init__(self, total: float, done: float = 0, images: float = 1):
+    def __init__(self, total: int, done: int = 0, images: int = 1):
         self.total, self.done, self.first, self.images = total, done, done, images
         self.start = self.shown = time.perf_counter()
         self.live = sys.stdout.isatty()
         self.pause = 0.5 if self.live else 30  # seconds between updates
 
-    def due(self, steps: float = 1) -> bool:
-        """Count finished steps. Returns whether an update is due."""
-        self.done += steps
-        return self.late()
-
-    def late(self) -> bool:
-        """Whether an update is due."""
+    def due(self) -> bool:
+        """Count a finished step. Returns whether an update is due."""
+        self.done += 1
         return time.perf_counter() - self.shown >= self.pause
 
-    def show(self, text: str, part: float = 0.0):
-        """Show a text, the speed and the time left. `part` (0 to 1) of the current step is done."""
+    def show(self, text: str):
+        """Show a text, the speed and the time left."""
         self.shown = time.perf_counter()
-        each = (self.shown - self.start) / max(self.done - self.first + part, 1e-9)
-        left = timedelta(seconds=round(each * (self.total - self.done - part)))
+        each = (self.shown - self.start) / (self.done - self.first)
+        left = timedelta(seconds=round(each * (self.total - self.done)))
         text += f"  {self.images / each:.2f} images/s  {left} left"
         print(f"\r{text}\033[K" if self.live else text, end="" if self.live else "\n", flush=True)
 

@@ -35,10 +35,11 @@ def scores_of(net, picture, size=None):
 
 def assert_alike(prediction, probabilities):
     """Assert that the prediction has these probabilities [C, H, W] and the most probable class."""
-    assert (prediction.probabilities - 255 * probabilities).abs().max() <= 0.6
+    assert np.abs(prediction.probabilities - 255 * probabilities.numpy()).max() <= 0.6
     sure = probabilities.topk(2, 0).values.diff(dim=0)[0].abs() > 1e-3
     assert sure.float().mean() > 0.5
-    assert torch.equal(prediction.labels[sure], probabilities.argmax(0).byte()[sure])
+    assert np.array_equal(prediction.labels[sure], probabilities.argmax(0).byte()[sure])
+    assert prediction.labels.dtype == np.uint8
 
 
 # ---- tiles ----
@@ -96,21 +97,12 @@ def test_tiling_keeps_labels_probabilities_and_loss():
     net, picture = lively(1, 8), noise(60, 1500)
     truth = torch.randint(0, 2, (60, 1500), dtype=torch.uint8)
     truth[:, :600] = IGNORE
-    told = []
     found = Predictor(net, tile=MIN_TILE)(
-        picture,
-        probabilities=[0, 1],
-        truth=truth,
-        criterion=cross_entropy,
-        progress=lambda done, tiles: told.append((done, tiles)),
+        picture, probabilities=[0, 1], truth=truth, criterion=cross_entropy
     )
     scores = scores_of(net, picture)
     assert_alike(found, scores.softmax(0))
     torch.testing.assert_close(found.loss, cross_entropy(scores[None], truth[None].long()))
-    assert told == [(i, len(told)) for i in range(len(told))] and len(told) > 1
-    labels, probabilities = found.to_host()
-    assert np.array_equal(labels, found.labels) and labels.dtype == np.uint8
-    assert np.array_equal(probabilities, found.probabilities)
 
 
 def test_a_tile_that_is_too_small_for_its_halo_is_refused():
@@ -173,12 +165,10 @@ def test_a_picture_is_resized_by_the_resize_factor(height, width, factor):
     for predictor in (Predictor(net), Predictor(small(), resize=factor)):
         ((view, flipped),) = predictor.views(picture)
         assert view.shape == (1, 3, *size) and (view == 77).all() and not flipped
-    ((view, _),) = Predictor(net, size=(20, 31)).views(picture)
-    assert view.shape == (1, 3, 20, 31)
 
 
 def test_a_view_that_would_fill_memory_is_refused():
-    for how in ({"resize": 200}, {"size": (20000, 20000)}, {"resize": 10, "tta": TTA((1, 20))}):
+    for how in ({"resize": 200}, {"longer": 20000}, {"resize": 10, "tta": TTA((1, 20))}):
         with pytest.raises(ValueError, match="at most 268,435,456 pixels"):
             Predictor(small(), **how).views(noise(100, 100))
 
@@ -213,8 +203,7 @@ def test_tta_averages_the_probabilities_of_all_views(factors, flip, height, widt
 def test_tta_with_extreme_scores_is_finite():
     net = lively(1, 8)
     net.score_fr.bias.data[1] = 1000  # the probability of class 0 is 0 in float32
-    labels, _ = Predictor(net, tta=TTA(flip=True))(noise(40, 50)).to_host()
-    assert (labels == 1).all()
+    assert (Predictor(net, tta=TTA(flip=True))(noise(40, 50)).labels == 1).all()
 
 
 def test_tta_is_refused_if_its_mean_would_fill_memory():
@@ -223,17 +212,14 @@ def test_tta_is_refused_if_its_mean_would_fill_memory():
         Predictor(small(5), tta=TTA(flip=True)).views(picture)
 
 
-def test_tta_in_tiles_matches_whole_pictures_and_shows_progress():
-    net, picture, told = lively(1, 8), noise(60, 1500), []
+def test_tta_in_tiles_matches_whole_pictures():
+    net, picture = lively(1, 8), noise(60, 1500)
     whole, tiles = (
-        Predictor(net, tile=tile, tta=TTA(flip=True))(
-            picture, probabilities=[1], progress=lambda done, tiles: told.append(done / tiles)
-        )
+        Predictor(net, tile=tile, tta=TTA(flip=True))(picture, probabilities=[1])
         for tile in (1536, MIN_TILE)
     )
-    assert told == sorted(told) and len(told) > 4 and told[-1] < 1
     assert (whole.labels != tiles.labels).sum() <= 3
-    assert (whole.probabilities.int() - tiles.probabilities.int()).abs().max() <= 1
+    assert np.abs(whole.probabilities - tiles.probabilities.astype(int)).max() <= 1
 
 
 # ---- number formats and layout ----

@@ -74,7 +74,7 @@ def scored(data, checkpoint):
     scores = Scores(data.classes, data.road)
     for sample in data.val:
         image, truth = read(sample)
-        labels, confidences = Predictor(net)(image, probabilities=[data.road]).to_host()
+        labels, confidences, _ = Predictor(net)(image, probabilities=[data.road])
         scores.update(sample, labels, truth, *confidences)
     return scores.result()
 

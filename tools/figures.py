@@ -225,7 +225,7 @@ def strides(runs: Path, file: Path):
         picture, truth = read(sample)
         shown, iou = {}, []
         for name, predict in networks.items():
-            labels, _ = predict(picture).to_host()
+            labels = predict(picture).labels
             iou.append(class_iou(confusion(labels, truth, 2))[1])
             shown[f"{name}: IoU {100 * iou[-1]:.0f}"] = labels
         shown["ground truth"] = truth

@@ -68,7 +68,7 @@ def calibrate(net: FCN8s, pictures: Iterable[np.ndarray], **how) -> dict[str, fl
 
     net         in evaluation mode
     pictures    uint8 [H, W, 3] RGB, like those to be predicted; eight are enough
-    how         `resize`, `size` and `tile` of Predictor, as for prediction
+    how         `resize`, `longer` and `tile` of Predictor, as for prediction
     """
     amax = {}
 

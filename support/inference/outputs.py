@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from data import DataOptions, find
 from kitti import TASKS, calibration_of, homography
 from support.console import InputError, counted, quoted, warn
-from support.datasets.images import (
-    FORMATS,
-    IMAGE_ENDINGS,
-    OTHER_ENDINGS,
-    files_below,
-)
+from support.datasets.images import IMAGE_ENDINGS, OTHER_ENDINGS, files_below
 from support.files import SIGNATURE, require_ours, save_png
 from support.labels import DataSet, Sample, only_road, paths_below
 
@@ -203,17 +197,6 @@ def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]
     if len({name.casefold() for name in safe}) < len(safe):
         safe = [f"{i} {name}" for i, name in enumerate(safe)]
     return {f"confidence/{name}": i for i, name in enumerate(safe)}
-
-
-def megapixels(jobs: list[Job]) -> list[float]:
-    """The size of each picture, from the header of its file; almost 0 if it cannot be read."""
-
-    def area(picture):
-        with suppress(Exception), Image.open(picture, formats=FORMATS) as image:
-            return image.width * image.height / 1e6
-        return 1e-6
-
-    return [area(job.picture) for job in jobs]
 
 
 # ---- files ----

@@ -56,36 +56,17 @@ NO_TTA = TTA()
 
 
 class Prediction(NamedTuple):
-    """The prediction for one picture, on the device that computed it.
+    """The prediction for one picture.
 
-    maps    uint8 [1 + K, H, W]: `labels` [H, W], the most probable class of each pixel, and
-            `probabilities` [K, H, W], 255 times the probability of each requested class. A pixel
-            whose scores are not finite has the label IGNORE
-    loss    float scalar, the mean over the valid pixels; None without a criterion
+    labels           uint8 [H, W], the most probable class of each pixel
+    probabilities    uint8 [K, H, W], 255 times the probability of each requested class
+    loss             float scalar on the device, the mean over the valid pixels; None without a
+                     criterion
     """
 
-    maps: torch.Tensor
-    loss: torch.Tensor | None = None
-
-    @property
-    def labels(self) -> torch.Tensor:
-        return self.maps[0]
-
-    @property
-    def probabilities(self) -> torch.Tensor:
-        return self.maps[1:]
-
-    def to_host(self) -> tuple[np.ndarray, np.ndarray]:
-        """(labels, probabilities) as numpy arrays, in one copy. Raises ValueError if some scores
-        are not finite.
-        """
-        maps = self.maps.cpu().numpy()
-        if (maps[0] == IGNORE).any():
-            raise ValueError(
-                "the network's scores are not finite: its weights are damaged, or too large for "
-                "fp16; try --amp off"
-            )
-        return maps[0], maps[1:]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    loss: torch.Tensor | None
 
 
 def prepare(net: nn.Module, amp: str, device: torch.device) -> nn.Module:
@@ -103,7 +84,6 @@ class Predictor:
     net       an FCN8s; the caller sets evaluation mode
     amp       "off", or the type of the forward pass under autocast: "bf16" or "fp16"
     resize    size factor of pictures before the network, by default net.resize_factor
-    size      or the resized (height, width)
     longer    or the resized length of the longer side
     tile      at most tile x tile pixels are computed at a time. This bounds the memory; the result
               is the same up to rounding
@@ -119,7 +99,6 @@ class Predictor:
         amp: str = "off",
         *,
         resize: float | None = None,
-        size: tuple[int, int] | None = None,
         longer: float | None = None,
         tile: int = TILE,
         tta: TTA = NO_TTA,
@@ -128,20 +107,12 @@ class Predictor:
             raise ValueError(f"a score depends on pixels up to {net.reach} away: raise HALO")
         if tile < MIN_TILE:
             raise ValueError(f"tile is {tile}: it must be at least {MIN_TILE}, halo included")
-        self.net, self.tile, self.tta, self.size, self.longer = net, tile, tta, size, longer
+        self.net, self.tile, self.tta, self.longer = net, tile, tta, longer
         self.resize = net.resize_factor if resize is None else resize
         weight = next(net.parameters())
         self.device = weight.device
         self.dtype = weight.dtype if amp == "off" else torch.float32  # autocast converts by itself
         self.autocast = autocast_for(amp, self.device)
-
-    def computed_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) at which a picture of this size is computed without TTA."""
-        if self.size:
-            return self.size
-        factor = self.longer / max(height, width) if self.longer else self.resize
-        # Rounded down, as in an exported file.
-        return max(1, int(height * factor)), max(1, int(width * factor))
 
     def views(self, picture: np.ndarray) -> list[tuple[torch.Tensor, bool]]:
         """The views of a picture uint8 [H, W, 3] RGB: each a tensor uint8 [1, 3, h, w] on the host,
@@ -157,7 +128,9 @@ class Predictor:
                     f"the mean of its views would take {4 * numbers / 2**30:.0f} GiB; leave out "
                     "test-time augmentation, or reduce the picture"
                 )
-        height, width = self.computed_size(*picture.shape[:2])
+        factor = self.longer / max(picture.shape[:2]) if self.longer else self.resize
+        # Rounded down, as in an exported file.
+        height, width = (max(1, int(length * factor)) for length in picture.shape[:2])
         if height * width * max(self.tta.factors) ** 2 > MAX_PIXELS:
             raise ValueError(
                 f"would be computed at {height}x{width}, times {max(self.tta.factors):g} on each "
@@ -178,25 +151,20 @@ class Predictor:
         probabilities: Sequence[int] = (),
         truth: torch.Tensor | None = None,
         criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        progress: Callable[[int, int], object] | None = None,
     ) -> Prediction:
-        """The Prediction for a picture.
+        """The Prediction for a picture. Raises ValueError if some scores are not finite.
 
         picture          uint8 [H, W, 3] RGB, or (`views` of it, (H, W))
         probabilities    ids of the classes whose probabilities are returned
         truth            class ids or IGNORE, uint8 [H, W] on the device, for the criterion
         criterion        maps scores [1, C, h, w] and labels int64 [1, h, w] of a part of the
                          picture to the mean loss over its valid pixels
-        progress         called before each tile with the number of tiles done and of all tiles
         """
         if isinstance(picture, np.ndarray):
             views, size = self.views(picture), picture.shape[:2]
         else:
             views, size = picture
-        scored = [
-            (self.scores(view, flipped, size, number, len(views), progress), flipped)
-            for number, (view, flipped) in enumerate(views)
-        ]
+        scored = [(self.scores(view, flipped, size), flipped) for view, flipped in views]
         parts = average(scored, size) if len(views) > 1 else scored[0][0]
         maps = torch.empty((1 + len(probabilities), *size), dtype=torch.uint8, device=self.device)
         total, valid = 0.0, 0
@@ -211,20 +179,19 @@ class Predictor:
                 labels = truth[None, rows, columns].long()
                 pixels = (labels != IGNORE).sum()
                 total, valid = total + criterion(scores, labels) * pixels, valid + pixels
-        return Prediction(maps, total / valid.clamp(min=1) if criterion else None)
+        maps = maps.cpu().numpy()  # one copy, which waits for a GPU
+        if (maps[0] == IGNORE).any():
+            raise ValueError(
+                "the network's scores are not finite: its weights are damaged, or too large for "
+                "fp16; try --amp off"
+            )
+        return Prediction(maps[0], maps[1:], total / valid.clamp(min=1) if criterion else None)
 
-    def scores(self, view, flipped, size, number, count, progress) -> Iterator[tuple]:
-        """The scores of view `number` of `count`, part by part (see `tiled`), at the picture's
-        size. Progress is counted as if every view had as many tiles as this one.
-        """
-
-        def tile_done(done, tiles):
-            if progress:
-                progress(number * tiles + done, count * tiles)
-
+    def scores(self, view, flipped, size) -> Iterator[tuple]:
+        """The scores of a view, part by part (see `tiled`), at the picture's size."""
         image = view.to(self.device, non_blocking=True)
         image = image.flip(3) if flipped else image
-        parts = tiled(self.compute, image, self.tile, tile_done)
+        parts = tiled(self.compute, image, self.tile)
         height, width = image.shape[2:]
         same = (height, width) == tuple(size)
         yield from parts if same else stretch(parts, height, width, size)
@@ -249,15 +216,11 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def tiled(
-    compute: Callable,
-    image: torch.Tensor,
-    tile: int = TILE,
-    progress: Callable[[int, int], object] = lambda done, tiles: None,
+    compute: Callable, image: torch.Tensor, tile: int = TILE
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """The scores of an image [1, 3, H, W] in parts, each computed with its halo.
 
-    compute     maps a part [1, 3, h, w] of the image to its scores
-    progress    called before each tile with the number of tiles done and of all tiles
+    compute    maps a part [1, 3, h, w] of the image to its scores
 
     At the border of the image there is no halo, and the network pads as usual.
     """
@@ -269,9 +232,8 @@ def tiled(
         return
     wide = min(width, tile * tile // max(min(height, tile), HALO))
     tall = min(height, tile * tile // max(wide, HALO))
-    parts = list(product(spans(height, tall), spans(width, wide)))
-    for done, ((top, bottom, above, below), (left, right, before, behind)) in enumerate(parts):
-        progress(done, len(parts))
+    parts = product(spans(height, tall), spans(width, wide))
+    for (top, bottom, above, below), (left, right, before, behind) in parts:
         scores = compute(image[:, :, above:below, before:behind])
         inner = scores[:, :, top - above : bottom - above, left - before : right - before]
         yield slice(top, bottom), slice(left, right), inner

@@ -20,11 +20,11 @@ from support.inference.predictor import MAX_PIXELS
 from support.labels import DataSet
 
 # Options that --resume may change: the length of the run (the learning rate follows), the location
-# of the images, and machine settings. Machine settings may change rounding; another device and
-# --compile also change the dropout masks.
+# of the images, and machine settings. Machine settings may change rounding; another device also
+# changes the dropout masks.
 FREE_ON_RESUME = {
     *("data", "out", "resume", "debug", "epochs", "save_every"),
-    *("device", "amp", "workers", "recompute", "compile"),
+    *("device", "amp", "workers", "recompute"),
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from fcn import FCN8s
-from metrics import Scores, iou_cell, report
+from metrics import Scores, report
 from support.checkpoint import read_checkpoint
 from support.console import InputError, counted, quoted
 from support.device import on_host, thread_initializer
@@ -71,17 +71,16 @@ class Evaluation:
         def predicted():
             shard, start = self.ranks.shard(samples), thread_initializer(self.device)
             for sample, views, truth in prefetch(shard, load, self.workers, start):
-                prediction = predictor(
-                    (views, truth.shape),
-                    probabilities=[] if road is None else [road],
-                    truth=truth.to(self.device, non_blocking=True),
-                    criterion=self.criterion,
-                )
-                loss_sum.add_(prediction.loss)
                 try:
-                    labels, confidences = prediction.to_host()  # waits for a GPU, once per image
+                    labels, confidences, loss = predictor(
+                        (views, truth.shape),
+                        probabilities=[] if road is None else [road],
+                        truth=truth.to(self.device, non_blocking=True),
+                        criterion=self.criterion,
+                    )
                 except ValueError as error:
                     raise InputError(f"{sample.image}: {error}") from None
+                loss_sum.add_(loss)
                 yield sample, labels, truth.numpy(), *confidences
                 if self.stop.asked:
                     break
@@ -108,7 +107,7 @@ class Evaluation:
         worst = sorted(samples, key=lambda s: (math.isnan(ious[s]), ious[s]))[:2]
         for sample in dict.fromkeys([*evenly, *worst]):
             image, truth = self.reader(sample)
-            labels, _ = predictor(image).to_host()
+            labels = predictor(image).labels
             iou = "" if math.isnan(ious[sample]) else f"   IoU {100 * ious[sample]:.1f}"
             if sample in worst and len(samples) > 2:
                 iou += ", one of the two lowest"
@@ -124,7 +123,6 @@ class Evaluation:
         """
         train = self.data.train
         train_subset = train[:: math.ceil(len(train) / 100)]
-        last = self(train_subset)
         if self.ranks.first:
             best = read_checkpoint(out / "best.pt")
             self.net.load_state_dict(best.pop("model"))
@@ -135,13 +133,11 @@ class Evaluation:
             raise Stopped(number, out, done)
         if not self.ranks.first:
             return
-        classes = self.data.classes
-        ious = (f"{name} {iou_cell(x)}" for name, x in zip(classes, last["iou"], strict=True))
+        results = {"validation": best["result"], "training": training}
         print(
             f"\nbest network (epoch {best['epoch']}), in per cent:\n"
-            f"{report({'validation': best['result'], 'training': training}, classes)}\n"
+            f"{report(results, self.data.classes)}\n"
             f"training: {len(train_subset)} of {counted(len(train), 'image')}\n\n"
-            f"last network, IoU on training images: {', '.join(ious)}\n"
             f"pictures: {out / 'samples.png'} and {out / 'curves.png'}\n"
             f"to predict other pictures: python predict.py {quoted(out / 'best.pt')} PICTURE"
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import chain, count
 from pathlib import Path
 
@@ -26,36 +25,22 @@ except ImportError:  # Windows has other locks
 
     fcntl = None
 
-SAVE_STEPS = 500  # last.pt is due after this many steps
-SAVE_SECONDS = 300  # or after this many seconds, if the steps are slow
-# After a write of t seconds, the next write of that file waits PAUSE * t seconds, so each file
-# takes at most 2 % of the time. A step of a fast GPU takes a hundredth of a second, a checkpoint of
-# 1 GB takes seconds.
-PAUSE = 50
-LAST = ("optimizer", "step", "log", "loss_sum", "elapsed", "scaler", "settings", "images", "best")
+SAVE_SECONDS = 300  # last.pt is due after this many seconds
 
 
 class RunDir:
     """The folder of one run, locked until the end of a with block.
 
     path          the folder
-    save_every    steps between two last.pt, or "auto": see above
-    device        of the tensors. From a GPU they are copied to host memory, and a thread writes
-                  them while training continues. From a CPU they are written at once, because a
-                  copy would add to the memory of the next step
+    save_every    steps between two last.pt, or "auto": five minutes
 
-    Checkpoints are written one after the other, best.pt always before the last.pt that has its
-    score. So a run can be resumed whenever it is killed. If a write fails, the next call raises
-    InputError.
+    best.pt is always written before the last.pt that has its score, so a run can be resumed
+    whenever it is killed. Raises InputError if a write fails.
     """
 
-    def __init__(self, path: Path, save_every: int | str, device: torch.device, lock):
+    def __init__(self, path: Path, save_every: int | str, lock):
         self.path, self.save_every, self.lock = path, save_every, lock
-        self.writer = ThreadPoolExecutor(1) if device.type != "cpu" else None
-        self.queue: list[Future] = []
-        self.unsaved_best: dict | None = None
-        self.written = {"best.pt": -float("inf"), "last.pt": time.perf_counter()}  # when
-        self.seconds = {"best.pt": 0.0, "last.pt": 0.0}  # how long it took
+        self.saved = time.perf_counter()  # when last.pt was written
 
     def write_config(self, content: dict):
         """Write config.json: settings, images and package versions."""
@@ -68,82 +53,35 @@ class RunDir:
 
     def due(self, step: int) -> bool:
         """Whether last.pt should be written after step `step` (1, 2, ...)."""
-        late = time.perf_counter() - self.written["last.pt"] > SAVE_SECONDS
-        if self.save_every != "auto":
-            return step % self.save_every == 0 or late
-        return (step % SAVE_STEPS == 0 or late) and self.affordable("last.pt")
-
-    def affordable(self, name: str) -> bool:
-        pause = PAUSE * self.seconds[name]
-        busy = any(not write.done() for write in self.queue)
-        return not busy and time.perf_counter() - self.written[name] > pause
+        late = time.perf_counter() - self.saved > SAVE_SECONDS
+        return late or (self.save_every != "auto" and step % self.save_every == 0)
 
     def save_best(self, content: dict):
-        """Write best.pt. If the previous write is too recent, keep a copy in memory, and write it
-        before the next last.pt.
-        """
-        if self.affordable("best.pt"):
-            self.unsaved_best = None
-            self.write("best.pt", content)
-        else:
-            self.unsaved_best = to_host(content)
+        """Write best.pt."""
+        write_checkpoint(to_host(content), self.path / "best.pt")
 
     def save_last(self, content: dict):
         """Write last.pt. The previous one becomes before.pt."""
-        self.write_unsaved()
-        self.write("last.pt", content)
-
-    def write_unsaved(self):
-        if self.unsaved_best:  # kept until it is queued, even if an earlier write has failed
-            self.write("best.pt", self.unsaved_best, copied=True)
-            self.unsaved_best = None
-
-    def write(self, name: str, content: dict, copied: bool = False):
-        self.written[name] = time.perf_counter()
-        if not self.writer:
-            self.write_now(name, content)
-            return
-        wait(self.queue[:-1])  # at most two copies wait
-        # Copied now, because the next step changes the tensors.
-        content = content if copied else to_host(content)
-        self.queue.append(self.writer.submit(self.write_now, name, content))
-        while len(self.queue) > 1 and self.queue[0].done():  # raise only now: this one is queued
-            self.queue.pop(0).result()
-
-    def write_now(self, name: str, content: dict):
-        started = time.perf_counter()
-        before = self.path / "before.pt" if name == "last.pt" else None
-        write_checkpoint(content, self.path / name, before)
-        self.written[name] = time.perf_counter()
-        self.seconds[name] = self.written[name] - started
-
-    def flush(self):
-        """Finish all pending writes. Raises InputError if one fails."""
-        self.write_unsaved()
-        while self.queue:
-            self.queue.pop(0).result()
+        write_checkpoint(to_host(content), self.path / "last.pt", self.path / "before.pt")
+        self.saved = time.perf_counter()
 
     def __enter__(self) -> RunDir:
         return self
 
     def __exit__(self, *error):
-        """Flush, so that the best network is on the disk however the run ends, and unlock."""
-        try:
-            self.flush()
-        finally:
-            if self.writer:
-                self.writer.shutdown()
-            if self.lock:
-                self.lock.close()
+        if self.lock:
+            self.lock.close()
 
 
 def to_host(content):
-    """A copy of nested dictionaries and lists, with all tensors copied to the CPU."""
+    """Nested dictionaries and lists with their tensors on the CPU, so that a machine without a GPU
+    can read the file.
+    """
     if isinstance(content, dict):
         return {name: to_host(value) for name, value in content.items()}
     if isinstance(content, list):
         return [to_host(value) for value in content]
-    return content.to("cpu", copy=True) if isinstance(content, torch.Tensor) else content
+    return content.cpu() if isinstance(content, torch.Tensor) else content
 
 
 def new_folder(out: str | None, data: str | None) -> Path:
@@ -235,8 +173,8 @@ def read_last(out: Path) -> dict:
     for name in ("last.pt", "before.pt"):
         try:
             saved = read_checkpoint(out / name)
-            if missing := [part for part in LAST if part not in saved]:
-                raise InputError(f"{out / name}: has no {missing[0]}, so it cannot be resumed")
+            if "optimizer" not in saved:  # a renamed best.pt
+                raise InputError(f"{out / name}: holds only a network, so it cannot be resumed")
         except InputError as error:
             reasons.append(str(error))
             continue
@@ -259,15 +197,12 @@ def require_same_data(folder, classes: list[str], images: list[list[str]], saved
         raise InputError(f"{folder}: has other images than the run to resume; start a new run")
 
 
-def restore(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler, saved: dict, out: Path):
-    """Restore the momentum and the gradient scaler. Raises InputError if the momentum does not fit.
+def restore(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler, saved: dict):
+    """Restore the momentum and the gradient scaler.
 
     The momentum is removed from `saved`, so that it is in memory only once.
     """
-    try:
-        optimizer.load_state_dict(saved.pop("optimizer"))
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{out}: the momentum does not fit the weights ({error})") from None
+    optimizer.load_state_dict(saved.pop("optimizer"))
     for group in optimizer.param_groups:  # the checkpoint has those of the machine that wrote it
         group.update({name: optimizer.defaults[name] for name in ("fused", "foreach")})
     if scaler.is_enabled() and saved["scaler"]:

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 
-from support.console import InputError, explanation, from_compiler, quoted
+from support.console import InputError, explanation, quoted
 from support.training.distributed import Ranks
 
 
@@ -75,12 +75,11 @@ def interrupt(number, frame):
     raise KeyboardInterrupt(number)
 
 
-def exit_status(error: BaseException, debug: bool, resume: bool, stop: Stop) -> int:
+def exit_status(error: BaseException, debug: bool, resume: bool, ranks: Ranks) -> int:
     """Print in one line why train.py ends, and return its exit status.
 
     Raises the error again if the user cannot fix it, or with --debug.
     """
-    ranks = stop.ranks
     if isinstance(error, Stopped):
         ranks.leave()
         number, out, told = error.args
@@ -99,13 +98,6 @@ def exit_status(error: BaseException, debug: bool, resume: bool, stop: Stop) -> 
     message = explanation(error, needs_less) or ranks.lost(error)
     if debug or not message:
         raise error
-    status = 2
-    if stop.asked and from_compiler(error):  # the signal has also ended the compiler
-        status = 128 + stop.asked
-        message = (
-            f"{signal.Signals(stop.asked).name} has also ended the compiler, so this step has no "
-            "checkpoint; --resume continues from the previous one, if there is one"
-        )
     print(f"train.py: error: {message}", file=sys.stderr, flush=True)
     ranks.end()  # last: leaving GPUs that have lost each other may take long
-    return status
+    return 2
