@@ -90,7 +90,7 @@ class Config(DataOptions):
     resume: bool = option(False, "continue the run in --out from its last checkpoint")
     recipe: str = option("default", "paper: the authors' training; takes days", choices=RECIPES)
     seed: int = option(0, "random seed for weights, order, augmentation and dropout", whole(0))
-    # auto: every five minutes
+    # last.pt is written every five minutes in any case; auto: only then
     save_every: int | str = option("auto", "steps between two checkpoints", auto_or(whole()))
 
     # ---- the network

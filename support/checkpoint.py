@@ -99,7 +99,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
 def require_checkpoint(saved: dict, path: Path):
     """Raise InputError unless `saved`, read from `path`, is a checkpoint of this FORMAT."""
-    if "format" not in saved:
+    if not {"format", "config", "classes", "resize_factor", "model"} <= saved.keys():
         raise InputError(f"{path}: is not a checkpoint of train.py, such as runs/NAME/best.pt")
     if saved["format"] != FORMAT:
         raise InputError(

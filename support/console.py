@@ -236,7 +236,7 @@ class Progress:
         return time.perf_counter() - self.shown >= self.pause
 
     def show(self, text: str):
-        """Show a text, the speed and the time left."""
+        """Show a text, the speed and the time left. Call `due` first."""
         self.shown = time.perf_counter()
         each = (self.shown - self.start) / (self.done - self.first)
         left = timedelta(seconds=round(each * (self.total - self.done)))

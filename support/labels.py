@@ -43,8 +43,8 @@ class DataSet(NamedTuple):
     classes       names of classes 0 ... C-1
     train, val    training set and validation set
     read_label    reads the label map of a label file; raises InputError. To an optional second
-                  argument, a Counter, it adds the pixels of each id or colour without a class, and
-                  of id 0
+                  argument, a Counter, the readers of your own masks and of VOC add the pixels of
+                  each id or colour without a class, and of id 0
     kitti         whether the folder has KITTI Road's layout
     test          test set, which training never reads; most data sets have none
     ids           number of mask ids with a class, from 0 up, before --classes drops any; 0 if

@@ -13,8 +13,8 @@ It checks the following:
   stream may still use it (`record_stream`).
 - `pinning` has the threads that have allocated pinned memory, `chosen` those that have set a GPU.
 
-It cannot test speed, cuDNN's choices and rounding, GPU memory, NCCL or torch.compile. A network
-that is moved to it gets new parameters; on a GPU it keeps them.
+It cannot test speed, cuDNN's choices and rounding, GPU memory or NCCL. A network that is moved to
+it gets new parameters; on a GPU it keeps them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from tools.bench import operations, table
 
 @pytest.mark.parametrize("case, gflop", [("published", 618.7), ("fp32", 398.7)])
 def test_a_kitti_image_takes_the_operations_that_the_docs_give(case, gflop):
-    """398.7 is the least: two operations for each weight at each position of a layer's output."""
+    """docs/network.md gives these numbers."""
     assert operations("prediction", case, 1, 375, 1242) == pytest.approx(1e9 * gflop, abs=5e7)
 
 

@@ -126,6 +126,17 @@ def test_masks_with_fewer_than_two_classes_are_refused(tmp_path, check, ids):
     assert (check(tmp_path)[0] == 0) == (ids == [0, 255])
 
 
+def test_a_validation_set_without_a_class_is_refused(tmp_path, check):
+    streets(tmp_path / "set/train")
+    streets(tmp_path / "set/val", ids=1)
+    (tmp_path / "set/classes.txt").write_text("road\nsky\ncar\n")
+    assert check(tmp_path / "set")[0] == 0
+    for file in (tmp_path / "set/val/masks").iterdir():
+        picture(file, np.full((8, 10), 255))
+    status, _, (fault,) = check(tmp_path / "set")
+    assert status == 2 and f"{tmp_path / 'set/val/masks'}: the validation images must" in fault
+
+
 def test_each_unusable_file_is_named_in_a_line_of_its_own(tmp_path, check):
     streets(tmp_path, images=8)
     (tmp_path / "images/1.png").write_bytes(b"")

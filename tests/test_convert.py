@@ -198,7 +198,7 @@ def test_the_report_names_both_files_and_is_reproducible(tmp_path):
 @pytest.mark.skipif(not REAL.exists(), reason="../shared has no VGG16 convolutions")
 def test_real_convolutions_are_converted(tmp_path):
     report = convert(REAL, tmp_path / "out.pth")
-    assert "VGG16, 26 tensors" in report
+    assert "VGG16 without fc6 and fc7, 26 tensors" in report
 
 
 # ---- Other files
@@ -220,7 +220,9 @@ def refused(tmp_path, source, match, **options):
     "name, tensor, match",
     [
         ("features.7.bias", None, "there is no tensor for conv2_2.bias"),
+        ("classifier.0.weight", None, "there is no tensor for fc6.weight"),
         ("features.16.weight", torch.ones(4), "'features.16.weight' is unexpected; .*VGG19"),
+        ("features.0.running_mean", torch.ones(4), "'features.0.running_mean' is unexpected"),
         ("features.5.weight", torch.ones(8, 4, 5, 5), r"features.5.weight is \[8, 4, 5, 5\], but"),
         ("classifier.0.weight", torch.ones(8, 32 * 36), r"is \[8, 1152\].*--features-only"),
         ("features.28.bias", torch.full((32,), torch.nan), "features.28.bias holds values that"),

@@ -77,7 +77,7 @@ def test_an_exported_file_enlarges_pictures_as_segment_does(tmp_path, capsys, en
         np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
         for size in ((60, 84), (97, 131), (200, 120))
     ]
-    net, out = lively(100, 8), tmp_path / f"out{ending}"
+    net, out = lively(100, 16), tmp_path / f"out{ending}"
     with torch.no_grad():  # neither class wins everywhere
         net.score_fr.bias -= net(normalise(as_batch(pictures[0]))).mean((0, 2, 3))
     net.resize_factor = 1.5

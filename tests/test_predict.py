@@ -421,7 +421,7 @@ def test_a_data_set_is_read_with_the_options_of_training(scenes, tmp_path, capsy
     assert files(tmp_path / "out 0") != files(tmp_path / "out 3")
 
 
-def test_options_override_the_layout_of_the_training_data(streets, tmp_path, capsys):
+def test_options_override_the_layout_of_the_training_data(tmp_path, capsys):
     own_data(tmp_path / "d", {i: np.zeros((40, 50)) for i in range(5)})
     settings = {"images": "photos/*", "masks": "masks/*"}
     path = checkpoint(tmp_path / "best.pt", MANY, settings=settings)

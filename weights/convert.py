@@ -2,8 +2,8 @@
 
     python weights/convert.py [FILE] [--out PATH] [--features-only] [--caffe] [--at-once]
 
-FILE has one of these formats, recognised by its tensor names (README.md beside this script says
-where to get them):
+FILE has tensors with one of these sets of names (README.md beside this script says where to get
+them):
 
     torchvision VGG16      features.N, classifier.0 (fc6), classifier.3 (fc7)
     timm VGG16             features.N, pre_logits.fc1 (fc6), pre_logits.fc2 (fc7)
@@ -161,9 +161,11 @@ def convert(
     else:
         with atomic(out) as file:
             torch.save(state, file)
+    kind = "VGG16" if "fc6.weight" in state else "VGG16 without fc6 and fc7"
+    kind = "FCN-8s" if complete else kind
     return (
         f"{source}: {len(tensors)} tensors, SHA-256 {sha256(source)}\n"
-        f"{out}: {'FCN-8s' if complete else 'VGG16'}, {len(state)} tensors, SHA-256 {sha256(out)}"
+        f"{out}: {kind}, {len(state)} tensors, SHA-256 {sha256(out)}"
     )
 
 
@@ -221,11 +223,12 @@ def translate(tensors: dict, network: nn.Module, features_only: bool = False) ->
     theirs = {}  # by our name
     for name in tensors:
         layer, _, part = name.rpartition(".")
-        if layer not in LAYERS:
+        ours = f"{LAYERS.get(layer)}.{part}"
+        if layer not in LAYERS or part not in ("weight", "bias") or ours in theirs:
             raise InputError(f"tensor {name!r:.80} is unexpected; {other}")
         if LAYERS[layer]:
-            theirs[f"{LAYERS[layer]}.{part}"] = name
-    features_only = features_only or not any("fc6" in name for name in theirs)
+            theirs[ours] = name
+    features_only = features_only or not any(name.startswith("fc") for name in theirs)
     state = {}
     for name, parameter in network.named_parameters():
         if features_only and name.startswith("fc"):

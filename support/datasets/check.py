@@ -130,18 +130,19 @@ def check_counts(counts: Counts, data: DataSet):
     Prints the classes without pixels in the training or validation set, and warns of validation
     images that are in the training set or look like training images.
     """
-    masks, first_val = data.train[0].label.parent, len(data.train)
+    first_val = len(data.train)
     check_first_id(counts, data)
     training = counts.pixels[:first_val].sum(0)
     validation = counts.pixels[first_val : first_val + len(data.val)].sum(0)
-    for part, pixels, needed in (("training", training, 2), ("validation", validation, 1)):
+    parts = ("training", data.train, training, 2), ("validation", data.val, validation, 1)
+    for part, samples, pixels, needed in parts:
         unseen = [name for name, count in zip(data.classes, pixels, strict=True) if not count]
         if len(data.classes) - len(unseen) < needed:
             raise InputError(
-                f"{masks}: the {part} images must show at least {needed} of the classes; id "
-                f"{IGNORE} and every id or colour that is not in classes.txt are ignored. For "
-                "black-and-white masks, write 'background 0 0 0' and 'road 255 255 255' there; for "
-                "masks of ids, write names without colours"
+                f"{samples[0].label.parent}: the {part} images must show at least {needed} of the "
+                f"classes; id {IGNORE} and every id or colour that is not in classes.txt are "
+                "ignored. For black-and-white masks, write 'background 0 0 0' and 'road 255 255 "
+                "255' there; for masks of ids, write names without colours"
             )
         if unseen:
             print(f"no {part} image shows: {', '.join(unseen)}", flush=True)

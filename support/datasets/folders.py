@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -210,6 +211,7 @@ def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
     all images below it.
     """
     by_name, by_path, below = {}, {}, {}
+    above = os.path.commonpath([image.parent for image in pairs.images.values()] or [root])
     for key, image in pairs.images.items():
         mask, path = pairs.masks.get(key, image), image.relative_to(root)
         short = PurePosixPath(key.replace(BETWEEN, ""))
@@ -217,16 +219,17 @@ def chosen(pairs: Pairs, file: Path, root: Path) -> set[str]:
             by_name.setdefault(name, set()).add(key)
         for name in (path, path.with_suffix(""), short, f"{short}{image.suffix}"):
             by_path.setdefault(str(PurePosixPath(name)), set()).add(key)
-        for folder in (*path.parents[:-1], *short.parents[:-1]):
+        for folder in (*path.parents[:-1], *image.relative_to(above).parents[:-1]):
             below.setdefault(folder.as_posix(), set()).add(key)
     keys = set()
     for line in read_list(file):
-        name = PurePosixPath(line.replace("\\", "/"))
-        fits = by_path.get(str(name), set())
-        if not fits and str(name.parent) not in below:  # perhaps a path from another machine
-            fits = by_name.get(name.name, set())
-        if len(fits) != 1:
-            fits = below.get(str(name))
+        name = line.replace("\\", "/").removeprefix("./")
+        fits = by_name.get(PurePosixPath(name).name, set())
+        # Folders of another machine do not count, folders of the data set do.
+        if len(fits) > 1 or str(PurePosixPath(name).parent) in below:
+            fits = fits & by_path.get(name, set())
+        if len(fits) != 1 or name.endswith("/"):
+            fits = below.get(name.rstrip("/"))
         if not fits:
             raise InputError(
                 f"{file}: names {line[:60]!r}, which must match exactly one image in "

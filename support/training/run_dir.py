@@ -32,7 +32,7 @@ class RunDir:
     """The folder of one run, locked until the end of a with block.
 
     path          the folder
-    save_every    steps between two last.pt, or "auto": five minutes
+    save_every    write last.pt every so many steps too; "auto": only every five minutes
 
     best.pt is always written before the last.pt that has its score, so a run can be resumed
     whenever it is killed. Raises InputError if a write fails.
@@ -74,8 +74,8 @@ class RunDir:
 
 
 def to_host(content):
-    """Nested dictionaries and lists with their tensors on the CPU, so that a machine without a GPU
-    can read the file.
+    """Nested dictionaries and lists with their tensors on the CPU, so that a plain torch.load reads
+    the file on a machine without a GPU too.
     """
     if isinstance(content, dict):
         return {name: to_host(value) for name, value in content.items()}
