@@ -82,9 +82,13 @@ def test_an_epoch_has_each_sample_once_in_a_reproducible_order(count, size, work
             assert torch.equal(images, others) and torch.equal(labels, their_labels)
 
 
-def test_another_seed_or_epoch_gives_another_order():
-    orders = [order(batches(seed=s, epoch=e)) for s, e in ((0, 1), (1, 1), (0, 2))]
+def test_another_seed_or_epoch_gives_another_order_and_other_views():
+    cases = [dict(seed=seed, epoch=epoch) for seed, epoch in ((0, 1), (1, 1), (0, 2))]
+    orders = [order(batches(**case)) for case in cases]
     assert orders[0] != orders[1] != orders[2] != orders[0]
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    views = [batches(1, noise, **case)[0][0].tolist() for case in cases]
+    assert views[0] != views[1] != views[2] != views[0]
 
 
 def test_images_reach_the_network_normalised_in_rgb():
