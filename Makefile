@@ -2,7 +2,7 @@
 # make test     run the test suite
 # make lint     check style: ruff, configured in pyproject.toml
 # make bench    compare its speed with the network as published; DEVICE=cuda for a GPU
-# make soak     kill and resume a small run 210 times: ten minutes
+# make soak     kill and resume a small run 210 times: a few minutes
 # Each creates a virtual environment first. Only Python 3.11 or later must be installed.
 
 PYTHON ?= python3
