@@ -412,10 +412,10 @@ def far_from_training(views: list[tuple], shape: tuple, saved: dict) -> str:
         height, width = view.shape[2:]
         if not smallest / FAR_FACTOR <= max(height, width) <= largest * FAR_FACTOR:
             factor = f" ({height / shape[0]:.2g} times its size)" if height != shape[0] else ""
+            sides = f"{smallest:.0f}" + (f" to {largest:.0f}" if largest > smallest else "")
             return (
                 f"is computed at {height}x{width}{factor}; the longer side of the training images "
-                f"had {smallest:.0f} to {largest:.0f} pixels. --resize fit computes every picture "
-                "at their median size"
+                f"had {sides} pixels. --resize fit computes every picture at their median size"
             )
     return ""
 
