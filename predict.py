@@ -273,9 +273,10 @@ def predict(options: Options, failed: list[str]):
                     if len(far) == 1:  # at once: the run may take an hour
                         warn("predict.py", f"{job.picture}: {warning}")
                 with naming(job.picture):
-                    prediction = predictor((views, picture.shape[:2]), probabilities=wanted)
-                labels = prediction.labels
-                confidence = dict(zip(wanted, prediction.probabilities, strict=True))  # by class
+                    labels, probabilities, _ = predictor(
+                        (views, picture.shape[:2]), probabilities=wanted
+                    )
+                confidence = dict(zip(wanted, probabilities, strict=True))  # by class
                 if options.threshold is not None:
                     is_road = confidence[road] >= round(255 * options.threshold)
                     labels = is_road.astype(np.uint8)

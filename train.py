@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -253,7 +254,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         if not saved:
             keep_best(out)
     ranks.let_others_in(found)
-    run_dir = RunDir(found["out"], config.save_every, lock)
+    run_dir = RunDir(found["out"], config.save_every)
     model = callable_model(net, config, ranks)
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     versions |= {"numpy": np.__version__, "pillow": PIL.__version__}
@@ -289,7 +290,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         f"{'fp32' if config.amp == 'off' else config.amp}; "
         f"{counted(config.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')}; results in {out}"
     )
-    with run_dir:
+    with lock or nullcontext():  # only the first process has the lock
         for epoch in range(len(log) + 1, config.epochs + 1):
             net.train()
             # On a GPU, let cuDNN try all algorithms for each size: views have few sizes.

@@ -493,7 +493,7 @@ def test_save_every_is_obeyed_and_at_most_5_minutes_are_lost(
         monkeypatch.setattr(time, "perf_counter", lambda: now)
         monkeypatch.setattr(torch, "save", save)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-        files = RunDir(tmp_path_factory.getbasetemp(), save_every, lock=None)
+        files = RunDir(tmp_path_factory.getbasetemp(), save_every)
         for step in range(1, 2001):
             now += step_takes
             if files.due(step):

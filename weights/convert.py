@@ -161,8 +161,9 @@ def convert(
     else:
         with atomic(out) as file:
             torch.save(state, file)
-    kind = "VGG16" if "fc6.weight" in state else "VGG16 without fc6 and fc7"
-    kind = "FCN-8s" if complete else kind
+    kind = "FCN-8s" if complete else "VGG16"
+    if not any("fc6" in name for name in state):
+        kind += " without fc6 and fc7"
     return (
         f"{source}: {len(tensors)} tensors, SHA-256 {sha256(source)}\n"
         f"{out}: {kind}, {len(state)} tensors, SHA-256 {sha256(out)}"

@@ -56,8 +56,8 @@ def find_cityscapes(root: Path, options) -> DataSet:
         matched(find_pairs(root, images.format(part), labels.format(part)))
         for part in ("train", "val")
     )
-    class_of, classes = np.full(256, IGNORE, np.uint8), range(len(CITYSCAPES))
-    class_of[classes if kind == "labelTrainIds" else list(CITYSCAPES.values())] = classes
+    class_of, train_ids = np.full(256, IGNORE, np.uint8), range(len(CITYSCAPES))
+    class_of[train_ids if kind == "labelTrainIds" else list(CITYSCAPES.values())] = train_ids
 
     def read_label(path, unmapped=None):
         return class_of[read_mask(path)]

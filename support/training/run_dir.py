@@ -29,7 +29,7 @@ SAVE_SECONDS = 300  # last.pt is due after this many seconds
 
 
 class RunDir:
-    """The folder of one run, locked until the end of a with block.
+    """The folder of one run.
 
     path          the folder
     save_every    write last.pt every so many steps too; "auto": only every five minutes
@@ -38,8 +38,8 @@ class RunDir:
     whenever it is killed. Raises InputError if a write fails.
     """
 
-    def __init__(self, path: Path, save_every: int | str, lock):
-        self.path, self.save_every, self.lock = path, save_every, lock
+    def __init__(self, path: Path, save_every: int | str):
+        self.path, self.save_every = path, save_every
         self.saved = time.perf_counter()  # when last.pt was written
 
     def write_config(self, content: dict):
@@ -64,13 +64,6 @@ class RunDir:
         """Write last.pt. The previous one becomes before.pt."""
         write_checkpoint(to_host(content), self.path / "last.pt", self.path / "before.pt")
         self.saved = time.perf_counter()
-
-    def __enter__(self) -> RunDir:
-        return self
-
-    def __exit__(self, *error):
-        if self.lock:
-            self.lock.close()
 
 
 def to_host(content):
