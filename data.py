@@ -5,8 +5,8 @@
     python data.py DIR --list          print which image is in which part
 
 A sample is an image and its label map: class ids 0 ... C-1, or IGNORE (255) for pixels that are
-left out of training and scores. The folders inside DIR determine its layout (LAYOUTS). kitti.py
-reads KITTI Road, support/datasets/ reads the other layouts.
+left out of training and scores. The folders inside DIR determine its layout (docs/data.md).
+kitti.py reads KITTI Road, support/datasets/ reads the other layouts.
 """
 
 from __future__ import annotations

@@ -329,8 +329,8 @@ def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
             samples += found
     if not samples:
         raise InputError(
-            f"{results}: holds no map named like a ground truth in {training / 'gt_image_2'}; "
-            "predict.py --kitti writes maps into its folders confidence and bev"
+            f"{results}: holds no map named like a ground truth in {training / 'gt_image_2'}; for "
+            "results of predict.py --kitti, give its folder confidence or bev"
         )
     histograms = []
     for sample in samples:

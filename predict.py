@@ -95,7 +95,7 @@ class Options:
         None, "predict and score a data set with ground truth", Path, metavar="DIR"
     )
     split: str | None = option(
-        None, "part of --data (default val), or of --kitti: train or test (default)", choices=SPLITS
+        None, "part of --data, by default val; of --kitti, train or (default) test", choices=SPLITS
     )
     images: str | None = option(
         None, "with --data: pattern of the images, if not as in training", metavar="PATTERN"
@@ -325,7 +325,7 @@ def require_suited(options: Options, net: FCN8s, saved: dict):
     if options.kitti and (road is None or classes[road] not in TASKS):
         raise InputError(
             f"{options.checkpoint}: --kitti needs a class called {' or '.join(TASKS)}; the "
-            f"classes are {', '.join(classes)}"
+            f"classes are {', '.join(map(repr, classes))}"
         )
     if options.resize == "fit" and "sizes" not in saved:
         raise InputError(

@@ -201,16 +201,17 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     if saved:
         require_same_data(folder, data.classes, images, saved)
     reader = Reader(data.read_label)
-    weights, path = (None, None) if saved else read_weights(config.weights, config.width)
     if ranks.first:
         counts = read_everything([*data.train, *data.val], data, reader)
         print(describe(counts, data))
         check_counts(counts, data)
         n = len(data.train)
         found = {"pixels": counts.pixels[:n].sum(0), "sizes": counts.sizes[:n]}
-        resolve(config, data, extent(found["sizes"]), weights, device, PAPER)
 
     # ---- network
+    # Reads the weights after the data: a faulty mask is named before half a gigabyte is downloaded.
+    weights, path = (None, None) if saved else read_weights(config.weights, config.width)
+    resolve(config, data, extent(found["sizes"]), weights, device, PAPER)
     if saved:
         net = FCN8s.from_checkpoint(saved, out)
     else:
@@ -243,7 +244,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         loss_sum = saved["loss_sum"].to(device)
         restore(optimizer, scaler, saved)
         best = require_best(out, best, log, config.epochs, steps_left=total_steps - step)
-        print(f"{out}: going on after step {step}")
+        complete = f"training is complete; --epochs above {config.epochs} trains longer"
+        print(f"{out}: {f'going on after step {step}' if step < total_steps else complete}")
 
     # ---- folder. From here on, a signal leaves a checkpoint in it.
     stop.listen()

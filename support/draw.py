@@ -184,7 +184,8 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
 
     rows    of log.csv: numbers by column name
 
-    A vertical line marks the epoch of best.pt: the last one with a true `is_best`.
+    A vertical line marks the epoch of best.pt: the last one with a true `is_best`. The numbers in
+    the legend are those of this epoch.
     """
 
     def line(name, colour, column):
@@ -217,9 +218,12 @@ def chart(title, xs, lines, highest, marked) -> Image.Image:
     xs         epochs
     lines      (name, colour, values) each; values that are not finite are left out
     highest    end of the y axis, rounded up; it starts at 0
-    marked     epochs to mark with a vertical line
+    marked     [the epoch to mark with a vertical line], or []
+
+    The legend gives the values at the marked epoch, otherwise the last ones.
     """
-    entries = [(f"{ys[-1]:.3f}  {name}", colour) for name, colour, ys in lines]
+    shown = xs.index(marked[0]) if marked else -1
+    entries = [(f"{ys[shown]:.3f}  {name}", colour) for name, colour, ys in lines]
     names = legend(0, entries + [(f"best.pt: epoch {x}", GREY) for x in marked], 14)
     size = max(900, 724 + names.width), max(360, names.height + 60)
     sheet = Image.new("RGB", size, "white")

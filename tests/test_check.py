@@ -214,10 +214,10 @@ def test_video_frames_on_both_sides_of_the_split_are_reported(tmp_path, check, v
         folder = "abc"[i // 10]
         picture(tmp_path / f"images/{folder}/{i}.png", shown)
         picture(tmp_path / f"masks/{folder}/{i}.png", np.resize([0, 1, 2], (8, 10)))
-    says = r"warning: \d of 6 validation images may be video frames"
+    says = r"warning: \d of 6 validation images look like a training image"
     assert bool(re.search(says, check(tmp_path)[1])) == video
     (tmp_path / "val.txt").write_text("b\n")  # a whole scene
-    assert "video frames" not in check(tmp_path)[1]
+    assert "look like" not in check(tmp_path)[1]
 
 
 def test_classes_missing_from_the_validation_set_are_reported(tmp_path, check):

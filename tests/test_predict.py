@@ -603,7 +603,7 @@ def test_options_may_come_in_any_order():
         ("a.png --tta 1,flop", "'flop' is not a positive number, nor flip"),
         ("a.png --images x/*", "--images: needs --data"),
         ("--data x --scores a.png", "must end in .csv"),
-        ("a.png --confidence sky", "the classes are not road, road"),
+        ("a.png --confidence sky", "the classes are 'not road', 'road'"),
     ],
 )
 def test_a_mistake_is_reported_in_one_line_with_status_2(

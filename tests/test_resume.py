@@ -246,7 +246,9 @@ def test_a_signal_in_the_final_evaluation_says_training_is_done(finished, capsys
     best = f"training is complete, {finished / 'best.pt'} is the result"
     assert f"{best}; for the final scores: python train.py --resume" in capsys.readouterr().err
     assert resume(finished) == 0
-    assert "best network (epoch" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "training is complete; --epochs above 3 trains longer" in printed
+    assert "best network (epoch" in printed
 
 
 @pytest.mark.parametrize(

@@ -159,9 +159,9 @@ def check_counts(counts: Counts, data: DataSet):
     alike = 0 if data.kitti else count_alike(counts, data)
     if alike > len(data.val) / 4:
         print(
-            f"warning: {alike} of {counted(len(data.val), 'validation image')} may be video frames "
-            "next to a training image; their scores are too good, so name whole scenes or folders "
-            "in val.txt",
+            f"warning: {alike} of {counted(len(data.val), 'validation image')} look like a "
+            "training image, as neighbouring video frames do; then the scores are too good, so "
+            "name whole scenes or folders in val.txt",
             flush=True,
         )
 

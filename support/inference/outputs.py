@@ -188,8 +188,8 @@ def confidence_folders(wanted: str | None, classes: list[str]) -> dict[str, int]
         return {"confidence": classes.index(wanted)}
     if wanted != "all":
         raise InputError(
-            f"--confidence {wanted}: not a class; the classes are {', '.join(classes)}; put "
-            "pictures before --confidence"
+            f"--confidence {wanted}: not a class; the classes are {', '.join(map(repr, classes))}; "
+            "put pictures before --confidence"
         )
     if only_road(classes):
         return {"confidence": 1}
