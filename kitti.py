@@ -2,9 +2,9 @@
 
     python kitti.py RESULTS_DIR TRAINING_DIR     score confidence maps as the benchmark does
 
-RESULTS_DIR holds 8-bit grey confidence maps from any method: 255 times the probability of road.
-Each is named like its ground truth in TRAINING_DIR/gt_image_2. It has the size of its image, or is
-a bird's-eye view of 800x400 (height x width). TRAINING_DIR is KITTI Road's folder training.
+RESULTS_DIR holds 8-bit grey confidence maps from any method: the surer of road, the brighter. Each
+is named like its ground truth in TRAINING_DIR/gt_image_2. It has the size of its image, or is a
+bird's-eye view of 800x400 (height x width). TRAINING_DIR is KITTI Road's folder training.
 
 The images have three categories: um (urban marked) has one marked lane in each direction, umm
 (urban multiple marked) has several, and uu (urban unmarked) has no lane markings. The ground truth
@@ -90,7 +90,7 @@ def read_label(path: Path, unmapped=None) -> np.ndarray:
 
 
 def read_confidence(path: Path) -> np.ndarray:
-    """A confidence map uint8 [H, W], 255 times the probability of road. Raises InputError."""
+    """A confidence map uint8 [H, W]: the surer of road, the higher. Raises InputError."""
     image = open_mask(path)
     if image.mode != "L":  # a mask of class ids is a palette picture
         raise InputError(f"{path}: a confidence map must be 8-bit grey, this one is {image.mode}")
@@ -210,7 +210,7 @@ def histogram(confidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Int64 [2, 256]: how many non-road pixels (row 0) and road pixels (row 1) have each
     confidence. Ignored pixels are left out.
 
-    confidence    uint8, 255 times the probability of road
+    confidence    uint8: the surer of road, the higher
     truth         uint8 of the same shape: 0, 1 or IGNORE
 
     Histograms of several images can be added.

@@ -102,7 +102,7 @@ class Scores:
         """Add an image.
 
         prediction, truth    label maps uint8 [H, W]
-        confidence           uint8 [H, W], 255 times the probability of class `road`, if given
+        confidence           uint8 [H, W], the predictor's `confidence` of class `road`, if given
 
         Raises InputError if the image's calibration cannot be used.
         """

@@ -8,8 +8,8 @@
 
 Results go into the folder --out: overlay/, mask/ and, with --confidence, confidence/. Files are
 named like the pictures (for KITTI Road like the ground truth: um_road_000000.png for
-um_000000.png). Masks are palette PNGs of class ids. Confidences are 8-bit grey, 255 times the
-probability of a class. Exit status 1: some pictures, named at the end, failed; all others are done.
+um_000000.png). Masks are palette PNGs of class ids. Confidences are 8-bit grey: the surer of a
+class, the brighter. Exit status 1: some pictures, named at the end, failed; all others are done.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Options:
     # ---- results
     confidence: str | None = option(
         None,
-        "also write the probability of CLASS; without a name: of the road if it is the only class "
+        "also write the confidence of CLASS; without a name: of the road if it is the only class "
         "sought, else of every class, each in its own folder",
         metavar="CLASS",
         nargs="?",
@@ -192,7 +192,7 @@ def segment(
     picture       a PIL image of any mode and size, or uint8 [H, W, 3] RGB, both used as they are;
                   or the path of a picture, which is turned upright by its EXIF tag
     confidence    a class id or name: then the result is (class ids, confidence), both uint8
-                  [H, W]; the confidence is 255 times the probability of that class
+                  [H, W]; see `confidence` in support/inference/predictor.py
     tile          bounds the memory, see Predictor
 
     Several threads may share one network. Raises ValueError for any other picture, an unknown
@@ -215,7 +215,7 @@ def segment(
         wanted = [names.index(confidence)]
     if not all(type(c) is int and 0 <= c < net.config["num_classes"] for c in wanted):
         raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
-    labels, confidences, _ = Predictor(net, tile=tile)(pixels, probabilities=wanted)
+    labels, confidences, _ = Predictor(net, tile=tile)(pixels, confidences=wanted)
     return (labels, confidences[0]) if wanted else labels
 
 
@@ -273,10 +273,8 @@ def predict(options: Options, failed: list[str]):
                     if len(far) == 1:  # at once: the run may take an hour
                         warn("predict.py", f"{job.picture}: {warning}")
                 with naming(job.picture):
-                    labels, probabilities, _ = predictor(
-                        (views, picture.shape[:2]), probabilities=wanted
-                    )
-                confidence = dict(zip(wanted, probabilities, strict=True))  # by class
+                    labels, found, _ = predictor((views, picture.shape[:2]), confidences=wanted)
+                confidence = dict(zip(wanted, found, strict=True))  # by class
                 if options.threshold is not None:
                     is_road = confidence[road] >= round(255 * options.threshold)
                     labels = is_road.astype(np.uint8)

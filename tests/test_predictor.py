@@ -1,4 +1,4 @@
-"""Labels and probabilities of a picture: the same with tiles as without, at every size, and
+"""Labels and confidences of a picture: the same with tiles as without, at every size, and
 averaged over views.
 """
 
@@ -15,7 +15,15 @@ from PIL import Image
 
 from fcn import cross_entropy
 from support.device import as_batch
-from support.inference.predictor import MIN_TILE, TTA, Predictor, prepare, stretch, tiled
+from support.inference.predictor import (
+    MIN_TILE,
+    TTA,
+    Predictor,
+    confidence,
+    prepare,
+    stretch,
+    tiled,
+)
 from support.labels import IGNORE
 from vgg import normalise
 
@@ -34,12 +42,32 @@ def scores_of(net, picture, size=None):
 
 
 def assert_alike(prediction, probabilities):
-    """Assert that the prediction has these probabilities [C, H, W] and the most probable class."""
-    assert np.abs(prediction.probabilities - 255 * probabilities.numpy()).max() <= 0.6
+    """Assert that the prediction has the confidences of these probabilities float64 [C, H, W] and
+    the most probable class.
+    """
+    confidences = 255 / (1 + (1 / probabilities - 1) ** 0.25)
+    assert np.abs(prediction.confidences - confidences.numpy()).max() <= 0.6
     sure = probabilities.topk(2, 0).values.diff(dim=0)[0].abs() > 1e-3
     assert sure.float().mean() > 0.5
     assert np.array_equal(prediction.labels[sure], probabilities.argmax(0).byte()[sure])
     assert prediction.labels.dtype == np.uint8
+
+
+@given(st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=6), st.data())
+def test_a_confidence_follows_the_log_odds_however_large_they_are(scores, data):
+    c = data.draw(st.integers(0, len(scores) - 1))
+    weights = np.exp(np.array(scores, np.longdouble))
+    odds = weights[c] / np.delete(weights, c).sum()
+    found = confidence(torch.tensor(scores)[:, None, None], c)
+    assert found.dtype == torch.uint8 and found.shape == (1, 1)
+    assert abs(found.item() - 255 / (1 + odds**-0.25)) < 0.51
+
+
+def test_confidences_tell_apart_pixels_that_are_almost_certain():
+    scores = torch.tensor([[[0, 8, 12, 16, 20]], [[0, 0, 0, 0, 0]], [[-99, 0, 0, 0, 0]]]).float()
+    assert (255 * scores.softmax(0)[0]).round()[0, 1:].unique().numel() == 1
+    assert confidence(scores, 0)[0].diff().gt(0).all()
+    assert confidence(scores, 0)[0, 0] == 128  # two classes are equally probable
 
 
 # ---- tiles ----
@@ -93,15 +121,15 @@ def test_no_tile_exceeds_the_pixel_limit(height, width, tile):
     assert covered == height * width and largest <= tile * tile
 
 
-def test_tiling_keeps_labels_probabilities_and_loss():
+def test_tiling_keeps_labels_confidences_and_loss():
     net, picture = lively(1, 8), noise(60, 1500)
     truth = torch.randint(0, 2, (60, 1500), dtype=torch.uint8)
     truth[:, :600] = IGNORE
     found = Predictor(net, tile=MIN_TILE)(
-        picture, probabilities=[0, 1], truth=truth, criterion=cross_entropy
+        picture, confidences=[0, 1], truth=truth, criterion=cross_entropy
     )
     scores = scores_of(net, picture)
-    assert_alike(found, scores.softmax(0))
+    assert_alike(found, scores.double().softmax(0))
     torch.testing.assert_close(found.loss, cross_entropy(scores[None], truth[None].long()))
 
 
@@ -188,15 +216,15 @@ def test_tta_averages_the_probabilities_of_all_views(factors, flip, height, widt
     views = []
     for factor in factors:
         size = max(1, round(height * factor)), max(1, round(width * factor))
-        views.append(scores_of(net, picture, size).softmax(0))
+        views.append(scores_of(net, picture, size).double().softmax(0))
         if flip:
             resized = Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR)
             with torch.no_grad():
                 scores = net(normalise(as_batch(np.asarray(resized)[:, ::-1])))
             scores = F.interpolate(scores, size=(height, width), mode="bilinear")
-            views.append(scores[0].softmax(0).flip(2))
+            views.append(scores[0].double().softmax(0).flip(2))
     tta = TTA(tuple(factors), flip)
-    found = Predictor(net, tta=tta)(picture, probabilities=[0, 1])
+    found = Predictor(net, tta=tta)(picture, confidences=[0, 1])
     assert_alike(found, torch.stack(views).mean(0))
 
 
@@ -215,11 +243,11 @@ def test_tta_is_refused_if_its_mean_would_fill_memory():
 def test_tta_in_tiles_matches_whole_pictures():
     net, picture = lively(1, 8), noise(60, 1500)
     whole, tiles = (
-        Predictor(net, tile=tile, tta=TTA(flip=True))(picture, probabilities=[1])
+        Predictor(net, tile=tile, tta=TTA(flip=True))(picture, confidences=[1])
         for tile in (1536, MIN_TILE)
     )
     assert (whole.labels != tiles.labels).sum() <= 3
-    assert np.abs(whole.probabilities - tiles.probabilities.astype(int)).max() <= 1
+    assert np.abs(whole.confidences - tiles.confidences.astype(int)).max() <= 1
 
 
 # ---- number formats and layout ----

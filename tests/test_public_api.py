@@ -24,6 +24,7 @@ import fcn
 from fcn import FCN8s, cross_entropy
 from predict import segment
 from support.console import InputError
+from support.inference.predictor import confidence
 from vgg import normalise
 
 IMAGE = torch.randn(2, 3, 45, 70, generator=torch.Generator().manual_seed(0))
@@ -95,14 +96,14 @@ def test_segment_gives_labels_and_confidence_for_any_picture(mode):
     net.classes = ["no", "yes"]
     picture = pixels if mode == "array" else Image.fromarray(pixels).convert(mode)
     rgb = pixels if mode == "array" else picture.convert("RGB")
-    mask, confidence = segment(net, picture, "yes")
+    mask, yes = segment(net, picture, "yes")
     with torch.no_grad():
         scores = net(batch_of(rgb))[0]
-    assert mask.dtype == confidence.dtype == np.uint8
+    assert mask.dtype == yes.dtype == np.uint8
     assert np.array_equal(mask, scores.argmax(0))
-    assert np.abs(confidence - 255 * scores.softmax(0)[1].numpy()).max() < 0.51
+    assert np.abs(yes - confidence(scores, 1).numpy().astype(int)).max() <= 1
     assert np.array_equal(segment(net, picture), mask)
-    assert np.array_equal(segment(net, picture, 1)[1], confidence)
+    assert np.array_equal(segment(net, picture, 1)[1], yes)
 
 
 def test_segment_takes_a_path_and_turns_the_picture_upright(tmp_path):
@@ -311,9 +312,9 @@ def test_the_prediction_programs_give_the_probabilities(net, capsys):
     names = {}
     for program in programs("docs/programs.md")[:2]:
         exec(program, names)
-    wanted = photo_scores(net).softmax(0)
-    torch.testing.assert_close(names["probabilities"][0], wanted)
-    assert np.abs(names["road"] - 255 * wanted[1].numpy()).max() < 0.51
+    wanted = photo_scores(net)
+    torch.testing.assert_close(names["probabilities"][0], wanted.softmax(0))
+    assert np.abs(names["road"] - confidence(wanted, 1).numpy().astype(int)).max() <= 1
     assert "['not road', 'road']" in capsys.readouterr().out
 
 

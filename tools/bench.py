@@ -227,7 +227,7 @@ def begin(task, case, device, folder):
 
 
 def prediction(case, device, folder):
-    """A function that predicts a uint8 picture: uint8 labels and probabilities, on the host."""
+    """A function that predicts a uint8 picture: uint8 labels and confidences, on the host."""
     picture = np.random.default_rng(0).integers(0, 256, (375, 1242, 3), np.uint8)
     if case == "published":
         net = network(case).to(device).eval()
@@ -240,7 +240,7 @@ def prediction(case, device, folder):
         amp = default_amp("auto", device)
         to_int8(net, calibrate(net, [picture]))
     predictor = Predictor(prepare(net, amp, device), amp)
-    return lambda: predictor(picture, probabilities=[1])
+    return lambda: predictor(picture, confidences=[1])
 
 
 def as_published(compute, picture, device):

@@ -74,7 +74,7 @@ class Evaluation:
                 try:
                     labels, confidences, loss = predictor(
                         (views, truth.shape),
-                        probabilities=[] if road is None else [road],
+                        confidences=[] if road is None else [road],
                         truth=truth.to(self.device, non_blocking=True),
                         criterion=self.criterion,
                     )
