@@ -41,7 +41,7 @@ def test_polygons_of_labelme_become_a_data_set(streets):
     for name in ("1", "2"):
         shapes = [{"label": "road", "points": SQUARE, "shape_type": "polygon"}]
         if name == "2":
-            shapes = [{"label": "road", "points": SQUARE[::2], "shape_type": "rectangle"}]
+            shapes = [{"label": "road", "points": SQUARE[::-2], "shape_type": "rectangle"}]
         content = {"imageWidth": 40, "imageHeight": 20, "shapes": shapes}
         (streets / f"streets/images/front/{name}.json").write_text(json.dumps(content))
     exec(LABELME, {})

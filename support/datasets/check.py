@@ -161,7 +161,7 @@ def check_counts(counts: Counts, data: DataSet):
         print(
             f"warning: {alike} of {counted(len(data.val), 'validation image')} look like a "
             "training image, as neighbouring video frames do; then the scores are too good, so "
-            "name whole scenes or folders in val.txt",
+            "name whole drives or folders in val.txt",
             flush=True,
         )
 
