@@ -2,7 +2,7 @@
 
     python kitti.py RESULTS_DIR TRAINING_DIR     score confidence maps as the benchmark does
 
-RESULTS_DIR holds 8-bit grey confidence maps from any method: the surer of road, the brighter. Each
+RESULTS_DIR holds 8-bit grey confidence maps from any method: brighter is more likely road. Each
 is named like its ground truth in TRAINING_DIR/gt_image_2. It has the size of its image, or is a
 bird's-eye view of 800x400 (height x width). TRAINING_DIR is KITTI Road's folder training.
 
@@ -90,7 +90,7 @@ def read_label(path: Path, unmapped=None) -> np.ndarray:
 
 
 def read_confidence(path: Path) -> np.ndarray:
-    """A confidence map uint8 [H, W]: the surer of road, the higher. Raises InputError."""
+    """A confidence map uint8 [H, W]: higher is more likely road. Raises InputError."""
     image = open_mask(path)
     if image.mode != "L":  # a mask of class ids is a palette picture
         raise InputError(f"{path}: a confidence map must be 8-bit grey, this one is {image.mode}")
@@ -210,7 +210,7 @@ def histogram(confidence: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Int64 [2, 256]: how many non-road pixels (row 0) and road pixels (row 1) have each
     confidence. Ignored pixels are left out.
 
-    confidence    uint8: the surer of road, the higher
+    confidence    uint8: higher is more likely road
     truth         uint8 of the same shape: 0, 1 or IGNORE
 
     Histograms of several images can be added.
@@ -329,8 +329,9 @@ def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
             samples += found
     if not samples:
         raise InputError(
-            f"{results}: holds no map named like a ground truth in {training / 'gt_image_2'}; for "
-            "results of predict.py --kitti, give its folder confidence or bev"
+            f"{results}: holds no map named like a ground truth in {training / 'gt_image_2'}; "
+            "predict.py --kitti writes maps into the folders confidence and bev below its --out: "
+            "give one of them"
         )
     histograms = []
     for sample in samples:

@@ -8,8 +8,8 @@
 
 Results go into the folder --out: overlay/, mask/ and, with --confidence, confidence/. Files are
 named like the pictures (for KITTI Road like the ground truth: um_road_000000.png for
-um_000000.png). Masks are palette PNGs of class ids. Confidences are 8-bit grey: the surer of a
-class, the brighter. Exit status 1: some pictures, named at the end, failed; all others are done.
+um_000000.png). Masks are palette PNGs of class ids. Confidences are 8-bit grey: brighter is more
+confident. Exit status 1: some pictures, named at the end, failed; all others are done.
 """
 
 from __future__ import annotations
@@ -130,8 +130,9 @@ class Options:
     )
     threshold: float | None = option(
         None,
-        "mark a pixel as road (or the class sought) if its confidence is at least T, such as the "
-        "threshold that train.py prints beside MaxF (default: the most probable class)",
+        "mark a pixel as road (or the class sought) if its confidence (not its probability) is at "
+        "least T, such as the threshold that train.py prints beside MaxF (default: the most "
+        "probable class)",
         share,
         metavar="T",
     )
@@ -192,7 +193,7 @@ def segment(
     picture       a PIL image of any mode and size, or uint8 [H, W, 3] RGB, both used as they are;
                   or the path of a picture, which is turned upright by its EXIF tag
     confidence    a class id or name: then the result is (class ids, confidence), both uint8
-                  [H, W]; see `confidence` in support/inference/predictor.py
+                  [H, W], as `confidence` in support/inference/predictor.py computes it
     tile          bounds the memory, see Predictor
 
     Several threads may share one network. Raises ValueError for any other picture, an unknown
@@ -215,7 +216,7 @@ def segment(
         wanted = [names.index(confidence)]
     if not all(type(c) is int and 0 <= c < net.config["num_classes"] for c in wanted):
         raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
-    labels, confidences, _ = Predictor(net, tile=tile)(pixels, confidences=wanted)
+    labels, confidences, _ = Predictor(net, tile=tile)(pixels, confidences_of=wanted)
     return (labels, confidences[0]) if wanted else labels
 
 
@@ -233,12 +234,12 @@ def predict(options: Options, failed: list[str]):
 
     # ---- the pictures, and their results
     classes, road = net.classes, road_class(net.classes)
-    confidences = confidence_folders(options.confidence, classes)  # class by folder
+    class_of = confidence_folders(options.confidence, classes)  # by folder
     data = archive = None
     if options.kitti:
         split = "training" if options.split == "train" else "testing"
         jobs = kitti_jobs(options.kitti, classes[road], split)
-        confidences = {"confidence": road, "bev": road}
+        class_of = {"confidence": road, "bev": road}
         if split == "testing":
             archive = options.out / "submission.zip"
             require_ours(archive, "submission", is_submission)
@@ -248,7 +249,7 @@ def predict(options: Options, failed: list[str]):
         print(data.summary)
     else:
         jobs = picture_jobs(options.inputs)
-    folders = [*options.folders, *confidences]
+    folders = [*options.folders, *class_of]
     require_results(options.out, folders, jobs)
 
     # ---- the loop; threads read the pictures and write the results
@@ -256,7 +257,7 @@ def predict(options: Options, failed: list[str]):
     reader = Reader(data.read_label, cache_bytes=0) if data else None
     scores = Scores(classes, data.road) if data else None
     needed = {road} if options.threshold is not None else {data.road} if data else set()
-    wanted = sorted({*confidences.values(), *needed} - {None})  # classes
+    wanted = sorted({*class_of.values(), *needed} - {None})  # classes
     workers, start = default_workers(options.workers, device), thread_initializer(device)
     progress, far = Progress(len(jobs)), []
 
@@ -273,7 +274,7 @@ def predict(options: Options, failed: list[str]):
                     if len(far) == 1:  # at once: the run may take an hour
                         warn("predict.py", f"{job.picture}: {warning}")
                 with naming(job.picture):
-                    labels, found, _ = predictor((views, picture.shape[:2]), confidences=wanted)
+                    labels, found, _ = predictor((views, picture.shape[:2]), confidences_of=wanted)
                 confidence = dict(zip(wanted, found, strict=True))  # by class
                 if options.threshold is not None:
                     is_road = confidence[road] >= round(255 * options.threshold)
@@ -281,7 +282,7 @@ def predict(options: Options, failed: list[str]):
                 if data:
                     scores.update(job.sample, labels, truth, confidence.get(data.road))
                 trim_memory(views[0][0].shape)
-                maps = {folder: confidence[c] for folder, c in confidences.items()}
+                maps = {folder: confidence[c] for folder, c in class_of.items()}
                 yield job, picture, labels, maps
             except InputError as error:
                 failed.append(str(error))

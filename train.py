@@ -209,8 +209,9 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         found = {"pixels": counts.pixels[:n].sum(0), "sizes": counts.sizes[:n]}
 
     # ---- network
-    # Reads the weights after the data: a faulty mask is named before half a gigabyte is downloaded.
-    weights, path = (None, None) if saved else read_weights(config.weights, config.width)
+    # The weights come after the data: a faulty mask is named before half a gigabyte is downloaded.
+    weights, path = (None, None) if saved else read_weights(config.weights)
+    # Changes nothing in the other processes: they have the first one's values.
     resolve(config, data, extent(found["sizes"]), weights, device, PAPER)
     if saved:
         net = FCN8s.from_checkpoint(saved, out)
@@ -244,8 +245,10 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         loss_sum = saved["loss_sum"].to(device)
         restore(optimizer, scaler, saved)
         best = require_best(out, best, log, config.epochs, steps_left=total_steps - step)
-        complete = f"training is complete; --epochs above {config.epochs} trains longer"
-        print(f"{out}: {f'going on after step {step}' if step < total_steps else complete}")
+        going = f"going on after step {step}"
+        if step == total_steps:
+            going = f"training is complete; --epochs above {config.epochs} trains longer"
+        print(f"{out}: {going}")
 
     # ---- folder. From here on, a signal leaves a checkpoint in it.
     stop.listen()

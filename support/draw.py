@@ -201,7 +201,7 @@ def draw_curves(path: Path, rows: list[dict], classes: list[str]):
         for name, colour in zip(classes, colours_for(classes), strict=True)
     ]
     epochs = [row["epoch"] for row in rows]
-    best = [row["epoch"] for row in rows if row.get("is_best")][-1:]
+    best = max((row["epoch"] for row in rows if row.get("is_best")), default=None)
     highest = max([v for _, _, line in losses for v in line if np.isfinite(v)], default=1.0) or 1.0
     above = chart("loss (mean cross-entropy)", epochs, losses, highest, best)
     below = chart(title, epochs, ious, 1.0, best)
@@ -218,13 +218,15 @@ def chart(title, xs, lines, highest, marked) -> Image.Image:
     xs         epochs
     lines      (name, colour, values) each; values that are not finite are left out
     highest    end of the y axis, rounded up; it starts at 0
-    marked     [the epoch to mark with a vertical line], or []
+    marked     the epoch to mark with a vertical line, or None
 
     The legend gives the values at the marked epoch, otherwise the last ones.
     """
-    shown = xs.index(marked[0]) if marked else -1
+    shown = -1 if marked is None else xs.index(marked)
     entries = [(f"{ys[shown]:.3f}  {name}", colour) for name, colour, ys in lines]
-    names = legend(0, entries + [(f"best.pt: epoch {x}", GREY) for x in marked], 14)
+    if marked is not None:
+        entries.append((f"best.pt: epoch {marked}", GREY))
+    names = legend(0, entries, 14)
     size = max(900, 724 + names.width), max(360, names.height + 60)
     sheet = Image.new("RGB", size, "white")
     sheet.paste(names, (724, 40))
@@ -248,8 +250,8 @@ def chart(title, xs, lines, highest, marked) -> Image.Image:
         draw.text((at(x, 0)[0], bottom + 6), str(x), fill="black", font=font, anchor="mt")
     draw.text(((left + right) / 2, bottom + 22), "epoch", fill="black", font=font, anchor="mt")
     draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
-    for x in marked:
-        draw.line([at(x, 0), at(x, ticks[-1])], fill=GREY, width=2)
+    if marked is not None:
+        draw.line([at(marked, 0), at(marked, ticks[-1])], fill=GREY, width=2)
     for name, colour, ys in lines:
         points = [at(x, min(y, ticks[-1])) for x, y in zip(xs, ys, strict=True) if np.isfinite(y)]
         if len(points) > 1:

@@ -216,7 +216,7 @@ def test_video_frames_on_both_sides_of_the_split_are_reported(tmp_path, check, v
         picture(tmp_path / f"masks/{folder}/{i}.png", np.resize([0, 1, 2], (8, 10)))
     says = r"warning: \d of 6 validation images look like a training image"
     assert bool(re.search(says, check(tmp_path)[1])) == video
-    (tmp_path / "val.txt").write_text("b\n")  # a whole scene
+    (tmp_path / "val.txt").write_text("b\n")  # a whole folder
     assert "look like" not in check(tmp_path)[1]
 
 

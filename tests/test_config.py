@@ -77,7 +77,7 @@ def test_width_and_fc_channels_default_to_those_of_the_weights():
     checkpoint.classes = ROAD
     for weights, width in ((None, 1), (CONVOLUTIONS, 1), (checkpoint.to_checkpoint(), 1 / 64)):
         assert resolved(weights=weights).width == width
-        assert resolved({"width": 0.5}, weights=weights).width == 0.5
+        assert resolved({"width": 0.5, "weights": "none"}, weights=weights).width == 0.5
     for weights, channels in (
         (None, 4096),
         (CONVOLUTIONS, 512),

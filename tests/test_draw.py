@@ -155,6 +155,18 @@ def test_curves_show_long_class_names_in_full(tmp_path):
     assert 750 < changed.min() and changed.max() + 5 < drawings[0].shape[1]  # the IoU follows
 
 
+def test_the_legend_gives_the_values_of_the_best_network(tmp_path):
+    legends = []
+    for best, last in ((0.1, 0.1), (0.1, 0.9), (0.9, 0.1)):
+        rows = log(3)
+        rows[1].update(is_best=True, mean_iou=best)
+        rows[2].update(mean_iou=last)
+        draw_curves(tmp_path / "c.png", rows, ["not road", "road"])
+        legends.append(np.asarray(Image.open(tmp_path / "c.png").convert("L"))[:, 720:])
+    assert np.array_equal(legends[0], legends[1])
+    assert not np.array_equal(legends[0], legends[2])
+
+
 def differences(folder, *logs):
     """Where two drawings of the lower chart differ, without the legend: [height, width]."""
     drawings = []

@@ -68,7 +68,10 @@ def test_an_unusable_file_is_named_before_the_first_step(
     root = tmp_path / "set"
     shutil.copytree(originals / layout, root)
     spoil(root / name)
-    status, _, error = command("train.py", "--data", root, "--out", tmp_path / "out", *TINY)
+    weights = tmp_path / "empty.pth"  # unusable too, but read after the data
+    weights.touch()
+    run = ["--data", root, "--out", tmp_path / "out", *TINY, "--weights", weights]
+    status, _, error = command("train.py", *run)
     assert status == 2 and error.count("\n") == 1
     file = root / (name if named is None else named)
     files = file, file.with_suffix(".bmp")

@@ -30,7 +30,7 @@ def test_a_file_without_a_state_dict_is_refused_and_runs_nothing(tmp_path, conte
         file.write_bytes(content)
     else:
         torch.save(content, file)
-    for read in (read_checkpoint, lambda path: read_weights(path, "auto")):
+    for read in (read_checkpoint, read_weights):
         with pytest.raises(InputError) as error:
             read(file)
         assert str(file) in str(error.value) and "\n" not in str(error.value)

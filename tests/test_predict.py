@@ -101,7 +101,7 @@ def test_mask_and_confidence_match_the_network(streets, tmp_path):
     assert run(streets, file, "--out", out, "--confidence", "road") == 0
     assert files(out) == {"overlay/a.png", "mask/a.png", "confidence/a.png"}
     wanted = Predictor(FCN8s.load(streets))(
-        read_picture(file).pixels, confidences=[MANY.index("road")]
+        read_picture(file).pixels, confidences_of=[MANY.index("road")]
     )
     labels = read_mask(out / "mask/a.png")
     assert np.array_equal(labels, wanted.labels) and len(np.unique(labels)) > 1
@@ -117,8 +117,8 @@ def test_mask_and_confidence_match_the_network(streets, tmp_path):
 )
 def test_sizes_and_tta_match_those_of_the_predictor(road, tmp_path, options, how):
     file = photo(tmp_path / "a.png", (101, 75))
-    wanted = Predictor(FCN8s.load(road), **how)(read_picture(file).pixels, confidences=[1])
-    plain = Predictor(FCN8s.load(road))(read_picture(file).pixels, confidences=[1])
+    wanted = Predictor(FCN8s.load(road), **how)(read_picture(file).pixels, confidences_of=[1])
+    plain = Predictor(FCN8s.load(road))(read_picture(file).pixels, confidences_of=[1])
     assert run(road, file, "--out", tmp_path / "out", "--confidence", "road", *options) == 0
     found = pixels(tmp_path / "out/confidence/a.png")
     assert np.array_equal(found, wanted.confidences[0])
@@ -173,13 +173,13 @@ def test_confidence_all_writes_one_folder_per_class(tmp_path):
     ):
         path, out = checkpoint(tmp_path / "best.pt", classes), tmp_path / "".join(classes[2])
         file = photo(tmp_path / "a.png")
-        wanted = Predictor(FCN8s.load(path))(read_picture(file).pixels, confidences=[0, 1, 2])
+        wanted = Predictor(FCN8s.load(path))(read_picture(file).pixels, confidences_of=[0, 1, 2])
         assert run(path, file, "--out", out, "--confidence", "all") == 0
         for folder, confidence in zip(folders, wanted.confidences, strict=True):
             assert np.array_equal(pixels(out / "confidence" / folder / "a.png"), confidence)
 
 
-@pytest.mark.parametrize("threshold", [0, 0.25])
+@pytest.mark.parametrize("threshold", [0, 0.25, 0.5, 1])
 def test_road_is_each_pixel_at_or_above_the_threshold(road, tmp_path, threshold):
     more = ["--confidence", "all", "--threshold", threshold]
     assert run(road, photo(tmp_path / "a.png"), "--out", tmp_path / "out", *more) == 0
@@ -360,7 +360,7 @@ def test_resize_fit_uses_the_median_size_of_training(tmp_path, capsys):
     assert not capsys.readouterr().err
     for name, factor in (("wide", 90 / 360), ("tall", 90 / 30)):
         image = read_picture(tmp_path / f"in/{name}.png").pixels
-        wanted = Predictor(FCN8s.load(path), resize=factor)(image, confidences=[1])
+        wanted = Predictor(FCN8s.load(path), resize=factor)(image, confidences_of=[1])
         found = pixels(tmp_path / f"out/confidence/{name}.png")
         assert np.array_equal(found, wanted.confidences[0])
     path = checkpoint(tmp_path / "best.pt", ["not road", "road"])

@@ -54,20 +54,27 @@ def assert_alike(prediction, probabilities):
 
 
 @given(st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=6), st.data())
-def test_a_confidence_follows_the_log_odds_however_large_they_are(scores, data):
+def test_a_confidence_follows_the_log_odds(scores, data):
     c = data.draw(st.integers(0, len(scores) - 1))
     weights = np.exp(np.array(scores, np.longdouble))
     odds = weights[c] / np.delete(weights, c).sum()
-    found = confidence(torch.tensor(scores)[:, None, None], c)
-    assert found.dtype == torch.uint8 and found.shape == (1, 1)
+    found = confidence(torch.tensor(scores)[:, None, None], [c])
+    assert found.dtype == torch.uint8 and found.shape == (1, 1, 1)
     assert abs(found.item() - 255 / (1 + odds**-0.25)) < 0.51
 
 
 def test_confidences_tell_apart_pixels_that_are_almost_certain():
     scores = torch.tensor([[[0, 8, 12, 16, 20]], [[0, 0, 0, 0, 0]], [[-99, 0, 0, 0, 0]]]).float()
     assert (255 * scores.softmax(0)[0]).round()[0, 1:].unique().numel() == 1
-    assert confidence(scores, 0)[0].diff().gt(0).all()
-    assert confidence(scores, 0)[0, 0] == 128  # two classes are equally probable
+    (found,) = confidence(scores, [0])
+    assert found.int().diff().gt(0).all()
+    assert found[0, 0] == 128  # two classes are equally probable
+
+
+def test_a_single_class_is_certain_and_huge_scores_saturate():
+    assert confidence(torch.randn(1, 2, 3), [0]).eq(255).all()
+    huge = torch.tensor([3e4, -3e4, 0.0])[:, None, None]
+    assert confidence(huge, [0, 1, 2]).flatten().tolist() == [255, 0, 0]
 
 
 # ---- tiles ----
@@ -126,7 +133,7 @@ def test_tiling_keeps_labels_confidences_and_loss():
     truth = torch.randint(0, 2, (60, 1500), dtype=torch.uint8)
     truth[:, :600] = IGNORE
     found = Predictor(net, tile=MIN_TILE)(
-        picture, confidences=[0, 1], truth=truth, criterion=cross_entropy
+        picture, confidences_of=[0, 1], truth=truth, criterion=cross_entropy
     )
     scores = scores_of(net, picture)
     assert_alike(found, scores.double().softmax(0))
@@ -224,7 +231,7 @@ def test_tta_averages_the_probabilities_of_all_views(factors, flip, height, widt
             scores = F.interpolate(scores, size=(height, width), mode="bilinear")
             views.append(scores[0].double().softmax(0).flip(2))
     tta = TTA(tuple(factors), flip)
-    found = Predictor(net, tta=tta)(picture, confidences=[0, 1])
+    found = Predictor(net, tta=tta)(picture, confidences_of=[0, 1])
     assert_alike(found, torch.stack(views).mean(0))
 
 
@@ -243,7 +250,7 @@ def test_tta_is_refused_if_its_mean_would_fill_memory():
 def test_tta_in_tiles_matches_whole_pictures():
     net, picture = lively(1, 8), noise(60, 1500)
     whole, tiles = (
-        Predictor(net, tile=tile, tta=TTA(flip=True))(picture, confidences=[1])
+        Predictor(net, tile=tile, tta=TTA(flip=True))(picture, confidences_of=[1])
         for tile in (1536, MIN_TILE)
     )
     assert (whole.labels != tiles.labels).sum() <= 3

@@ -74,7 +74,7 @@ def scored(data, checkpoint):
     scores = Scores(data.classes, data.road)
     for sample in data.val:
         image, truth = read(sample)
-        labels, confidences, _ = Predictor(net)(image, confidences=[data.road])
+        labels, confidences, _ = Predictor(net)(image, confidences_of=[data.road])
         scores.update(sample, labels, truth, *confidences)
     return scores.result()
 

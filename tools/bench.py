@@ -240,7 +240,7 @@ def prediction(case, device, folder):
         amp = default_amp("auto", device)
         to_int8(net, calibrate(net, [picture]))
     predictor = Predictor(prepare(net, amp, device), amp)
-    return lambda: predictor(picture, confidences=[1])
+    return lambda: predictor(picture, confidences_of=[1])
 
 
 def as_published(compute, picture, device):

@@ -160,7 +160,7 @@ def check_counts(counts: Counts, data: DataSet):
     if alike > len(data.val) / 4:
         print(
             f"warning: {alike} of {counted(len(data.val), 'validation image')} look like a "
-            "training image, as neighbouring video frames do; then the scores are too good, so "
+            "training image, perhaps the next frame of a video; if so, the scores are too good: "
             "name whole drives or folders in val.txt",
             flush=True,
         )

@@ -89,6 +89,11 @@ def new_config(given: dict, config: type, demo: dict, paper: dict):
                 )
     if config.weights == "none" and config.freeze not in ("auto", 0):
         raise InputError(f"--freeze {config.freeze}: random weights must be trained; omit --freeze")
+    if config.weights == "auto" and config.width not in (1, "auto"):
+        raise InputError(
+            "--width: ImageNet's weights need the full width; add --weights none, or leave out "
+            "--width"
+        )
     if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
         raise InputError(
             f"{config.weights}: no such weights file; see weights/README.md, or train with "

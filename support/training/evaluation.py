@@ -74,7 +74,7 @@ class Evaluation:
                 try:
                     labels, confidences, loss = predictor(
                         (views, truth.shape),
-                        confidences=[] if road is None else [road],
+                        confidences_of=[] if road is None else [road],
                         truth=truth.to(self.device, non_blocking=True),
                         criterion=self.criterion,
                     )

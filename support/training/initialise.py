@@ -23,26 +23,19 @@ WEIGHTS = Path(__file__).resolve().parents[2] / "weights" / "vgg16.pth"
 SKIP_NORM = 2.0  # norm of a scored skip, as a multiple of fc7's, see `balance`
 
 
-def read_weights(name: str, width: float | str) -> tuple[dict | None, Path | None]:
+def read_weights(name: str) -> tuple[dict | None, Path | None]:
     """(content, path) of the weights file that a network starts from, or (None, None).
 
-    name     a path; "auto": weights/vgg16.pth, downloaded and converted if missing; "none": no file
-    width    of the network, or "auto"; ImageNet's weights need 1
+    name    a path; "auto": weights/vgg16.pth, downloaded and converted if missing; "none": no file
 
     The content is a checkpoint if it has "model", otherwise tensors by name. Raises InputError.
     """
     if name == "none":
         return None, None
-    if name == "auto":
-        if width not in (1, "auto"):
-            raise InputError(
-                "--width: ImageNet's weights need the full width; add --weights none, or leave out "
-                "--width"
-            )
-        if not WEIGHTS.is_file():
-            from weights.convert import convert, download  # runs once: the file stays
+    if name == "auto" and not WEIGHTS.is_file():
+        from weights.convert import convert, download  # runs once: the file stays
 
-            print(convert(download(), WEIGHTS))
+        print(convert(download(), WEIGHTS))
     path = WEIGHTS if name == "auto" else Path(name)
     content = read_tensors(path)
     if "model" in content:
