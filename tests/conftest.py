@@ -247,6 +247,11 @@ def randomise_scores(net):
     return net
 
 
+def exact_confidences(probabilities):
+    """The confidences 0..255, not rounded, of probabilities float64 [C, H, W] (docs/data.md)."""
+    return (255 / (1 + (1 / probabilities - 1) ** 0.25)).numpy()
+
+
 def lively(pad, stride):
     """A narrow network in which every parameter affects the scores."""
     torch.manual_seed(1)

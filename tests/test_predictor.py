@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PADS, STRIDES, lively, small
+from conftest import PADS, STRIDES, exact_confidences, lively, small
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -45,8 +45,7 @@ def assert_alike(prediction, probabilities):
     """Assert that the prediction has the confidences of these probabilities float64 [C, H, W] and
     the most probable class.
     """
-    confidences = 255 / (1 + (1 / probabilities - 1) ** 0.25)
-    assert np.abs(prediction.confidences - confidences.numpy()).max() <= 0.6
+    assert np.abs(prediction.confidences - exact_confidences(probabilities)).max() <= 0.6
     sure = probabilities.topk(2, 0).values.diff(dim=0)[0].abs() > 1e-3
     assert sure.float().mean() > 0.5
     assert np.array_equal(prediction.labels[sure], probabilities.argmax(0).byte()[sure])
