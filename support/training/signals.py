@@ -52,7 +52,7 @@ class Stop:
         alone = self.ranks.size == 1
         if not self.asked:
             self.asked = number
-            again = b"; press Ctrl-C again to stop at once, without one" if alone else b""
+            again = b"; Ctrl-C now stops at once, without one" if alone else b""
             os.write(2, b"\nstopping after this step, with a checkpoint" + again + b"\n")
         elif alone and number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
