@@ -205,7 +205,7 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
     show    a PNG file to draw samples into, or None
 
     Returns one line for each file that cannot be used. Raises InputError if there is nothing to
-    learn.
+    learn, or if `show` is not a PNG file outside `root`.
     """
     if show and (show.suffix.lower() != ".png" or show.resolve().is_relative_to(root.resolve())):
         raise InputError(f"--show {show}: must be a .png file outside {root}")
@@ -248,8 +248,8 @@ def check(root: Path, data: DataSet, show: Path | None) -> list[str]:
     return faults
 
 
-def shortened_by_kind(faults: list[str], most: int = 3) -> list[str]:
-    """The first `most` faults of each kind, and how many more there are.
+def shortened_by_kind(faults: list[str]) -> list[str]:
+    """The first three faults of each kind, and how many more there are.
 
     Faults of one kind differ only in paths and numbers.
     """
@@ -258,8 +258,8 @@ def shortened_by_kind(faults: list[str], most: int = 3) -> list[str]:
         kinds.setdefault(re.sub(r"\S*[/\\]\S*|\d+", "", fault), []).append(fault)
     lines = []
     for alike in kinds.values():
-        left_out = len(alike) - most
-        lines += alike[:most] + ([f"and {left_out} more like the last"] if left_out > 0 else [])
+        left_out = len(alike) - 3
+        lines += alike[:3] + ([f"and {left_out} more like the last"] if left_out > 0 else [])
     return lines
 
 

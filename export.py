@@ -80,9 +80,9 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
     missing = [name for name in ONNX_PACKAGES if not importlib.util.find_spec(name)]
     if ending == ".onnx" and missing:
         raise InputError(f"{out}: ONNX needs other packages: pip install {' '.join(missing)}")
+    net = FCN8s.load(checkpoint).float()
     if out.exists() and out.samefile(checkpoint):
         raise InputError(f"{out}: is the checkpoint; choose another name")
-    net = FCN8s.load(checkpoint).float()
     # Shrinking needs an anti-aliasing filter, and such a graph is not valid for every size.
     if net.resize_factor < 1:
         raise InputError(
@@ -101,7 +101,8 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
         with TemporaryDirectory(dir=out.parent, prefix=".export") as folder:
             written = Path(folder) / f"network{ending}"
             run = writers[ending](model, written, metadata)
-            difference = max(compare(model, run, shape) for shape in SHAPES)
+            differences = [compare(model, run, shape) for shape in SHAPES]
+            difference = torch.tensor(differences).max().item()  # Python's max may lose a nan
             if not difference <= TOLERANCE:  # true for nan too
                 raise InputError(
                     f"{out}: its scores differ from those of {checkpoint} by {difference:.1e} of "
@@ -110,7 +111,7 @@ def export(checkpoint: str | os.PathLike, out: str | os.PathLike) -> float:
                 )
             os.replace(written, out)
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{out}: cannot be written ({one_line(error, 200)})") from None
+        raise InputError(f"{out}: cannot be written ({one_line(error, 200)})") from error
     return difference
 
 

@@ -68,7 +68,7 @@ def fuse(coarse: torch.Tensor, fine: torch.Tensor, crop: int) -> torch.Tensor:
 
 
 def bilinear_kernel(size: int) -> torch.Tensor:
-    """Weights float [size, size] that make a transposed convolution of stride size/2 bilinear.
+    """Weights float [size, size] of a bilinear transposed convolution of stride (size + 1) // 2.
 
     They form a tent: 1 at the centre, falling linearly to 0 one stride (f) away, in both
     directions.
@@ -191,10 +191,9 @@ class FCN8s(nn.Module):
                 num_classes, num_classes, 2 * factor, stride=factor, padding=padding, bias=False
             )
             if not layer.weight.is_meta:  # as in VGG16
+                diagonal = torch.eye(num_classes)[:, :, None, None]  # classes are not mixed
                 with torch.no_grad():
-                    layer.weight.zero_()
-                    for c in range(num_classes):  # no mixing of classes: the diagonal of C x C
-                        layer.weight[c, c] = bilinear_kernel(2 * factor)
+                    layer.weight.copy_(diagonal * bilinear_kernel(2 * factor))
             return layer.requires_grad_(learn_upsampling)
 
         # Each grid follows from the one before. Where two maps meet, their grids give the crop.

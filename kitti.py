@@ -362,7 +362,7 @@ def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
 
 
 def main():
-    """Run the command line. Exits with status 2 for unusable input."""
+    """Run the command line. Exits with status 2 for unusable input, 130 if stopped."""
     parser = Parser("kitti.py", description=__doc__)
     parser.add_argument(
         "results", metavar="RESULTS_DIR", type=Path, help="folder of confidence maps"
@@ -375,6 +375,8 @@ def main():
         print(road_table(score_folder(options.results, options.training)))
     except (InputError, OSError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped\n")
 
 
 if __name__ == "__main__":

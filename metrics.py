@@ -102,7 +102,8 @@ class Scores:
         """Add an image.
 
         prediction, truth    label maps uint8 [H, W]
-        confidence           uint8 [H, W], the predictor's `confidence` of class `road`, if given
+        confidence           uint8 [H, W], the predictor's `confidence` of class `road`; None if
+                             there is no such class
 
         Raises InputError if the image's calibration cannot be used.
         """
@@ -148,8 +149,8 @@ class Scores:
         pixels and IoU of each class.
         """
         rows = []
-        for path, iou in self.iou_by_image.items():
-            row = {"picture": str(path), "iou": iou}
+        for path, image_iou in self.iou_by_image.items():
+            row = {"picture": str(path), "iou": image_iou}
             for name, pixels, iou in zip(self.classes, *self.images[path], strict=True):
                 row.update({f"pixels_{name}": int(pixels), f"iou_{name}": float(iou)})
             rows.append(row)

@@ -214,7 +214,8 @@ def segment(
     wanted, names = [confidence] if confidence is not None else [], net.classes or []
     if confidence in names:
         wanted = [names.index(confidence)]
-    if not all(type(c) is int and 0 <= c < net.config["num_classes"] for c in wanted):
+    ids = range(net.config["num_classes"])
+    if not all(isinstance(c, (int, np.integer)) and c in ids for c in wanted):
         raise ValueError(f"there is no class {confidence!r}; net.classes is {net.classes}")
     labels, confidences, _ = Predictor(net, tile=tile)(pixels, confidences_of=wanted)
     return (labels, confidences[0]) if wanted else labels

@@ -96,7 +96,7 @@ class Config(DataOptions):
 
     # ---- the network
     # Pretraining is worth thousands of labels. auto: weights/vgg16.pth, downloaded if missing
-    weights: str = option("auto", "auto (ImageNet), a converted file, a best.pt, or none (random)")
+    weights: str = option("auto", "auto (ImageNet), a file, a best.pt, or none (random)", filled)
     stride: int = option(8, "8: FCN-8s; 16: FCN-16s; 32: FCN-32s", int, choices=FCN8s.STRIDES)
     # 1 takes a third fewer operations (docs/network.md)
     pad: int = option(1, "padding of conv1_1: 1, or the authors' 100", whole())
@@ -109,7 +109,7 @@ class Config(DataOptions):
     # auto: measured on a training image (`balance` in initialise.py)
     skip_gain: str | dict = option("auto", "A,B: factors on pool4 and pool3", auto_or(gains))
     # auto: 3 for several classes, 2 for a road alone, 0 for random weights (docs/results.md)
-    freeze: int | str = option("auto", "blocks of VGG16 to freeze", auto_or(int), choices=FREEZE)
+    freeze: int | str = option("auto", "VGG16 blocks to freeze", auto_or(whole(0)), choices=FREEZE)
     # 0.5 suits pretrained fc6 and fc7; with new ones, evaluation (no dropout) would differ too much
     dropout: float = option(0.1, "dropout probability of fc6 and fc7", share)
 
@@ -197,9 +197,9 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     folder = config.data or synthetic_roads()
     data = find(folder, config)
     print(data.summary)
-    images = [paths_below(folder, part) for part in (data.train, data.val)]
+    paths = [paths_below(folder, part) for part in (data.train, data.val)]
     if saved:
-        require_same_data(folder, data.classes, images, saved)
+        require_same_data(folder, data.classes, paths, saved)
     reader = Reader(data.read_label)
     if ranks.first:
         counts = read_everything([*data.train, *data.val], data, reader)
@@ -263,7 +263,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
     model = callable_model(net, config, ranks)
     versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
     versions |= {"numpy": np.__version__, "pillow": PIL.__version__}
-    about = {"settings": asdict(config), "images": images}
+    about = {"settings": asdict(config), "images": paths}
     about |= {"sizes": extent(found["sizes"]), "versions": versions}
 
     def save_last():
@@ -350,8 +350,8 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
                 save_last()
                 raise Stopped(number, run_dir.path, "go on with")
             score = result[result["monitor"]]
-            is_best = epoch == 1 or score > best  # the first even if it is nan
-            best = score if is_best else best
+            is_best = score > best  # at first -1, below every score
+            best = max(best, score)
             log.append(
                 {
                     "epoch": epoch,

@@ -119,7 +119,7 @@ def as_batch(image: np.ndarray, pin: bool = False) -> torch.Tensor:
     return on_host(image[None], pin).permute(0, 3, 1, 2)
 
 
-def on_host(array: np.ndarray, pin: bool = False) -> torch.Tensor:
+def on_host(array: np.ndarray, pin: bool) -> torch.Tensor:
     """Copy an array of bytes to a tensor. With `pin` it is in pinned memory, from which a GPU can
     copy asynchronously.
     """

@@ -47,7 +47,7 @@ class DataSet(NamedTuple):
                   each id or colour without a class, and of id 0
     kitti         whether the folder has KITTI Road's layout
     test          test set, which training never reads; most data sets have none
-    ids           number of mask ids with a class, from 0 up, before --classes drops any; 0 if
+    ids           names of the mask ids from 0 up, before --classes drops any; [] if
                   `check_first_id` does not apply
     """
 
@@ -58,7 +58,7 @@ class DataSet(NamedTuple):
     read_label: Callable[..., np.ndarray]
     kitti: bool = False
     test: list[Sample] = []
-    ids: int = 0
+    ids: list[str] = []
 
     @property
     def road(self) -> int | None:

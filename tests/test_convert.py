@@ -180,6 +180,8 @@ def test_features_only_leaves_out_fc6_and_fc7_of_any_width(tmp_path):
     theirs, other = Torchvision().state_dict(), VGG16(width=1 / 16, fc_channels=5)
     with pytest.raises(InputError, match="--features-only"):
         converted(tmp_path, theirs, network=other)
+    with pytest.raises(InputError, match="--at-once is for an FCN-8s"):
+        converted(tmp_path, theirs, network=other, features_only=True, at_once=True)
     state = converted(tmp_path, theirs, network=other, features_only=True)
     assert len(state) == 26 and not any("fc" in name for name in state)
     alone = {name: tensor for name, tensor in theirs.items() if name.startswith("features")}

@@ -121,7 +121,8 @@ def test_a_failed_export_does_not_replace_the_old_file(
         path.write_text("the new one")
         if factor is None:
             raise OSError(28, "No space left on device")
-        return lambda image: model(image) * factor
+        # Of the three comparisons, only the second has two images.
+        return lambda image: model(image) * (factor if len(image) > 1 else 1)
 
     monkeypatch.setattr(export, "write_pt2", spoilt)
     assert export.main([str(checkpoint), str(out)]) == 2

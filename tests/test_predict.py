@@ -418,6 +418,7 @@ def test_a_data_set_is_read_with_the_options_of_training(scenes, tmp_path, capsy
         assert files(out / "mask") == {f"{sample.label.stem}.png" for sample in held_out}
         said.append(capsys.readouterr().out)
     assert all("URBAN     image" in text and "URBAN     bird's eye" in text for text in said)
+    assert ["as in training: --split-seed 3\n" in text for text in said] == [False, True]
     assert files(tmp_path / "out 0") != files(tmp_path / "out 3")
 
 

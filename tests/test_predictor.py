@@ -201,6 +201,12 @@ def test_a_picture_is_resized_by_the_resize_factor(height, width, factor):
         assert view.shape == (1, 3, *size) and (view == 77).all() and not flipped
 
 
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 900))
+def test_the_longer_side_gets_exactly_the_length_asked_for(height, width, longer):
+    ((view, _),) = Predictor(small(), longer=longer).views(np.zeros((height, width, 3), np.uint8))
+    assert max(view.shape[2:]) == longer
+
+
 def test_a_view_that_would_fill_memory_is_refused():
     for how in ({"resize": 200}, {"longer": 20000}, {"resize": 10, "tta": TTA((1, 20))}):
         with pytest.raises(ValueError, match="at most 268,435,456 pixels"):

@@ -112,7 +112,7 @@ def test_segment_gives_labels_and_confidence_for_any_picture(mode):
     assert np.array_equal(mask, scores.argmax(0))
     assert np.abs(yes - exact_confidences(scores.double().softmax(0))[1]).max() < 0.51
     assert np.array_equal(segment(net, picture), mask)
-    assert np.array_equal(segment(net, picture, 1)[1], yes)
+    assert np.array_equal(segment(net, picture, np.int64(1))[1], yes)
 
 
 def test_segment_takes_a_path_and_turns_the_picture_upright(tmp_path):

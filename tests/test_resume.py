@@ -323,7 +323,8 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
         zeros = bytes(64) + content[half + 64 :]
         last.write_bytes(content[:half] + (zeros if damage == "zeros" else b""))
     assert resume(finished) == 0
-    assert_one_line(capsys, "last.pt", f"going on from {finished / 'before.pt'}")
+    reason = "last.pt: is missing; " if damage == "gone" else "last.pt: is damaged"
+    assert_one_line(capsys, reason, f"going on from {finished / 'before.pt'}")
     assert_same_end(finished, undisturbed)
     assert (finished / "damaged.pt").exists() == (damage != "gone")
     for name in ("last.pt", "before.pt"):

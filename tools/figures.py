@@ -204,19 +204,21 @@ def border(net: FCN8s) -> Image.Image:
 def strides(runs: Path, file: Path):
     """Draw the paper's figure 4: pictures, masks of FCN-32s, FCN-16s and FCN-8s, ground truth.
 
-    Each network starts from the one before (section 4.2); networks already in `runs` are not
-    trained again. The figure shows the validation scene of each category that gains most from the
+    Each network starts from the one before (section 4.2); runs already in `runs` are
+    resumed. The figure shows the validation scene of each category that gains most from the
     skips.
     """
     before, networks = "none", {}
     for stride in FCN8s.STRIDES[::-1]:
         out = runs / f"FCN-{stride}s"
-        if not (out / "best.pt").is_file():
-            # The second and third network start from a trained one.
-            epochs = "22" if before == "none" else "8"
-            options = "--stride", str(stride), "--weights", before, "--epochs", epochs
-            if train.main([*options, "--class-weights", "sqrt", "--out", str(out)]):
-                sys.exit(f"{out}: the training failed")
+        # The second and third network start from a trained one.
+        epochs = "22" if before == "none" else "8"
+        options = ["--stride", str(stride), "--weights", before, "--epochs", epochs]
+        options += ["--class-weights", "sqrt"]
+        if (out / "last.pt").is_file():
+            options = ["--resume"]
+        if train.main([*options, "--out", str(out)]):
+            sys.exit(f"{out}: the training failed")
         before = str(out / "best.pt")
         networks[out.name] = Predictor(FCN8s.load(before))
     data = find(synthetic_roads())

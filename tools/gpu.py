@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.console import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN = "train.py --device cuda --out runs/gpu"
+RUN = f"train.py --device cuda --out runs/gpu-{time.strftime('%Y%m%d-%H%M%S')}"  # a new folder
 # The time limit in seconds, and the arguments of python.
 PARTS = {
     "tests": (240, "-m pytest -q -rs tests/test_cuda.py"),

@@ -134,6 +134,8 @@ def convert(
         )
     if features_only and complete:
         raise InputError(f"{source}: --features-only is for VGG16, this is an FCN-8s")
+    if at_once and not complete:
+        raise InputError(f"{source}: --at-once is for an FCN-8s, this is VGG16")
     try:
         if network is None:
             with torch.device("meta"):  # only for its shapes
@@ -211,7 +213,7 @@ def read_safetensors(path: Path) -> dict:
         raise InputError(f"{path}: is damaged, fetch it again ({one_line(error, 200)})") from None
 
 
-def translate(tensors: dict, network: nn.Module, features_only: bool = False) -> dict:
+def translate(tensors: dict, network: nn.Module, features_only: bool) -> dict:
     """The parameters of `network` by name, in its order, from tensors with their names (LAYERS).
 
     Each is float32, contiguous, and has its own memory. Dense layers become convolutions: fc6

@@ -32,8 +32,8 @@ def draw_size(
     height: int,
     width: int,
     rng: np.random.Generator,
-    crop: tuple[int, int] | None = None,
-    scale_range: tuple[float, float] = SCALE_RANGE,
+    crop: tuple[int, int] | None,
+    scale_range: tuple[float, float],
 ) -> tuple[float, int, int]:
     """(scale, height, width) of the view that `augment` makes of an image of this size.
 

@@ -170,18 +170,19 @@ def check_first_id(counts: Counts, data: DataSet):
     """Raise InputError, or print a warning, if the ids seem to count from 1: all class names would
     be shifted.
     """
-    first, after_last = counts.unmapped[0], counts.unmapped[data.ids]
-    if not data.ids or not after_last:
+    last = len(data.ids)
+    first, after_last = counts.unmapped[0], counts.unmapped[last]
+    if not last or not after_last:
         return
     share = first / counts.sizes.prod(1).sum()
     text = (
-        f"{data.train[0].label.parent}: the masks hold id {data.ids}, classes.txt names ids 0 to "
-        f"{data.ids - 1}, and id 0 ({data.classes[0]}) covers {per_cent(share)} of the pixels; "
+        f"{data.train[0].label.parent}: the masks hold id {last}, classes.txt names ids 0 to "
+        f"{last - 1}, and id 0 ({data.ids[0]}) covers {per_cent(share)} of the pixels; "
         "if the ids count from 1, insert a line for id 0 at the top"
     )
     if not first:
         raise InputError(
-            f"{text}; if they count from 0, name id {data.ids} too, or replace it by {IGNORE}"
+            f"{text}; if they count from 0, name id {last} too, or replace it by {IGNORE}"
         )
     if after_last > first:
         print(f"warning: {text}", flush=True)

@@ -47,7 +47,7 @@ def find(root: Path, options) -> DataSet:
         classes, colours = count_classes(parts["train"] + parts["val"], table), {}
         named = "counted in the masks"
     summary = f"{root}: images and masks{how}, {counted(len(classes), 'class')} {named}"
-    ids = 0 if colours else len(classes)
+    ids = [] if colours else classes
     return DataSet(summary, classes, read_label=mask_reader(classes, colours), ids=ids, **parts)
 
 

@@ -85,7 +85,7 @@ def find_voc(root: Path, options) -> DataSet:
     classes, colours = read_classes(table) if table.is_file() else (list(VOC_CLASSES), {})
     named = " named in classes.txt" if table.is_file() else ""
     summary = f"{root}: PASCAL VOC, {counted(len(classes), 'class')}{named}, parts {split} and val"
-    ids = 0 if colours else len(classes)
+    ids = [] if colours else classes
     return DataSet(summary, classes, train, val, mask_reader(classes, colours), ids=ids)
 
 

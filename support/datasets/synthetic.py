@@ -83,7 +83,7 @@ class Plan(NamedTuple):
         # A smooth maximum rounds the corners, like kerbs.
         return np.maximum(main, other) + near * near / 16
 
-    def beside(self, z, across, way=1):
+    def beside(self, z, across, way):
         """The place `across` metres off the centre line: (x, z, unit vector along the road)."""
         x, slope = self.centre(z)
         length = math.sqrt(1 + slope * slope)

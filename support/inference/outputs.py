@@ -123,13 +123,16 @@ def labelled_jobs(
     differ or the split is empty.
     """
     settings = saved.get("settings", {})
-    names = {field.name for field in fields(DataOptions)} & settings.keys()
-    settings = {name: settings[name] for name in names}
+    settings = {f.name: settings[f.name] for f in fields(DataOptions) if f.name in settings}
     if any(patterns.values()):
         settings |= {name: pattern or "auto" for name, pattern in patterns.items()}
-    elif settings.get("images", "auto") != "auto":
-        images, masks = (quoted(settings[name]) for name in ("images", "masks"))
-        print(f"as in training: --images {images} --masks {masks}")
+    kept = [
+        f"--{name.replace('_', '-')} {quoted(str(value))}"
+        for name, value in settings.items()
+        if value != getattr(DataOptions, name) and not patterns.get(name)
+    ]
+    if kept:
+        print(f"as in training: {' '.join(kept)}")
     data = find(root, DataOptions(**settings))
     if data.classes != saved["classes"]:
         raise InputError(

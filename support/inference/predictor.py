@@ -36,7 +36,7 @@ from vgg import normalise
 TILE = 1536  # a tile has at most TILE x TILE pixels, with its halo
 HALO = 256  # pixels around a tile, a multiple of 32
 MIN_TILE = 2 * HALO + 32
-MAX_PIXELS = 2**28  # in a view; more would not fit into memory
+MAX_VIEW = 2**28  # pixels of a view; more would not fit into memory
 MAX_MEAN = 2**30  # values in the mean of several views: 4 GiB
 STRIP_ROWS = 256  # rows interpolated or averaged at once
 
@@ -71,7 +71,7 @@ class Prediction(NamedTuple):
 
 def prepare(net: nn.Module, amp: str, device: torch.device) -> nn.Module:
     """The network, converted in place: in evaluation mode, on the device, with weights in the type
-    of `amp` ("bf16", "fp16" or "off": float32).
+    of `amp` ("bf16" or "fp16"; "off" keeps theirs).
 
     Autocast alone would convert the weights again for each picture.
     """
@@ -119,7 +119,7 @@ class Predictor:
         in pinned memory if the device is CUDA, and whether to mirror it.
 
         This runs on the CPU, for example in a thread that reads pictures ahead. Raises ValueError
-        for a view of more than MAX_PIXELS or a mean of more than MAX_MEAN values.
+        for a view of more than MAX_VIEW pixels or a mean of more than MAX_MEAN values.
         """
         if len(self.tta.factors) > 1 or self.tta.flip:
             numbers = self.net.config["num_classes"] * picture.shape[0] * picture.shape[1]
@@ -128,13 +128,13 @@ class Predictor:
                     f"the mean of its views would take {4 * numbers / 2**30:.0f} GiB; leave out "
                     "test-time augmentation, or reduce the picture"
                 )
-        factor = self.longer / max(picture.shape[:2]) if self.longer else self.resize
-        # Rounded down, as in an exported file.
-        height, width = (max(1, int(length * factor)) for length in picture.shape[:2])
-        if height * width * max(self.tta.factors) ** 2 > MAX_PIXELS:
+        times, by = (self.longer, max(picture.shape[:2])) if self.longer else (self.resize, 1)
+        # Rounded down, as in an exported file. Not times the quotient: 312 * (720 / 312) < 720.
+        height, width = (max(1, int(length * times / by)) for length in picture.shape[:2])
+        if height * width * max(self.tta.factors) ** 2 > MAX_VIEW:
             raise ValueError(
                 f"would be computed at {height}x{width}, times {max(self.tta.factors):g} on each "
-                f"side; at most {MAX_PIXELS:,} pixels are possible; choose a smaller size"
+                f"side; at most {MAX_VIEW:,} pixels are possible; choose a smaller size"
             )
         views = []
         for factor in self.tta.factors:
@@ -235,7 +235,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def tiled(
-    compute: Callable, image: torch.Tensor, tile: int = TILE
+    compute: Callable, image: torch.Tensor, tile: int
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """The scores of an image [1, 3, H, W] in parts, each computed with its halo.
 

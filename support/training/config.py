@@ -16,7 +16,7 @@ import numpy as np
 from fcn import FCN8s
 from support.console import InputError, positive
 from support.device import default_amp
-from support.inference.predictor import MAX_PIXELS
+from support.inference.predictor import MAX_VIEW
 from support.labels import DataSet
 
 # Options that --resume may change: the length of the run (the learning rate follows), the location
@@ -91,8 +91,7 @@ def new_config(given: dict, config: type, demo: dict, paper: dict):
         raise InputError(f"--freeze {config.freeze}: random weights must be trained; omit --freeze")
     if config.weights == "auto" and config.width not in (1, "auto"):
         raise InputError(
-            "--width: ImageNet's weights need the full width; add --weights none, or leave out "
-            "--width"
+            "--width: ImageNet's weights need the full width; add --weights none or --width 1"
         )
     if config.weights not in ("auto", "none") and not Path(config.weights).is_file():
         raise InputError(
@@ -132,9 +131,9 @@ def resolve(config, data: DataSet, sizes: dict, weights: dict | None, device, pa
         # have 465,750, and its road is not thin.
         small = np.prod(sizes["median"]) < 250_000
         config.resize = 1.5 if small and several and config.augment else 1.0
-    if config.resize**2 * np.prod(sizes["largest"]) > MAX_PIXELS:
+    if config.resize**2 * np.prod(sizes["largest"]) > MAX_VIEW:
         raise InputError(
-            f"--resize {config.resize:g}: the largest image would have more than {MAX_PIXELS:,} "
+            f"--resize {config.resize:g}: the largest image would have more than {MAX_VIEW:,} "
             "pixels; choose a smaller factor"
         )
     if config.epochs == "auto" and config.recipe == "paper":

@@ -113,7 +113,7 @@ def require_fitting(tensor, expected: torch.Tensor, where: str):
     if tensor.shape != expected.shape:
         raise InputError(
             f"{where}: shape {list(tensor.shape)}, but the network needs {list(expected.shape)}; "
-            "leave out --width and --fc-channels, convert with --features-only, or train with "
+            "use --width 1 --fc-channels auto, convert with --features-only, or train with "
             "--weights none"
         )
 

@@ -165,6 +165,8 @@ def read_last(out: Path) -> dict:
     reasons = []
     for name in ("last.pt", "before.pt"):
         try:
+            if not (out / name).exists():  # read_checkpoint would suggest best.pt
+                raise InputError(f"{out / name}: is missing")
             saved = read_checkpoint(out / name)
             if "optimizer" not in saved:  # a renamed best.pt
                 raise InputError(f"{out / name}: holds only a network, so it cannot be resumed")
@@ -176,7 +178,7 @@ def read_last(out: Path) -> dict:
             if (out / "last.pt").exists():
                 os.replace(out / "last.pt", out / "damaged.pt")
         return saved
-    raise InputError(reasons[0] if not (out / "before.pt").exists() else "; ".join(reasons))
+    raise InputError("; ".join(reasons))
 
 
 def require_same_data(folder, classes: list[str], images: list[list[str]], saved: dict):
@@ -203,7 +205,8 @@ def restore(optimizer: torch.optim.SGD, scaler: torch.amp.GradScaler, saved: dic
 
 
 def require_best(out: Path, best: float, log: list, epochs: int, steps_left: int) -> float:
-    """The score that a new best network has to beat: that of best.pt, or -1 if best.pt is lost.
+    """The score that a new best network has to beat: the lower one of last.pt and best.pt, or -1 if
+    best.pt is lost.
 
     Raises InputError if best.pt is lost and no step is left to find another, or if the run is
     already longer than `epochs`.
