@@ -321,7 +321,7 @@ def score_folder(results: Path, training: Path) -> dict[tuple[str, str], dict]:
     """
     for folder in (results, training / "gt_image_2"):
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder")
+            raise InputError(f"{folder}: no such folder; give RESULTS_DIR and .../training")
     samples = []
     for task in TASKS:
         found = samples_of(training, task)

@@ -1,5 +1,6 @@
 """python train.py --data DIR: train FCN-8s on KITTI Road, PASCAL VOC, Cityscapes or your images.
-python train.py: the same on synthetic roads, with a network small enough for two CPU cores.
+python train.py: the same on synthetic roads, with a network small enough for two CPU cores and
+other defaults (DEMO in this file).
 
 The folder --out (default runs/NAME) gets config.json, log.csv, curves.png, samples.png, best.pt and
 last.pt, from which --resume continues with exactly the steps of an uninterrupted run.
@@ -293,6 +294,7 @@ def train(given: dict, ranks: Ranks, stop: Stop, after: Callable[[str, int], obj
         f"{sum(p.numel() for p in parameters):,} trainable parameters on "
         f"{f'{ranks.size} times ' if ranks.size > 1 else ''}{device}, "
         f"{'fp32' if config.amp == 'off' else config.amp}; "
+        f"{f'images resized by {config.resize:g}; ' if config.resize != 1 else ''}"
         f"{counted(config.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')}; results in {out}"
     )
     with lock or nullcontext():  # only the first process has the lock

@@ -178,12 +178,11 @@ def check_first_id(counts: Counts, data: DataSet):
     text = (
         f"{data.train[0].label.parent}: the masks hold id {last}, classes.txt names ids 0 to "
         f"{last - 1}, and id 0 ({data.ids[0]}) covers {per_cent(share)} of the pixels; "
-        "if the ids count from 1, insert a line for id 0 at the top"
+        "if the ids count from 1, insert a line for id 0 at the top; if they count from 0, name "
+        f"id {last} too, or replace it by {IGNORE}"
     )
     if not first:
-        raise InputError(
-            f"{text}; if they count from 0, name id {last} too, or replace it by {IGNORE}"
-        )
+        raise InputError(text)
     if after_last > first:
         print(f"warning: {text}", flush=True)
 
