@@ -204,9 +204,8 @@ def border(net: FCN8s) -> Image.Image:
 def strides(runs: Path, file: Path):
     """Draw the paper's figure 4: pictures, masks of FCN-32s, FCN-16s and FCN-8s, ground truth.
 
-    Each network starts from the one before (section 4.2); runs already in `runs` are
-    resumed. The figure shows the validation scene of each category that gains most from the
-    skips.
+    Each network starts from the one before (section 4.2); runs already in `runs` are resumed. The
+    figure shows the validation scene of each category that gains most from the skips.
     """
     before, networks = "none", {}
     for stride in FCN8s.STRIDES[::-1]:
