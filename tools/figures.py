@@ -210,12 +210,13 @@ def strides(runs: Path, file: Path):
     before, networks = "none", {}
     for stride in FCN8s.STRIDES[::-1]:
         out = runs / f"FCN-{stride}s"
-        # The second and third network start from a trained one.
-        epochs = "22" if before == "none" else "8"
-        options = ["--stride", str(stride), "--weights", before, "--epochs", epochs]
-        options += ["--class-weights", "sqrt"]
         if (out / "last.pt").is_file():
-            options = ["--resume"]
+            options = ["--resume"]  # a complete run is only evaluated
+        else:
+            # The second and third network start from a trained one.
+            epochs = "22" if before == "none" else "8"
+            options = ["--stride", str(stride), "--weights", before, "--epochs", epochs]
+            options += ["--class-weights", "sqrt"]
         if train.main([*options, "--out", str(out)]):
             sys.exit(f"{out}: the training failed")
         before = str(out / "best.pt")
